@@ -1,0 +1,119 @@
+// dataflex._native: checks the arguments, releases the GIL, calls the kernels. Python passes numpy views of its
+// tensors; 16-bit floats arrive as int16, because numpy knows no bfloat16.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "philox.h"
+#include "sjlt.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using dataflex::AdamVariant;
+using dataflex::ValueType;
+using Moments = std::optional<py::array_t<float, py::array::c_style>>;
+template <class T>
+using Dense = py::array_t<T, py::array::c_style>;
+
+constexpr int kApiVersion = 1;  // grows with every change of a signature; dataflex.native knows the one it needs
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument("dataflex._native: " + message);
+}
+
+ValueType value_type(const std::string& name, const py::array& grads) {
+  const bool is_float32 = py::isinstance<py::array_t<float>>(grads);
+  const bool is_16_bits = py::isinstance<py::array_t<int16_t>>(grads);
+  require(name == "float32" ? is_float32 : is_16_bits, "grads do not hold values of type " + name);
+  if (name == "float32") return ValueType::kFloat32;
+  if (name == "bfloat16") return ValueType::kBFloat16;
+  require(name == "float16", "unknown value type " + name);
+  return ValueType::kFloat16;
+}
+
+AdamVariant adam_variant(const std::string& name) {
+  if (name == "none") return AdamVariant::kNone;
+  if (name == "adamw") return AdamVariant::kAdamW;
+  require(name == "less", "unknown Adam variant " + name);
+  return AdamVariant::kLess;
+}
+
+dataflex::Adam make_adam(const std::string& variant, const std::array<float, 7>& constants, const Moments& exp_avg,
+                         const Moments& exp_avg_sq, int64_t count) {
+  const AdamVariant parsed = adam_variant(variant);
+  if (parsed == AdamVariant::kNone) return {parsed, nullptr, nullptr, 0, 0, 0, 0, 0, 0, 0};
+  for (const Moments* moment : {&exp_avg, &exp_avg_sq}) {
+    require(moment->has_value() && (*moment)->ndim() == 1 && (*moment)->shape(0) == count,
+            "moments must have one value a column of grads");
+  }
+  const auto& c = constants;
+  return {parsed, exp_avg->data(), exp_avg_sq->data(), c[0], c[1], c[2], c[3], c[4], c[5], c[6]};
+}
+
+void check_shapes(const py::array& grads, const Dense<int32_t>& exponents, int64_t sparsity,
+                  const Dense<int64_t>& totals, const Dense<uint8_t>& not_finite, const Dense<int64_t>& saturated) {
+  require(grads.ndim() == 2 && totals.ndim() == 2, "grads and totals must have two dimensions");
+  const int64_t rows = grads.shape(0), dim = totals.shape(1);
+  require(grads.size() == 0 || grads.shape(1) == 1 || grads.strides(1) == grads.itemsize(),
+          "a row of grads must be contiguous");
+  require(grads.strides(0) % grads.itemsize() == 0, "grads are not aligned");
+  require(totals.shape(0) == rows, "totals and grads differ in rows");
+  for (const py::array* column : {static_cast<const py::array*>(&exponents), static_cast<const py::array*>(&not_finite),
+                                  static_cast<const py::array*>(&saturated)}) {
+    require(column->ndim() == 1 && column->shape(0) == rows, "per-row arrays and grads differ in rows");
+  }
+  require(sparsity >= 1 && dim >= 1 && dim <= INT32_MAX && dim % (dataflex::kLanes * sparsity) == 0,
+          "dim must be a multiple of 16 * sparsity");
+  for (int64_t row = 0; row < rows; ++row) {
+    require(exponents.data()[row] >= -126 && exponents.data()[row] <= 127, "exponents must be in [-126, 127]");
+  }
+}
+
+void sjlt_accumulate(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                     const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
+                     const Dense<int32_t>& exponents, uint64_t seed, int32_t sparsity, Dense<int64_t>& totals,
+                     Dense<uint8_t>& not_finite, Dense<int64_t>& saturated, int threads) {
+  const ValueType parsed = value_type(type, grads);
+  check_shapes(grads, exponents, sparsity, totals, not_finite, saturated);
+  const int64_t rows = grads.shape(0), count = grads.shape(1);
+  require(offset >= 0 && offset <= INT64_MAX / 2 - count, "offset is out of range");
+  const dataflex::SjltJob job{grads.data(),
+                              parsed,
+                              rows,
+                              grads.strides(0) / grads.itemsize(),
+                              count,
+                              static_cast<uint64_t>(offset),
+                              make_adam(variant, constants, exp_avg, exp_avg_sq, count),
+                              exponents.data(),
+                              seed,
+                              static_cast<int32_t>(totals.shape(1)),
+                              sparsity,
+                              threads};
+  const dataflex::SjltResult result{totals.mutable_data(), not_finite.mutable_data(), saturated.mutable_data()};
+  const py::gil_scoped_release unlocked;
+  dataflex::sjlt_accumulate(job, result);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "Native kernels of dataflex. Private: use dataflex.projection.";
+  module.attr("API_VERSION") = kApiVersion;
+  module.def("philox4x32", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+    dataflex::Words<1> words{{{counter[0]}, {counter[1]}, {counter[2]}, {counter[3]}}};
+    dataflex::philox4x32(words, key[0], key[1]);
+    return std::array<uint32_t, 4>{words[0][0], words[1][0], words[2][0], words[3][0]};
+  });
+  module.def("sjlt_accumulate", &sjlt_accumulate, py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"),
+             py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
+             py::arg("exp_avg_sq").noconvert(), py::arg("exponents").noconvert(), py::arg("seed"), py::arg("sparsity"),
+             py::arg("totals").noconvert(), py::arg("not_finite").noconvert(), py::arg("saturated").noconvert(),
+             py::arg("threads"));
+}

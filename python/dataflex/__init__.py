@@ -1,0 +1,100 @@
+"""dataflex: choose the data that a language model is fine-tuned on, while it is being fine-tuned."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataflex.config import RunConfig, load_config
+    from dataflex.data.dataset import TokenizedDataset, tokenize
+    from dataflex.data.formats import DatasetFormat
+    from dataflex.data.sources import load_samples
+    from dataflex.data.templates import ChatTemplate
+    from dataflex.errors import DataflexError
+    from dataflex.hookspecs import HOOK_API_VERSION, hookimpl
+    from dataflex.projection import AdamMoments, ProjectionKind, Projector
+    from dataflex.rewards.base import RewardBackend
+    from dataflex.selectors.base import Selector, SelectorConfig
+    from dataflex.selectors.nice import NiceSelector
+    from dataflex.selectors.random import RandomSelector
+    from dataflex.training.arguments import TrainingArguments
+    from dataflex.training.run import train
+    from dataflex.training.schedule import Schedule
+    from dataflex.training.trainer import Trainer
+    from dataflex.types import RewardRequest, Sample, Selection, SelectionContext
+    from dataflex.version import __version__
+
+_HOMES = {
+    "AdamMoments": "dataflex.projection",
+    "ChatTemplate": "dataflex.data.templates",
+    "DataflexError": "dataflex.errors",
+    "DatasetFormat": "dataflex.data.formats",
+    "HOOK_API_VERSION": "dataflex.hookspecs",
+    "NiceSelector": "dataflex.selectors.nice",
+    "ProjectionKind": "dataflex.projection",
+    "Projector": "dataflex.projection",
+    "RandomSelector": "dataflex.selectors.random",
+    "RewardBackend": "dataflex.rewards.base",
+    "RewardRequest": "dataflex.types",
+    "RunConfig": "dataflex.config",
+    "Sample": "dataflex.types",
+    "Schedule": "dataflex.training.schedule",
+    "Selection": "dataflex.types",
+    "SelectionContext": "dataflex.types",
+    "Selector": "dataflex.selectors.base",
+    "SelectorConfig": "dataflex.selectors.base",
+    "TokenizedDataset": "dataflex.data.dataset",
+    "Trainer": "dataflex.training.trainer",
+    "TrainingArguments": "dataflex.training.arguments",
+    "__version__": "dataflex.version",
+    "hookimpl": "dataflex.hookspecs",
+    "load_config": "dataflex.config",
+    "load_samples": "dataflex.data.sources",
+    "tokenize": "dataflex.data.dataset",
+    "train": "dataflex.training.run",
+}
+
+__all__ = [
+    "HOOK_API_VERSION",
+    "AdamMoments",
+    "ChatTemplate",
+    "DataflexError",
+    "DatasetFormat",
+    "NiceSelector",
+    "ProjectionKind",
+    "Projector",
+    "RandomSelector",
+    "RewardBackend",
+    "RewardRequest",
+    "RunConfig",
+    "Sample",
+    "Schedule",
+    "Selection",
+    "SelectionContext",
+    "Selector",
+    "SelectorConfig",
+    "TokenizedDataset",
+    "Trainer",
+    "TrainingArguments",
+    "__version__",
+    "hookimpl",
+    "load_config",
+    "load_samples",
+    "tokenize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: ``import dataflex`` does not import torch."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'dataflex' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

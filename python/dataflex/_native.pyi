@@ -1,0 +1,24 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+API_VERSION: int
+
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
+def sjlt_accumulate(
+    grads: NDArray[np.float32] | NDArray[np.int16],
+    type: str,
+    offset: int,
+    variant: str,
+    constants: Sequence[float],
+    exp_avg: NDArray[np.float32] | None,
+    exp_avg_sq: NDArray[np.float32] | None,
+    exponents: NDArray[np.int32],
+    seed: int,
+    sparsity: int,
+    totals: NDArray[np.int64],
+    not_finite: NDArray[np.uint8],
+    saturated: NDArray[np.int64],
+    threads: int,
+) -> None: ...

@@ -1,0 +1,43 @@
+"""The components that come with dataflex, registered through the hooks that third parties use."""
+
+from __future__ import annotations
+
+from dataflex.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_selectors(register: Register) -> None:
+    """Selectors of dataflex."""
+    register(
+        "nice",
+        "dataflex.selectors.nice:NiceSelector",
+        summary="training gradients against reward-weighted policy gradients of the evaluation set",
+    )
+    register("random", "dataflex.selectors.random:RandomSelector", summary="uniform draw; the baseline")
+
+
+@hookimpl
+def register_reward_backends(register: Register) -> None:
+    """Reward backends of dataflex."""
+    register("metric", "dataflex.rewards.metric:MetricReward", summary="verifiable metrics, no model needed")
+    register("api", "dataflex.rewards.api:ApiReward", summary="a judge behind an OpenAI-compatible HTTP API")
+    register("local_vllm", "dataflex.rewards.vllm:LocalVllmReward", summary="a judge model in vLLM, in process")
+
+
+@hookimpl
+def register_projections(register: Register) -> None:
+    """Projection kinds of dataflex."""
+    register("sjlt", "dataflex.projection:SjltProjection", summary="block-permutation sparse Johnson-Lindenstrauss")
+    register("identity", "dataflex.projection:IdentityProjection", summary="no projection: features are gradients")
+
+
+@hookimpl
+def register_dataset_formats(register: Register) -> None:
+    """Dataset formats of dataflex."""
+    for name, target, summary in (
+        ("alpaca", "AlpacaFormat", "instruction, input, output"),
+        ("sharegpt", "ShareGptFormat", "conversations of {from, value}"),
+        ("openai", "OpenAiFormat", "messages of {role, content}"),
+        ("prompt_completion", "PromptCompletionFormat", "prompt and completion, text or messages"),
+    ):
+        register(name, f"dataflex.data.formats:{target}", summary=summary)

@@ -1,0 +1,284 @@
+"""The command line: ``dataflex``, ``dataflex-cli`` and ``python -m dataflex``.
+
+Heavy packages are imported inside the commands that need them, plugins when a command of theirs or the list of all
+commands is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dataflex.errors import ConfigError, DataflexError, PluginError
+
+if TYPE_CHECKING:
+    from dataflex.config import RunConfig
+    from dataflex.plugins import Component, Registry
+
+logger = logging.getLogger("dataflex")
+
+
+class _PluginCommands(click.Group):
+    """Takes the commands of plugins; a name that is taken is an error of the plugin that comes second."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        name = name or cmd.name
+        if name in cli.commands or name in self.commands:
+            raise PluginError(f"the command {name!r} exists already")
+        super().add_command(cmd, name)
+
+
+class _Cli(click.Group):
+    """Prints the errors of dataflex without a traceback and finds the commands of plugins."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(self._plugin_commands(ctx))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self._plugin_commands(ctx).get(cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DataflexError as error:
+            if ctx.params["traceback"]:
+                click.echo(traceback.format_exc(), err=True, nl=False)
+            _print_error(error)
+            ctx.exit(1)
+
+    def _plugin_commands(self, ctx: click.Context) -> Mapping[str, click.Command]:
+        found: Mapping[str, click.Command] | None = ctx.meta.get(__name__)
+        if found is None:
+            from dataflex.plugins import registry
+
+            group = _PluginCommands()
+            registry().call("register_commands", cli=group)
+            found = ctx.meta[__name__] = group.commands
+        return found
+
+
+class _StderrHandler(logging.Handler):
+    """Writes one line a record; what is not information carries its level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        click.echo(f"{level}{self.format(record)}", err=True)
+
+
+def _set_up_logging(level: int) -> None:
+    logger.setLevel(level)
+    logger.propagate = False
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+
+
+def _print_error(error: DataflexError) -> None:
+    if isinstance(error, ConfigError) and len(error.problems) > 1:
+        text = "\n  ".join([f"{len(error.problems)} problems", *error.problems])
+    else:
+        text = error.message
+    click.echo(f"{click.style('error:', fg='red')} {text}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.option("-v", "--verbose", is_flag=True, help="Log details.")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
+def cli(traceback: bool, verbose: bool, quiet: bool) -> None:
+    """Choose the data that a language model is fine-tuned on, while it is being fine-tuned."""
+    del traceback  # read by the group when a command fails
+    if verbose and quiet:
+        raise click.UsageError("--verbose and --quiet exclude each other")
+    _set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+
+
+@cli.command()
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+def train(config: str, overrides: tuple[str, ...]) -> None:
+    """Fine-tune as the YAML file CONFIG says.
+
+    KEY=VALUE replaces a key of the file: learning_rate=2e-4, component_params.mc_samples=8.
+    """
+    run = _load(config, overrides)
+    if os.environ.get("FORCE_TORCHRUN", "").lower() in ("1", "true", "yes") and "LOCAL_RANK" not in os.environ:
+        logger.warning("FORCE_TORCHRUN has no effect yet: training in this process alone")
+    from dataflex.report import print_report
+    from dataflex.training.run import train_from_config
+
+    train_from_config(run)
+    print_report(Path(run.output_dir))
+
+
+@cli.command()
+@click.argument("output_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(output_dir: Path) -> None:
+    """Print what a run in OUTPUT_DIR selected."""
+    from dataflex.report import print_report
+
+    print_report(output_dir)
+
+
+@cli.group(name="config")
+def config_group() -> None:
+    """Check, show and describe configurations."""
+
+
+@config_group.command()
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+def validate(config: str, overrides: tuple[str, ...]) -> None:
+    """Report every problem of the YAML file CONFIG, with its line; parameters of the selector included."""
+    run = _load(config, overrides)
+    for warning in run.warnings():
+        logger.warning("%s", warning)
+    click.echo(f"{config} is valid")
+
+
+@config_group.command()
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+def show(config: str, overrides: tuple[str, ...]) -> None:
+    """Print the YAML file CONFIG resolved: defaults, paths and parameters of the selector written out."""
+    from dataflex.config import load_config
+
+    click.echo(load_config(config, overrides).to_yaml(), nl=False)
+
+
+@config_group.command()
+def schema() -> None:
+    """Print the JSON schema of a run's YAML file, for editors that complete and check it."""
+    from dataflex.config import config_schema
+
+    _print_json(config_schema())
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def plugins(ctx: click.Context) -> None:
+    """List selectors, reward backends and other components, and where they come from."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_plugins)
+
+
+@plugins.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_plugins(as_json: bool) -> None:
+    """List all components; a plugin that is broken is shown with its traceback."""
+    from dataflex.plugins import registry
+
+    found = registry()
+    rows = [_summary(found, component) for _, component in sorted(found.components.items())]
+    broken = [plugin for plugin in found.plugins if plugin.error]
+    if as_json:
+        errors = [
+            {"name": plugin.name, "plugin": plugin.distribution, "version": plugin.version, "error": plugin.error}
+            for plugin in broken
+        ]
+        _print_json({"components": rows, "broken": errors})
+        return
+    _print_table(["kind", "name", "plugin", "version", "summary"], [list(row.values()) for row in rows])
+    for plugin in broken:
+        click.echo(f"\nbroken: {plugin.name} ({plugin.distribution} {plugin.version})\n{plugin.error}".rstrip())
+
+
+@plugins.command(name="show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_plugin(name: str, as_json: bool) -> None:
+    """Show the component NAME: where it comes from and its parameters with their defaults."""
+    from dataflex.plugins import KINDS, registry
+
+    found = registry()
+    components = [found.components[kind, name] for kind in KINDS if (kind, name) in found.components]
+    if not components:
+        raise PluginError(f"unknown component {name!r}", hint="`dataflex plugins` lists all of them")
+    if as_json:
+        _print_json([_details(found, component) for component in components])
+        return
+    for component in components:
+        summary, parameters = _summary(found, component), _parameters(component)
+        click.echo(f"{component.kind} {name}: {component.summary}")
+        click.echo(f"from {component.plugin} {summary['version']}, {component.target}")
+        if parameters:
+            rows = [[row["name"], row["type"], _default(row), row["description"]] for row in parameters]
+            _print_table(["parameter", "type", "default", "description"], rows)
+
+
+@cli.command()
+def version() -> None:
+    """Print the versions of dataflex and of the packages that it stands on."""
+    from dataflex.config.provenance import versions
+
+    for package, number in versions().items():
+        click.echo(f"{package} {number}")
+
+
+def _load(config: str, overrides: tuple[str, ...]) -> RunConfig:
+    from dataflex.config import load_config
+
+    return load_config(config, overrides, check_component=True)
+
+
+def _summary(found: Registry, component: Component) -> dict[str, str]:
+    releases = {plugin.distribution: plugin.version for plugin in found.plugins}
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "plugin": component.plugin,
+        "version": releases[component.plugin],
+        "summary": component.summary,
+    }
+
+
+def _details(found: Registry, component: Component) -> dict[str, Any]:
+    return {**_summary(found, component), "target": component.target, "parameters": _parameters(component)}
+
+
+def _parameters(component: Component) -> list[dict[str, Any]]:
+    """Name, type, meaning and default of what the component's ``Config`` accepts; required ones have no default."""
+    from pydantic_core import to_jsonable_python
+
+    model = getattr(component.load(), "Config", None)
+    rows = []
+    for name, info in model.model_fields.items() if model else ():
+        row = {"name": name, "type": _type_name(info.annotation), "description": info.description or ""}
+        if not info.is_required():
+            row["default"] = to_jsonable_python(info.get_default(call_default_factory=True), fallback=str)
+        rows.append(row)
+    return rows
+
+
+def _default(parameter: Mapping[str, Any]) -> str:
+    return json.dumps(parameter["default"], ensure_ascii=False) if "default" in parameter else "required"
+
+
+def _type_name(annotation: Any) -> str:
+    """A type as it is written in code, without the modules that it comes from."""
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return re.sub(r"\b(\w+\.)+(?=\w)", "", text)
+
+
+def _print_table(head: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command line; exits with 1 on an error of dataflex and with 2 on wrong usage."""
+    cli(prog_name="dataflex")

@@ -1,0 +1,206 @@
+"""The cross-checks of a run: what no single key can know. Contradictions are problems, idle settings are warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from fractions import Fraction
+from functools import partial
+from typing import Any, cast
+
+from dataflex.config.fields import RunFields
+from dataflex.config.messages import LITERAL_SECRET, literal_secrets
+
+Problem = tuple[str, str]
+"""The key that a message belongs to, and the message."""
+
+_SELECTION_KEYS = (
+    "component_name",
+    "component_params",
+    "warmup_step",
+    "update_step",
+    "update_times",
+    "selection_repeats",
+)
+_SWANLAB_KEYS = tuple(key for key in RunFields.model_fields if key.startswith("swanlab_"))
+
+
+def has_eval_data(config: RunFields) -> bool:
+    """Whether the run has anything to evaluate on."""
+    return config.eval_dataset is not None or config.val_size > 0
+
+
+def planned_steps(config: RunFields) -> int | None:
+    """Optimizer steps of the whole run; None where they depend on the size of the data (``train_type: static``)."""
+    if config.train_type == "static":
+        return None
+    schedule = config.warmup_step + config.update_step * config.update_times
+    return math.ceil(Fraction(str(config.num_train_epochs)) * schedule)  # exact: 0.1 * 30 is 3 steps, not 4
+
+
+def planned_evaluations(config: RunFields) -> int | None:
+    """Evaluations of the whole run; None where they depend on the size of the data."""
+    steps = planned_steps(config)
+    if config.eval_strategy == "no":
+        return 0
+    if config.eval_strategy == "epoch":
+        return math.ceil(config.num_train_epochs)
+    return None if steps is None else steps // config.eval_steps
+
+
+def find_problems(config: RunFields, broken: Collection[str] = ()) -> list[Problem]:
+    """Contradictions between the keys of a run.
+
+    Args:
+        config: The run.
+        broken: Keys without a valid value; checks that read one of them are left out.
+    """
+    view = cast(RunFields, _View(config, broken))
+    found: list[Problem] = []
+    for check in _CHECKS:
+        try:
+            found.extend(list(check(view)))
+        except _BrokenKeyError:
+            continue
+    return found
+
+
+def find_warnings(config: RunFields) -> list[Problem]:
+    """Settings that can never act in this run, or not as their author must expect."""
+    return [warning for check in _WARNINGS for warning in check(config)]
+
+
+class _BrokenKeyError(Exception):
+    """A check read a key that has no valid value."""
+
+
+class _View:
+    """A configuration of which some keys must not be read."""
+
+    def __init__(self, config: RunFields, broken: Collection[str]) -> None:
+        self._config = config
+        self._broken = broken
+
+    def __getattr__(self, key: str) -> Any:
+        if key in self._broken:
+            raise _BrokenKeyError(key)
+        return getattr(self._config, key)
+
+
+def _check_work(config: RunFields) -> Iterator[Problem]:
+    if not config.do_train:
+        yield "do_train", "false leaves a run nothing to do; remove the key or set it to true"
+
+
+def _check_precision(config: RunFields) -> Iterator[Problem]:
+    if config.bf16 and config.fp16:
+        yield "fp16", "fp16 and bf16 exclude each other; keep one"
+
+
+def _check_val_size(config: RunFields) -> Iterator[Problem]:
+    if config.val_size >= 1 and config.val_size != int(config.val_size):
+        yield "val_size", f"expected a share below 1 or a whole number of rows, got {config.val_size}"
+
+
+def _check_eval_data(config: RunFields) -> Iterator[Problem]:
+    if config.eval_dataset is not None and config.val_size > 0:
+        yield "val_size", "val_size and eval_dataset exclude each other; keep one"
+    if config.eval_strategy != "no" and not has_eval_data(config):
+        yield "eval_strategy", f"{config.eval_strategy} needs eval_dataset or val_size"
+
+
+def _check_best_model(config: RunFields) -> Iterator[Problem]:
+    if config.load_best_model_at_end and config.eval_strategy == "no":
+        yield "load_best_model_at_end", "the best model is only known if eval_strategy is steps or epoch"
+
+
+def _check_early_stopping(config: RunFields) -> Iterator[Problem]:
+    if config.early_stopping_steps is not None and config.eval_strategy == "no":
+        yield "early_stopping_steps", "early stopping cannot fire unless eval_strategy is steps or epoch"
+
+
+def _check_selection(config: RunFields) -> Iterator[Problem]:
+    if config.train_type != "dynamic_select":
+        return
+    for key in ("update_step", "update_times"):
+        if getattr(config, key) < 1:
+            yield key, f"train_type dynamic_select needs at least 1, got {getattr(config, key)}"
+
+
+def _check_component(config: RunFields) -> Iterator[Problem]:
+    if config.train_type == "dynamic_select" and config.component_name is None:
+        yield "component_name", "train_type dynamic_select needs the name of a selector"
+
+
+def _check_secrets(config: RunFields) -> Iterator[Problem]:
+    for path in literal_secrets(config.component_params):
+        yield "component_params", f"{'.'.join(map(str, path))}: {LITERAL_SECRET}"
+
+
+_CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
+    _check_work,
+    _check_precision,
+    _check_val_size,
+    _check_eval_data,
+    _check_best_model,
+    _check_early_stopping,
+    _check_selection,
+    _check_component,
+    _check_secrets,
+)
+
+
+def _warn_beyond_the_run(config: RunFields) -> Iterator[Problem]:
+    steps = planned_steps(config)
+    if steps is None:
+        return
+    if config.save_steps > steps:
+        yield "save_steps", f"{config.save_steps} is beyond the run ({steps} steps): no checkpoint before its end"
+    if config.logging_steps > steps:
+        yield "logging_steps", f"{config.logging_steps} is beyond the run ({steps} steps): no loss is logged on the way"
+    if config.eval_strategy == "steps" and config.eval_steps > steps:
+        yield "eval_steps", f"{config.eval_steps} is beyond the run ({steps} steps): it never evaluates"
+
+
+def _warn_early_stopping(config: RunFields) -> Iterator[Problem]:
+    patience, evaluations = config.early_stopping_steps, planned_evaluations(config)
+    if patience is not None and evaluations is not None and evaluations <= patience:
+        yield (
+            "early_stopping_steps",
+            f"early stopping cannot fire: {patience} evaluations without improvement come after a first one, and the "
+            f"run has {evaluations}",
+        )
+    if patience is None and config.early_stopping_min_delta > 0:
+        yield "early_stopping_min_delta", "has no effect without early_stopping_steps"
+
+
+def _warn_metric(config: RunFields) -> Iterator[Problem]:
+    if config.greater_is_better and config.metric_for_best_model == "eval_loss":
+        yield "greater_is_better", "true with eval_loss takes the model with the highest loss for the best"
+
+
+def _changed(config: RunFields, key: str) -> bool:
+    """Whether a key was given a value of its own: a resolved configuration spells out the defaults too."""
+    default = config.logging_steps if key == "eval_steps" else RunFields.model_fields[key].default
+    return key in config.model_fields_set and getattr(config, key) != default
+
+
+def _warn_idle(config: RunFields) -> Iterator[Problem]:
+    if config.train_type == "static":
+        for key in filter(partial(_changed, config), _SELECTION_KEYS):
+            yield key, "has no effect with train_type static"
+    if config.eval_strategy != "steps" and _changed(config, "eval_steps"):
+        yield "eval_steps", f"has no effect with eval_strategy {config.eval_strategy}"
+    if not (config.use_swanlab or "swanlab" in config.report_to):
+        for key in filter(partial(_changed, config), _SWANLAB_KEYS):
+            yield key, "has no effect: swanlab is not in report_to and use_swanlab is false"
+    if config.save_only_model and config.resume_from_checkpoint is not False:
+        yield "save_only_model", "checkpoints of this run hold the model only: they cannot be resumed from"
+
+
+_WARNINGS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
+    _warn_beyond_the_run,
+    _warn_early_stopping,
+    _warn_metric,
+    _warn_idle,
+)

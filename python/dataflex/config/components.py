@@ -1,0 +1,198 @@
+"""The selector of a run: its entry in a components file, merged with the run's own parameters.
+
+Two structures are accepted, side by side if need be::
+
+    selectors:                      nice:
+      nice:                           name: nice
+        name: nice                    params: {...}
+        params: {...}
+
+``name`` is the registered selector (the key of the entry if left out), so that one selector may have several entries.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from dataflex.config.document import Document, KeyPath, parse_yaml
+from dataflex.config.fields import RunFields
+from dataflex.config.messages import LITERAL_SECRET, explain, literal_secrets, nearest, shown
+from dataflex.config.origin import closest_place
+from dataflex.config.paths import read_text, resolve_path
+from dataflex.errors import ConfigError, DataflexError, PluginError
+from dataflex.plugins import registry
+
+DOCUMENTED_FILE = PurePosixPath("src/dataflex/configs/components.yaml")
+"""Where DataFlex's own documentation keeps the file; the packaged one stands in for it."""
+
+_OTHER_SECTIONS = ("mixers", "weighters")
+"""Top-level sections of DataFlex that hold no selectors."""
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """A selector with its parameters, before they are validated.
+
+    Attributes:
+        name: Registered name of the selector.
+        params: Its parameters: those of the components file under those of the run.
+        where: Position of its entry.
+        places: Per path below ``params``, where it was written.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    where: str
+    places: Mapping[KeyPath, str]
+
+    def at(self, text: str, path: KeyPath = ()) -> str:
+        """``text`` behind the position of a parameter."""
+        return f"{closest_place(self.places, path) or self.where}: {text}"
+
+
+def packaged_file() -> Path:
+    """The ``components.yaml`` that comes with dataflex."""
+    return Path(str(importlib.resources.files("dataflex") / "configs" / "components.yaml"))
+
+
+def components_file(config: RunFields) -> tuple[Path | None, str | None]:
+    """The components file of a run (None if it wants none) and a warning where another one stands in for it.
+
+    Raises:
+        ConfigError: The file does not exist.
+    """
+    configured = config.components_cfg_file
+    if configured is False:
+        return None, None
+    if configured is None:
+        return packaged_file(), None
+    origin = config.origin
+    try:
+        return resolve_path(configured, origin.folder), None
+    except ConfigError as error:
+        if PurePosixPath(configured.replace("\\", "/")) == DOCUMENTED_FILE:
+            return packaged_file(), f"{configured} is not here; using the file that comes with dataflex"
+        raise ConfigError(origin.at(f"components_cfg_file: {error.message}", "components_cfg_file")) from error
+
+
+def resolve_component(config: RunFields) -> ComponentSpec:
+    """The selector of a run.
+
+    Raises:
+        ConfigError: No such entry or selector, or a malformed file: every problem of the file, with its line.
+    """
+    name, origin = config.component_name, config.origin
+    if name is None:
+        raise ConfigError(origin.at("component_name: the run names no selector", "component_name"))
+    file, _ = components_file(config)
+    entries = _read_entries(file) if file else {}
+    registered = registry().names("selector")
+    if name not in entries and name not in registered:
+        known = sorted({*entries, *registered})
+        text = f"component_name: unknown component {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+        raise ConfigError(origin.at(text, "component_name"))
+    entry = entries.get(name) or ComponentSpec(name, {}, origin.place("component_name") or name, {})
+    own_places = {path[1:]: place for path, place in origin.places.items() if path[0] == "component_params"}
+    spec = ComponentSpec(
+        entry.name, merge(entry.params, config.component_params), entry.where, {**entry.places, **own_places}
+    )
+    problems = [spec.at(f"{_dotted(path)}: {LITERAL_SECRET}", path) for path in literal_secrets(spec.params)]
+    try:
+        registry().find("selector", spec.name)
+    except PluginError as error:
+        problems.append(f"{spec.where}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return spec
+
+
+def validate_component(spec: ComponentSpec) -> type[Any]:
+    """Import the selector and validate its parameters.
+
+    Returns:
+        The selector's class.
+
+    Raises:
+        ConfigError: Every wrong or unknown parameter, with the place where it was written.
+        PluginError: The selector cannot be imported.
+    """
+    selector = registry().get("selector", spec.name)
+    try:
+        selector.Config.model_validate(dict(spec.params))
+    except ValidationError as error:
+        known = selector.Config.model_fields
+        raise ConfigError([spec.at(explain(problem, known), problem["loc"]) for problem in error.errors()]) from error
+    except DataflexError as error:
+        raise ConfigError(spec.at(error.message), hint=error.hint) from error
+    return selector
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``: mappings are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _read_entries(file: Path) -> dict[str, ComponentSpec]:
+    document = parse_yaml(read_text(file), lambda line: f"{file}:{line}")
+    entries: dict[str, ComponentSpec] = {}
+    for path, value in _find_entries(document, str(file)):
+        place = document.places[path]
+        key = str(path[-1])
+        if key in entries:
+            document.problems.append(f"{place}: {key!r} is defined twice (first at {entries[key].where})")
+        elif (entry := _read_entry(path, value, document)) is not None:
+            entries[key] = entry
+    if document.problems:
+        raise ConfigError(document.problems)
+    return entries
+
+
+def _find_entries(document: Document, name: str) -> Iterator[tuple[KeyPath, Any]]:
+    top = {} if document.value is None else document.value
+    if not isinstance(top, dict):
+        document.problems.append(f"{name}: expected a mapping of components, got {shown(top)}")
+        return
+    for key, value in top.items():
+        if key == "selectors" and isinstance(value, dict | None):
+            yield from (((key, entry), body) for entry, body in (value or {}).items())
+        elif key not in _OTHER_SECTIONS:
+            yield (key,), value
+
+
+def _read_entry(path: KeyPath, value: Any, document: Document) -> ComponentSpec | None:
+    place = document.places[path]
+    if not isinstance(value, dict):
+        document.problems.append(f"{place}: {path[-1]}: expected a mapping with name and params, got {shown(value)}")
+        return None
+    for key in value.keys() - {"name", "params"}:
+        text = f"unknown key {key!r}{nearest(key, ('name', 'params'))}; a component has name and params"
+        document.problems.append(f"{document.places[(*path, key)]}: {text}")
+    name, params = value.get("name", path[-1]), value.get("params")
+    if not isinstance(name, str) or not isinstance(params, dict | None):
+        text = "expected name: text and params: a mapping"
+        document.problems.append(f"{place}: {path[-1]}: {text}, got {shown(name)} and {shown(params)}")
+        return None
+    inside = (*path, "params")
+    places = {
+        found[len(inside) :]: at
+        for found, at in document.places.items()
+        if len(found) > len(inside) and found[: len(inside)] == inside
+    }
+    return ComponentSpec(name, params or {}, place, places)

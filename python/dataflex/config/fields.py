@@ -1,0 +1,198 @@
+"""Every key of a run, typed and documented: LLaMA-Factory's names and defaults, plus those of dynamic selection."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from dataflex.config.origin import Origin
+from dataflex.config.values import (
+    DDP_TIMEOUT_SECONDS,
+    BestMetric,
+    ComponentsFile,
+    EnvironmentName,
+    EvalSteps,
+    EvalStrategy,
+    Float,
+    Int,
+    LoraAlpha,
+    LoraTarget,
+    Names,
+    NoDeepspeed,
+    Resume,
+    Seconds,
+    Text,
+    Trackers,
+    refuse,
+)
+
+Stage = Annotated[Literal["sft"], refuse("sft", "pt", "rm", "ppo", "dpo", "kto")]
+FinetuningType = Annotated[Literal["lora"], refuse("lora", "full", "freeze", "oft")]
+TrainType = Annotated[
+    Literal["static", "dynamic_select"],
+    refuse("static, dynamic_select", "dynamic_mix", "dynamic_weight", "dynamic_weighting"),
+]
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+
+
+class FileConfig(BaseModel):
+    """Base of the configurations that come from a flat YAML file."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True
+    )
+
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    @property
+    def origin(self) -> Origin:
+        """Where the values were written."""
+        return self._origin
+
+
+class RunFields(FileConfig):
+    """The keys of a training run."""
+
+    # Model
+    model_name_or_path: Text = Field(description="base model: a local folder or a hub id")
+    adapter_name_or_path: Text | None = Field(
+        default=None, description="LoRA adapter to go on training: a local folder or a hub id; null starts a new one"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="let the model's repository run its own Python code on this machine"
+    )
+
+    # Method
+    stage: Stage = Field(default="sft", description="supervised fine-tuning")
+    do_train: bool = Field(default=True, description="train; there is nothing else that a run could do")
+    finetuning_type: FinetuningType = Field(default="lora", description="train a LoRA adapter on a frozen model")
+    lora_target: LoraTarget = Field(
+        default="all", description="modules that get an adapter: all linear ones, or names (a list, or comma-separated)"
+    )
+    lora_rank: Int = Field(default=8, ge=1, description="rank r of the adapters")
+    lora_alpha: LoraAlpha = Field(
+        default=None, validate_default=True, description="the update is scaled by alpha / r; null: twice lora_rank"
+    )
+    lora_dropout: Float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapters' inputs")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, about a third more time"
+    )
+    deepspeed: NoDeepspeed = Field(default=None, description="not supported yet; null or false")
+
+    # Data
+    dataset: Names = Field(
+        description="training data: names in dataset_dir/dataset_info.json, files or hub ids; several are concatenated"
+    )
+    dataset_dir: Text = Field(default="data", description="folder of dataset_info.json and the files that it names")
+    eval_dataset: Names | None = Field(
+        default=None, description="evaluation data, named like dataset; also the target that selectors select for"
+    )
+    val_size: Float = Field(
+        default=0.0, ge=0, description="evaluation rows split off the training data: a share below 1, or a whole number"
+    )
+    template: Text | None = Field(default=None, description="chat template by name; null: the tokenizer's own")
+    cutoff_len: Int = Field(default=2048, ge=2, description="longest sample, in tokens; longer ones are cut")
+    max_samples: Int | None = Field(default=None, ge=1, description="use the first rows of each dataset only")
+    overwrite_cache: bool = Field(default=False, description="tokenise again, whatever an earlier run left behind")
+    preprocessing_num_workers: Int | None = Field(default=None, ge=1, description="processes that tokenise; null: one")
+    dataloader_num_workers: Int = Field(default=0, ge=0, description="processes that load batches; 0: the main one")
+    disable_shuffling: bool = Field(default=False, description="train on the rows in their order")
+    task_column: Text = Field(default="task", description="column of the dataset that groups rows in reports")
+    seed: Int = Field(default=42, ge=0, lt=2**32, description="seed of adapters, data order, selections and rollouts")
+
+    # Output
+    output_dir: Text = Field(description="folder of the run: adapter, checkpoints, selections, logs, report")
+    overwrite_output_dir: bool = Field(default=False, description="allow an output_dir that is not empty")
+    logging_steps: Int = Field(default=500, ge=1, description="optimizer steps between log entries")
+    save_steps: Int = Field(default=500, ge=1, description="optimizer steps between checkpoints")
+    save_total_limit: Int | None = Field(default=None, ge=1, description="checkpoints to keep; null: all")
+    save_only_model: bool = Field(
+        default=False, description="checkpoints without optimizer and scheduler: smaller, but they cannot be resumed"
+    )
+    resume_from_checkpoint: Resume = Field(
+        default=False, description="go on from the last checkpoint in output_dir (true) or from the one at a path"
+    )
+    plot_loss: bool = Field(default=False, description="draw training_loss.png")
+
+    # Tracking
+    report_to: Trackers = Field(
+        default=[], description="none, or trackers: wandb, tensorboard, swanlab, mlflow, trackio"
+    )
+    use_swanlab: bool = Field(default=False, description="the same as swanlab in report_to")
+    swanlab_project: Text = Field(default="dataflex", description="SwanLab project")
+    swanlab_workspace: Text | None = Field(default=None, description="SwanLab workspace; null: the account's own")
+    swanlab_run_name: Text | None = Field(default=None, description="SwanLab experiment name; null: made up by SwanLab")
+    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] = Field(
+        default="cloud", description="where SwanLab writes"
+    )
+    swanlab_api_key: EnvironmentName = Field(
+        default=None, description="name of the environment variable with the SwanLab key; null: SwanLab's own login"
+    )
+    swanlab_logdir: Text | None = Field(default=None, description="folder of SwanLab's local files")
+    swanlab_lark_webhook_url: EnvironmentName = Field(
+        default=None, description="name of the environment variable with the URL of a Lark webhook to notify"
+    )
+    swanlab_lark_secret: EnvironmentName = Field(
+        default=None, description="name of the environment variable with the secret of that webhook"
+    )
+
+    # Optimization
+    per_device_train_batch_size: Int = Field(default=8, ge=1, description="samples of one forward pass on one device")
+    gradient_accumulation_steps: Int = Field(default=1, ge=1, description="forward passes of one optimizer step")
+    learning_rate: Float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
+    weight_decay: Float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    adam_beta1: Float = Field(default=0.9, ge=0, lt=1, description="decay of AdamW's first moment")
+    adam_beta2: Float = Field(default=0.999, ge=0, lt=1, description="decay of AdamW's second moment")
+    adam_epsilon: Float = Field(default=1e-8, gt=0, description="epsilon in AdamW's denominator")
+    max_grad_norm: Float = Field(default=1.0, ge=0, description="clip gradients to this norm; 0: no clipping")
+    num_train_epochs: Float = Field(
+        default=3.0,
+        gt=0,
+        description="passes over the training data; with dynamic selection, repetitions of its whole schedule",
+    )
+    lr_scheduler_type: Scheduler = Field(default="linear", description="learning rate schedule over the whole run")
+    warmup_ratio: Float = Field(default=0.0, ge=0, lt=1, description="share of the run in which the rate rises from 0")
+    bf16: bool = Field(default=False, description="mixed precision in bfloat16")
+    fp16: bool = Field(default=False, description="mixed precision in float16")
+    ddp_timeout: Seconds = Field(
+        default=DDP_TIMEOUT_SECONDS, description="seconds that ranks wait for each other; false or null: the default"
+    )
+
+    # Evaluation
+    per_device_eval_batch_size: Int = Field(default=8, ge=1, description="evaluation samples of one forward pass")
+    eval_strategy: EvalStrategy = Field(default="no", description="when to evaluate")
+    eval_steps: EvalSteps = Field(
+        default=None,
+        validate_default=True,
+        description="optimizer steps between evaluations (eval_strategy: steps); null: logging_steps",
+    )
+    metric_for_best_model: BestMetric = Field(default="eval_loss", description="what the best model is best at")
+    greater_is_better: bool = Field(default=False, description="whether more of that metric is better")
+    load_best_model_at_end: bool = Field(default=False, description="end with the best evaluated model, not the last")
+    early_stopping_steps: Int | None = Field(
+        default=None, ge=1, description="stop after this many evaluations in a row without improvement"
+    )
+    early_stopping_min_delta: Float = Field(default=0.0, ge=0, description="smallest change that is an improvement")
+
+    # Dynamic selection
+    train_type: TrainType = Field(
+        default="static", description="static: all rows; dynamic_select: rows that a selector chooses again and again"
+    )
+    components_cfg_file: ComponentsFile = Field(
+        default=None,
+        description="file with the selectors' parameters; null: the one that comes with dataflex; false: none, the "
+        "selector's own defaults",
+    )
+    component_name: Text | None = Field(default=None, description="selector: an entry of components_cfg_file")
+    component_params: dict[str, Any] = Field(
+        default={}, description="parameters of the selector, merged deeply over those of components_cfg_file"
+    )
+    warmup_step: Int = Field(default=0, ge=0, description="optimizer steps on random rows before the first selection")
+    update_step: Int = Field(default=0, ge=0, description="optimizer steps on the rows of one selection")
+    update_times: Int = Field(default=1, ge=0, description="number of selections")
+    selection_repeats: bool = Field(
+        default=False, description="let a selection that is larger than the dataset use rows more than once"
+    )

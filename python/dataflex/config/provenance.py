@@ -1,0 +1,90 @@
+"""A run's configuration written out, so that it can be read, compared and repeated."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataflex.config.components import resolve_component
+from dataflex.config.fields import RunFields
+from dataflex.config.messages import redact
+from dataflex.config.paths import candidates
+from dataflex.version import __version__
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "pydantic")
+"""Distributions whose versions can change the outcome of a run."""
+
+_PATH_KEYS = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "resume_from_checkpoint")
+_DATASET_KEYS = ("dataset", "eval_dataset")
+
+
+def versions() -> dict[str, str]:
+    """Versions of dataflex, Python and the packages that matter; nothing is imported for it."""
+    found = {"dataflex": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_revision() -> str | None:
+    """The revision of the working directory, ``-dirty`` if it has changes; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def replayable_yaml(config: RunFields) -> str:
+    """See :meth:`RunConfig.to_yaml`."""
+    values = redact(_resolved(config))
+    return _header() + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _header() -> str:
+    facts = {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "platform": platform.platform(),
+        "git": git_revision() or "none",
+    }
+    lines = [
+        "dataflex run, resolved; `dataflex train` on this file repeats it",
+        *(f"{k}: {v}" for k, v in facts.items()),
+    ]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _resolved(config: RunFields) -> dict[str, Any]:
+    """All keys in their order; local paths absolute, the selector's parameters in the file itself."""
+    values = config.model_dump(mode="json")
+    folder = config.origin.folder
+    for key in _PATH_KEYS:
+        if isinstance(values[key], str):
+            values[key] = _absolute(values[key], folder, files_only=False)
+    for key in _DATASET_KEYS:
+        if values[key] is not None:
+            # a bare name is looked up in dataset_info.json first, where a folder of that name does not count
+            values[key] = [_absolute(name, folder, files_only="/" not in name) for name in values[key]]
+    if config.train_type == "dynamic_select":
+        spec = resolve_component(config)
+        values |= {"components_cfg_file": False, "component_name": spec.name, "component_params": dict(spec.params)}
+    return values
+
+
+def _absolute(value: str, folder: Path | None, *, files_only: bool) -> str:
+    """The local path that ``value`` names, absolute, or ``value`` (a hub id, the name of a dataset)."""
+    for path in candidates(value, folder):
+        if path.is_file() or (not files_only and path.is_dir()):
+            return str(path)
+    return value

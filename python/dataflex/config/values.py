@@ -1,0 +1,140 @@
+"""Types of configuration values: what people write in YAML, turned into what the code wants.
+
+Values are strict (text is not a number, ``true`` is not 1); each leniency below is one that YAML or LLaMA-Factory
+users count on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo
+
+from dataflex.config.messages import LITERAL_SECRET, is_environment_name, nearest, shown
+
+TRACKERS = ("wandb", "tensorboard", "swanlab", "mlflow", "trackio")
+DDP_TIMEOUT_SECONDS = 1800
+
+
+def _integer(value: Any) -> Any:
+    """``1e3`` is an integer to whoever wrote it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 parsers hand ``1e-4`` over as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _strings(value: Any) -> Any:
+    """``a,b`` is the list [a, b]."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _targets(value: Any) -> Any:
+    names = _strings(value)
+    if not isinstance(names, list) or names == ["all"]:
+        return value if names != ["all"] else "all"
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"expected all, or names of modules, got {shown(value)}")
+    if "all" in names:
+        raise ValueError(f"'all' stands alone, got {shown(value)}")
+    return names
+
+
+def _trackers(value: Any) -> list[str]:
+    """Accept a name, a comma-separated text, a list, none or null (``no`` is false to YAML)."""
+    names = [] if value is None or value is False else _strings(value)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected none or names of trackers, got {shown(value)}")
+    names = [name for name in names if name != "none"]
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"expected none or some of {', '.join(TRACKERS)}, got {name!r}{nearest(name, TRACKERS)}")
+    return list(dict.fromkeys(names))
+
+
+def _environment_name(value: Any) -> Any:
+    if value is None or is_environment_name(value):
+        return value
+    raise ValueError(LITERAL_SECRET)
+
+
+def _resume(value: Any) -> Any:
+    if value is None:
+        return False
+    if value == "" or not isinstance(value, bool | str):
+        raise ValueError(f"expected true, false or the path of a checkpoint, got {shown(value)}")
+    return value
+
+
+def _seconds(value: Any) -> Any:
+    return DDP_TIMEOUT_SECONDS if value is None or value is False else _integer(value)
+
+
+def _eval_strategy(value: Any) -> Any:
+    """``no`` without quotes is the boolean false to YAML."""
+    return "no" if value is None or value is False else value
+
+
+def _best_metric(value: Any) -> Any:
+    return "eval_loss" if value is None or value == "loss" else value
+
+
+def _components_file(value: Any) -> Any:
+    if value is None or value is False or (isinstance(value, str) and value):
+        return value
+    raise ValueError(f"expected the path of a file, null or false, got {shown(value)}")
+
+
+def refuse(supported: str, *values: str) -> BeforeValidator:
+    """Refuse values that LLaMA-Factory or DataFlex know and dataflex does not support, saying what it does support."""
+
+    def check(value: Any) -> Any:
+        if value in values:
+            raise ValueError(f"{value!r} is not supported (yet); supported: {supported}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _no_deepspeed(value: Any) -> None:
+    if value not in (None, False):
+        raise ValueError("DeepSpeed is not supported yet; remove the key: runs use plain PyTorch")
+
+
+def _lora_alpha(value: Any, info: ValidationInfo) -> Any:
+    return 2 * info.data.get("lora_rank", 1) if value is None else _integer(value)
+
+
+def _eval_steps(value: Any, info: ValidationInfo) -> Any:
+    return info.data.get("logging_steps", 1) if value is None else _integer(value)
+
+
+_AtLeastOne = Annotated[int, Field(ge=1)]
+
+Int = Annotated[int, Field(le=2**63 - 1), BeforeValidator(_integer)]
+Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Text], Field(min_length=1), BeforeValidator(_strings, json_schema_input_type=Text | list[Text])]
+EnvironmentName = Annotated[str | None, BeforeValidator(_environment_name)]
+LoraTarget = Annotated[Literal["all"] | list[str], BeforeValidator(_targets, json_schema_input_type=Text | list[Text])]
+LoraAlpha = Annotated[_AtLeastOne, BeforeValidator(_lora_alpha, json_schema_input_type=_AtLeastOne | None)]
+EvalSteps = Annotated[_AtLeastOne, BeforeValidator(_eval_steps, json_schema_input_type=_AtLeastOne | None)]
+Trackers = Annotated[list[str], BeforeValidator(_trackers, json_schema_input_type=str | list[str] | None)]
+NoDeepspeed = Annotated[None, BeforeValidator(_no_deepspeed, json_schema_input_type=Literal[False] | None)]
+Resume = Annotated[bool | str, BeforeValidator(_resume, json_schema_input_type=bool | Text | None)]
+Seconds = Annotated[_AtLeastOne, BeforeValidator(_seconds, json_schema_input_type=_AtLeastOne | Literal[False] | None)]
+EvalStrategy = Annotated[
+    Literal["no", "steps", "epoch"],
+    BeforeValidator(_eval_strategy, json_schema_input_type=Literal["no", "steps", "epoch", False]),
+]
+BestMetric = Annotated[
+    Literal["eval_loss"], BeforeValidator(_best_metric, json_schema_input_type=Literal["eval_loss", "loss"] | None)
+]
+ComponentsFile = Annotated[
+    str | Literal[False] | None, BeforeValidator(_components_file, json_schema_input_type=Text | Literal[False] | None)
+]

@@ -1,0 +1,167 @@
+"""Tokenised datasets: samples with their token ids and labels, and what became of the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+
+from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.templates import ChatTemplate
+from dataflex.errors import DataError
+from dataflex.progress import progress_bar
+from dataflex.types import Sample
+
+_BATCH = 256
+"""Samples a call of the tokenizer: enough to keep its threads busy, few enough for a moving progress bar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A tokenised sample.
+
+    Attributes:
+        sample: Where it comes from.
+        input_ids: t token ids.
+        labels: t labels, -100 where there is no loss.
+        truncated: Tokens were cut to fit ``cutoff_len``.
+    """
+
+    sample: Sample
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool = False
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens that carry loss."""
+        return len(self.labels) - self.labels.count(IGNORE_INDEX)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizationReport:
+    """What became of the samples.
+
+    Attributes:
+        total: Samples that came in.
+        kept: Samples with label tokens.
+        truncated: Kept samples that were cut to fit ``cutoff_len``.
+        dropped: Samples left out because they have no label token.
+        tokens: Tokens of the kept samples.
+        label_tokens: Tokens of theirs that carry loss.
+    """
+
+    total: int
+    kept: int
+    truncated: int
+    dropped: int
+    tokens: int
+    label_tokens: int
+
+    def describe(self) -> str:
+        """The report in one line."""
+        cut = f", {self.truncated:,} cut to length" if self.truncated else ""
+        out = f", {self.dropped:,} dropped (no label tokens)" if self.dropped else ""
+        tokens = f"{self.tokens:,} tokens, {self.label_tokens:,} of them with loss"
+        return f"{self.kept:,} of {self.total:,} samples, {tokens}{cut}{out}"
+
+
+class TokenizedDataset(Sequence[Example]):
+    """n tokenised samples.
+
+    Attributes:
+        report: Counts, including the samples that were dropped.
+    """
+
+    def __init__(self, examples: Iterable[Example], *, dropped: int = 0) -> None:
+        self._examples = list(examples)
+        kept = len(self._examples)
+        self.report = TokenizationReport(
+            total=kept + dropped,
+            kept=kept,
+            truncated=sum(example.truncated for example in self._examples),
+            dropped=dropped,
+            tokens=sum(len(example.input_ids) for example in self._examples),
+            label_tokens=sum(example.num_labels for example in self._examples),
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> TokenizedDataset: ...
+    def __getitem__(self, index: int | slice) -> Example | TokenizedDataset:
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        return self._examples[index]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The sample of each example."""
+        return [example.sample for example in self._examples]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the token ids and labels of all examples in their order, in hex."""
+        digest = hashlib.sha256()
+        for example in self._examples:
+            digest.update(len(example.input_ids).to_bytes(8, "little"))
+            digest.update(np.asarray([example.input_ids, example.labels], dtype="<i8").tobytes())  # (2, t)
+        return digest.hexdigest()
+
+    def select(self, indices: Iterable[int]) -> TokenizedDataset:
+        """The examples at ``indices``, in that order; a position may occur more than once."""
+        return TokenizedDataset(self._examples[int(index)] for index in indices)
+
+
+def tokenize(
+    samples: Sequence[Sample],
+    template: ChatTemplate,
+    cutoff_len: int,
+    *,
+    keep_unlabelled: bool = False,
+    progress: bool = True,
+) -> TokenizedDataset:
+    """Tokenise samples and leave out those without label tokens.
+
+    Args:
+        samples: The samples.
+        template: Renders and encodes them.
+        cutoff_len: Greatest number of tokens of one sample (:meth:`ChatTemplate.encode` says what is cut).
+        keep_unlabelled: Keep samples without label tokens too: a target that answers are only sampled for needs none.
+        progress: Show a progress bar.
+
+    Raises:
+        DataError: A sample cannot be rendered, or none is left.
+    """
+    examples = []
+    with progress_bar(len(samples), "tokenising", unit="sample", disable=not progress) as bar:
+        for start in range(0, len(samples), _BATCH):
+            part = samples[start : start + _BATCH]
+            for sample, encoded in zip(part, template.encode_batch(part, cutoff_len), strict=True):
+                example = Example(sample, encoded.input_ids, encoded.labels, encoded.truncated)
+                if example.num_labels:
+                    examples.append(example)
+            bar.update(len(part))
+    if not examples:
+        raise _nothing_left(samples)
+    return TokenizedDataset(examples, dropped=len(samples) - len(examples))
+
+
+def _nothing_left(samples: Sequence[Sample]) -> DataError:
+    if not samples:
+        return DataError("there are no samples to tokenise")
+    turns = [message for sample in samples for message in sample.messages if message["role"] == "assistant"]
+    if not turns:
+        hint = "no conversation has an assistant turn: map the column of the answers (`response`, or `assistant_tag`)"
+    elif not any(turn.get("train", True) for turn in turns):
+        hint = "every assistant turn has loss weight 0"
+    else:
+        hint = "the template marks no tokens of the assistant: check its generation markers"
+    return DataError(f"none of the {len(samples)} samples has a token that carries loss", hint=hint)

@@ -1,0 +1,156 @@
+"""Pieces of a conversation as datasets spell them, turned into :class:`dataflex.types.Message`.
+
+Arrow tables fill absent fields with nulls, so None means absent everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dataflex.errors import DataError
+from dataflex.types import Message, Role, ToolCall
+
+_LOSS_KEYS = ("loss_weight", "weight")
+
+
+def text_of(value: Any, what: str) -> str:
+    """The text of a content field: a string, or a list of typed text parts, which are joined.
+
+    Args:
+        value: ``"text"``, ``[{"type": "text", "text": "..."}]`` or the same with ``value`` instead of ``text``.
+        what: Name of the field in error messages.
+
+    Raises:
+        DataError: A part that is not text, or something that is neither string nor list.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return "".join(_part_text(part, what) for part in value)
+    raise DataError(f"{what} is {shown(value)}, expected text")
+
+
+def _part_text(part: Any, what: str) -> str:
+    if not isinstance(part, Mapping):
+        raise DataError(f"{what} has a part {shown(part)}, expected an object with 'type' and 'text'")
+    if part.get("type") != "text":
+        raise DataError(f"{what} has a part of type {part.get('type')!r}; only text parts are supported")
+    text = part.get("text") if part.get("text") is not None else part.get("value")
+    if not isinstance(text, str):
+        raise DataError(f"{what} has a text part without 'text': {shown(part)}")
+    return text
+
+
+def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
+    """Function definitions from a list, or from a JSON string of one, in OpenAI's shape.
+
+    A bare ``{"name": ..., "parameters": ...}`` is wrapped as ``{"type": "function", "function": {...}}``, which is
+    what chat templates expect.
+
+    Raises:
+        DataError: Not a list of definitions with a name.
+    """
+    if isinstance(value, str):
+        value = _json(value, "tools") if value.strip() else None
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise DataError(f"tools is {shown(value)}, expected a list of function definitions or its JSON text")
+    return tuple(_tool(item) for item in value)
+
+
+def _tool(item: Any) -> dict[str, Any]:
+    if isinstance(item, str):
+        item = _json(item, "tools")
+    function = item.get("function") if isinstance(item, Mapping) and item.get("function") is not None else item
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError(f"tools has {shown(item)}, expected a function definition with a 'name'")
+    return {"type": "function", "function": dict(function)}
+
+
+def tool_calls_of(value: Any, what: str) -> list[ToolCall]:
+    """Function calls from one call, a list of them, or the JSON text of either.
+
+    A call is ``{"name": ..., "arguments": ...}``, bare or under ``function``; arguments may be JSON text.
+
+    Raises:
+        DataError: Not a function call.
+    """
+    if isinstance(value, str):
+        value = _json(value, what)
+    calls = value if isinstance(value, list) else [value]
+    if not calls:
+        raise DataError(f"{what} is an empty list, expected function calls")
+    return [_tool_call(call, what) for call in calls]
+
+
+def _tool_call(call: Any, what: str) -> ToolCall:
+    function = call.get("function") if isinstance(call, Mapping) and call.get("function") is not None else call
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError(f"{what} has {shown(call)}, expected an object with 'name' and 'arguments'")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = _json(arguments, f"{what} arguments") if arguments.strip() else {}
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, Mapping):
+        raise DataError(f"{what} has arguments {shown(arguments)}, expected an object")
+    return {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
+
+
+def assistant_message(content: str, item: Mapping[str, Any], calls: list[ToolCall] | None = None) -> Message:
+    """An assistant turn; a ``loss_weight`` or ``weight`` of 0 in ``item`` takes it out of the loss.
+
+    Raises:
+        DataError: A weight other than 0 and 1.
+    """
+    message: Message = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = calls
+    weights = [item[key] for key in _LOSS_KEYS if item.get(key) is not None]
+    if any(weight not in (0, 1) for weight in weights):
+        raise DataError(f"an assistant turn has loss weight {weights[0]!r}; only 0 and 1 are supported")
+    if 0 in weights:
+        message["train"] = False
+    return message
+
+
+def plain_message(role: Role, content: str) -> Message:
+    """A turn of text."""
+    return {"role": role, "content": content}
+
+
+def conversation(turns: Sequence[Message], system: str | None = None) -> tuple[Message, ...]:
+    """``turns`` with the row's system text in front, checked.
+
+    Raises:
+        DataError: No turns, a system turn that is not the first, or two different system texts.
+    """
+    messages = list(turns)
+    first = messages[0] if messages else None
+    if system and first is not None and first["role"] == "system":
+        if first["content"] != system:
+            raise DataError("the row has a system turn and a different text in its system column")
+    elif system:
+        messages.insert(0, {"role": "system", "content": system})
+    late = [i for i, message in enumerate(messages) if message["role"] == "system" and i > 0]
+    if late:
+        raise DataError(f"turn {late[0]} is a system turn; a system turn must be the first")
+    if all(message["role"] == "system" for message in messages):
+        raise DataError("the conversation is empty")
+    return tuple(messages)
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{what} is not valid JSON ({error}): {shown(text)}") from error
+
+
+def shown(value: Any) -> str:
+    """``value`` for an error message, not too long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

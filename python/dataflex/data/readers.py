@@ -1,0 +1,127 @@
+"""Rows from files: JSON, JSON Lines and Parquet.
+
+JSON is read with the standard library, so that columns of mixed types survive as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dataflex.errors import DataError
+
+MAX_REPORTED = 5
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, or of all data files of a folder in the order of their names.
+
+    Raises:
+        DataError: Another kind of file, no rows, or content that cannot be parsed (with ``file:line``).
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in READERS)
+        if not files:
+            raise DataError(f"{path}: no {_kinds()} file in this folder")
+        return [row for file in files for row in read_rows(file)]
+    reader = READERS.get(path.suffix)
+    if reader is None:
+        raise DataError(f"{path}: cannot read a {path.suffix or 'suffixless'!r} file, expected {_kinds()}")
+    rows = reader(path)
+    if not rows:
+        raise DataError(f"{path}: there are no rows")
+    return rows
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    text = _text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = None
+        if error.msg == "Extra data":
+            hint = "a file with one object a line is JSON Lines: give it the suffix .jsonl"
+        raise DataError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})", hint=hint
+        ) from error
+    if not isinstance(value, list):
+        raise DataError(f"{path}: holds a JSON {_kind(value)}, expected a list of objects")
+    wrong = [i for i, row in enumerate(value) if not isinstance(row, dict)]
+    if wrong:
+        raise DataError(f"{path}: row {wrong[0]} is a JSON {_kind(value[wrong[0]])}, expected an object")
+    return value
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    problems = []
+    # Only line feeds end a line: a JSON string may hold other Unicode line separators.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            problems.append(f"{path}:{number}: a JSON {_kind(row)}, expected an object")
+    if problems:
+        more = [f"... and {len(problems) - MAX_REPORTED} more lines"] if len(problems) > MAX_REPORTED else []
+        raise DataError("\n".join(problems[:MAX_REPORTED] + more))
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+    return arrow_rows(rows)
+
+
+def arrow_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of an Arrow table without the nulls inside their values.
+
+    Arrow gives all objects of a column the same keys and fills the absent ones with null; left in, they would show up
+    in function definitions and calls.
+    """
+    return [{name: _without_nulls(value) for name, value in row.items()} for row in rows]
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: {error}") from error
+
+
+def _kinds() -> str:
+    return ", ".join(READERS)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,232 @@
+"""Where rows come from: files, folders, a ``dataset_info.json``, the Hugging Face hub, or Python objects.
+
+A name is looked up in this order: an entry of ``dataset_dir/dataset_info.json``; a file or folder (in the working
+directory, then in each base folder, then in ``dataset_dir``); a hub id (``owner/name``). No code of a dataset is ever
+run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dataflex.data.hints import nearest_hint
+from dataflex.data.readers import READERS, arrow_rows, read_rows
+from dataflex.data.registry_file import FILE_NAME, Entry, parse_entry, read_registry
+from dataflex.data.rows import Layout, convert_rows, unique_ids
+from dataflex.errors import DataError
+from dataflex.types import Sample
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Spec: TypeAlias = "str | Path | Sequence[str | Path] | Sequence[Mapping[str, Any]] | Dataset"
+Rows: TypeAlias = "Sequence[Mapping[str, Any]] | Dataset"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_DRAW_SEED = 0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """All rows of one source, and the numbers of those to read."""
+
+    where: str
+    rows: Rows
+    numbers: Sequence[int]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """Where names are looked up."""
+
+    dataset_dir: Path | None
+    base_dirs: tuple[Path, ...]
+    split: str
+    formatting: str | None
+
+
+def load_samples(
+    spec: Spec,
+    *,
+    dataset_dir: str | Path | None = None,
+    split: str = "train",
+    max_samples: int | None = None,
+    base_dirs: Sequence[str | Path] = (),
+    formatting: str | None = None,
+) -> list[Sample]:
+    """Read samples.
+
+    Several names (a list, or one text with commas) are concatenated: row numbers go on from one to the next, over
+    all rows of each source. Ids that occur again get a suffix (``a``, ``a#2``), so that all ids are different.
+
+    Args:
+        spec: A path (.json, .jsonl, .parquet, a folder of them, or a folder that ``Dataset.save_to_disk`` wrote), a
+            name in ``dataset_info.json``, a hub id, several of these, a list of rows, or a ``datasets.Dataset``.
+        dataset_dir: Folder of ``dataset_info.json``; a relative one is looked up like any path.
+        split: Split of hub datasets whose entry names none.
+        max_samples: Take the first so many rows of each source.
+        base_dirs: Where relative paths are looked up after the working directory.
+        formatting: Name of the dataset format, for sources whose entry names none; None recognises it.
+
+    Raises:
+        DataError: The source does not exist, cannot be read, or has damaged rows.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise DataError(f"max_samples is {max_samples}, expected a positive number")
+    bases = tuple(Path(base) for base in base_dirs)
+    folder = None if dataset_dir is None else _find(Path(dataset_dir), bases) or Path(dataset_dir)
+    lookup = _Lookup(folder, bases, split, formatting)
+    samples: list[Sample] = []
+    offset = 0
+    for source in _open(spec, lookup):
+        numbers = source.numbers[:max_samples]
+        rows = _taken(source.rows, numbers)
+        samples += convert_rows(rows, source.where, layout=source.layout, numbers=numbers, offset=offset)
+        offset += len(source.rows)
+    return unique_ids(samples)
+
+
+def _open(spec: Spec, lookup: _Lookup) -> list[_Source]:
+    if isinstance(spec, (str, Path)):
+        return [_open_name(name, lookup) for name in _split(str(spec), lookup)]
+    if isinstance(spec, Sequence):
+        if not spec:
+            raise DataError("the dataset is an empty list")
+        names = [part for part in spec if isinstance(part, (str, Path))]
+        if len(names) == len(spec):
+            return [_open_name(str(name), lookup) for name in names]
+        rows = [part for part in spec if isinstance(part, Mapping)]
+        if len(rows) == len(spec):
+            return [_whole("list of rows", rows, Layout(lookup.formatting))]
+        raise DataError("the dataset is a list of mixed things, expected only names or only rows (mappings)")
+    return [_whole("datasets.Dataset", _one_dataset(spec), Layout(lookup.formatting))]
+
+
+def _split(text: str, lookup: _Lookup) -> list[str]:
+    if not text.strip():
+        raise DataError("the name of the dataset is empty")
+    if "," not in text or _find(Path(text), lookup.base_dirs) is not None:
+        return [text]
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise DataError(f"dataset {text!r} has an empty name between commas")
+    return names
+
+
+def _whole(where: str, rows: Rows, layout: Layout) -> _Source:
+    return _Source(where, rows, range(len(rows)), layout)
+
+
+def _taken(rows: Rows, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
+    """The rows with these numbers; only they are read from a ``datasets.Dataset``."""
+    if isinstance(rows, Sequence):
+        return [rows[number] for number in numbers]
+    return list(arrow_rows(rows.select(numbers).with_format(None).to_list()))
+
+
+def _open_name(name: str, lookup: _Lookup) -> _Source:
+    entries = read_registry(lookup.dataset_dir) if lookup.dataset_dir else {}
+    if lookup.dataset_dir and name in entries:
+        return _open_entry(parse_entry(lookup.dataset_dir, name, entries[name]), lookup)
+    places = (*lookup.base_dirs, *([lookup.dataset_dir] if lookup.dataset_dir else []))
+    path = _find(Path(name), places)
+    if path is not None:
+        return _whole(str(path), _path_rows(path, lookup.split), Layout(lookup.formatting))
+    if _HUB_ID.fullmatch(name) and Path(name).suffix not in READERS:
+        return _whole(f"hub dataset {name!r}", _hub_rows(name, split=lookup.split), Layout(lookup.formatting))
+    raise _not_found(name, places, list(entries), lookup.dataset_dir)
+
+
+def _not_found(name: str, places: Sequence[Path], entries: list[str], dataset_dir: Path | None) -> DataError:
+    tried = [str(Path(name).absolute()), *(str((place / name).absolute()) for place in places)]
+    lines = [f"dataset {name!r} was not found; tried", *(f"  {place}" for place in dict.fromkeys(tried))]
+    if dataset_dir is not None:
+        registry = (dataset_dir / FILE_NAME).absolute()
+        lines.append(f"  {registry} ({f'{len(entries)} entries' if entries else 'does not exist or is empty'})")
+    hint = nearest_hint(name, entries) or "name a file, an entry of dataset_info.json or a hub id (owner/name)"
+    return DataError("\n".join(lines), hint=hint)
+
+
+def _open_entry(entry: Entry, lookup: _Lookup) -> _Source:
+    layout = entry.layout
+    rows: Rows
+    if layout.is_empty():
+        layout = Layout(lookup.formatting)
+    if entry.hub_id is not None:
+        split = entry.split or lookup.split
+        rows = _hub_rows(entry.hub_id, split=split, subset=entry.subset, folder=entry.folder)
+    else:
+        assert lookup.dataset_dir is not None
+        assert entry.file_name is not None
+        path = lookup.dataset_dir / entry.file_name
+        if not path.exists():
+            raise DataError(f"{entry.where}: {path} does not exist")
+        rows = _path_rows(path, entry.split or lookup.split)
+    return _Source(entry.where, rows, _drawn(entry, len(rows)), layout)
+
+
+def _drawn(entry: Entry, total: int) -> Sequence[int]:
+    """The numbers of ``num_samples`` rows drawn at random with a fixed seed, in the order of the source."""
+    import numpy as np
+
+    if entry.num_samples is None:
+        return range(total)
+    if entry.num_samples > total:
+        raise DataError(f"{entry.where}: num_samples is {entry.num_samples}, but there are {total} rows")
+    drawn = np.random.default_rng(_DRAW_SEED).permutation(total)[: entry.num_samples]
+    return sorted(int(number) for number in drawn)
+
+
+def _find(path: Path, base_dirs: Sequence[Path]) -> Path | None:
+    """``path`` where it exists: in the working directory, else below the first base folder that has it."""
+    candidates = [path, *(base / path for base in base_dirs)]
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
+def _path_rows(path: Path, split: str) -> Rows:
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        from datasets import load_from_disk
+
+        return _one_dataset(load_from_disk(str(path)), split)
+    return read_rows(path)
+
+
+def _one_dataset(dataset: Any, split: str | None = None) -> Dataset:
+    import datasets
+
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise DataError(
+                f"got a DatasetDict with the splits {', '.join(map(str, dataset))}, expected one dataset",
+                hint="pass one of its splits",
+            )
+        dataset = dataset[split]
+    if not isinstance(dataset, datasets.Dataset):
+        raise DataError(f"a dataset cannot be a {type(dataset).__name__}, expected names, rows or a datasets.Dataset")
+    return dataset
+
+
+def _hub_rows(hub_id: str, *, split: str, subset: str | None = None, folder: str | None = None) -> Dataset:
+    import datasets
+
+    offline = datasets.config.HF_HUB_OFFLINE
+    if not offline and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise DataError(
+            f"hub dataset {hub_id!r}: HF_HUB_OFFLINE was set after huggingface_hub was imported, which ignores it then",
+            hint="set it before Python starts",
+        )
+    try:
+        dataset = datasets.load_dataset(hub_id, name=subset, data_dir=folder, split=split)
+    except Exception as error:
+        # datasets lets errors of its own, of huggingface_hub, of the HTTP client and built-in ones through.
+        hint = "HF_HUB_OFFLINE is set: only datasets in the local cache can be loaded" if offline else None
+        raise DataError(
+            f"hub dataset {hub_id!r} cannot be loaded: {type(error).__name__}: {error}", hint=hint
+        ) from error
+    return _one_dataset(dataset)

@@ -1,0 +1,66 @@
+"""The hooks of dataflex, all of them.
+
+A plugin package declares an entry point in the group ``dataflex`` that names a module (or object) with functions
+decorated with :data:`hookimpl`. The ``register_*`` hooks receive ``register(name, target, summary=...)`` and name
+their components as ``"package.module:Class"``; nothing is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from dataflex.types import Selection, SelectionContext
+
+HOOK_API_VERSION = 1
+"""Grows when a hook changes in a way that plugins can notice."""
+
+PROJECT_NAME = "dataflex"
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+class Register(Protocol):
+    """What the ``register_*`` hooks call, once a component."""
+
+    def __call__(self, name: str, target: str, *, summary: str = "") -> None:
+        """Register ``name`` for ``target``, written ``"package.module:Class"``."""
+
+
+@hookspec
+def register_selectors(register: Register) -> None:
+    """Name selectors: subclasses of :class:`dataflex.Selector`."""
+
+
+@hookspec
+def register_reward_backends(register: Register) -> None:
+    """Name reward backends: subclasses of :class:`dataflex.RewardBackend`."""
+
+
+@hookspec
+def register_projections(register: Register) -> None:
+    """Name projection kinds: subclasses of :class:`dataflex.ProjectionKind`."""
+
+
+@hookspec
+def register_dataset_formats(register: Register) -> None:
+    """Name dataset formats: subclasses of :class:`dataflex.DatasetFormat`."""
+
+
+@hookspec
+def register_commands(cli: click.Group) -> None:
+    """Add commands to the command line."""
+
+
+@hookspec
+def on_selection(selection: Selection, context: SelectionContext) -> None:
+    """Look at a selection before it is trained on (on every rank)."""
+
+
+@hookspec
+def on_train_end(output_dir: str, results: dict[str, Any]) -> None:
+    """Look at a finished run; ``results`` is what ``all_results.json`` holds (main process only)."""

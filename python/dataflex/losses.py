@@ -1,0 +1,68 @@
+"""Losses of a causal language model on label tokens, without logits for the positions that carry none."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from dataflex.data.collate import IGNORE_INDEX, Batch
+from dataflex.model import base_model
+
+
+def trailing_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+    """Logits of the last ``keep`` positions.
+
+    Args:
+        model: Causal language model.
+        input_ids: ``(b, t)`` int64.
+        attention_mask: ``(b, t)`` int64.
+        keep: Positions to return; where the model allows it the others never pass the output head, which would
+            cost a ``(b, t, vocabulary)`` tensor.
+
+    Returns:
+        ``(b, keep, vocabulary)`` float32 (float64 for a float64 model).
+    """
+    extra = {}
+    if "logits_to_keep" in inspect.signature(base_model(model).forward).parameters:
+        extra["logits_to_keep"] = keep
+    logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits
+    return logits[:, -keep:].to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each target token under softmax(logits / temperature).
+
+    Args:
+        logits: ``(b, t, vocabulary)`` floating point.
+        targets: ``(b, t)`` int64; positions with ``IGNORE_INDEX`` give 0.
+        temperature: Temperature T of the sampling distribution, > 0.
+
+    Returns:
+        ``(b, t)``, the dtype of ``logits``.
+    """
+    losses = nn.functional.cross_entropy(
+        (logits / temperature).flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return -losses.view_as(targets)
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Token cross-entropy summed over the label tokens of a batch.
+
+    Args:
+        model: Causal language model.
+        batch: ``(b, t)`` tensors; a label at position j is predicted from the logits at j - 1, so one at position 0
+            does not count.
+
+    Returns:
+        Scalar sum (float32 or wider) and the number of label tokens in it.
+    """
+    columns = (batch.labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero().flatten() + 1
+    if len(columns) == 0:
+        return torch.zeros((), device=batch.labels.device), 0
+    first = int(columns[0])
+    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, batch.labels.shape[1] - first + 1)
+    targets = batch.labels[:, first:]
+    return -token_log_probs(logits[:, :-1], targets).sum(), int((targets != IGNORE_INDEX).sum())

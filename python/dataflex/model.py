@@ -1,0 +1,163 @@
+"""Base model, LoRA adapters and tokenizer: loading, adapting and saving.
+
+Base weights are frozen and kept in the training precision; adapter weights are float32 and run under autocast, as
+peft does by default. Nothing but safetensors is read or written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dataflex.errors import ModelError
+from dataflex.files import atomic_directory, fsync
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or a hub id and make sure that it can pad.
+
+    Raises:
+        ModelError: It cannot be loaded, or it has neither a padding nor an end token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _load_error("tokenizer", name_or_path, error) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"the tokenizer of {name_or_path!r} has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_model(name_or_path: str, *, precision: Precision = "fp32", trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model with weights in ``precision``; only safetensors weights are read.
+
+    Raises:
+        ModelError: The folder or hub id does not hold a loadable causal language model.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=DTYPES[precision], trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise _load_error("model", name_or_path, error) from error
+    return cast(PreTrainedModel, model)
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    rank: int = 8,
+    alpha: int = 16,
+    dropout: float = 0.0,
+    target: str | Sequence[str] = "all",
+) -> PeftModel:
+    """Freeze ``model`` and add a LoRA adapter (Hu et al. 2021, arXiv 2106.09685).
+
+    Args:
+        model: Base model.
+        rank: Rank r of the update B A.
+        alpha: Scale; the update is multiplied by alpha / r.
+        dropout: Dropout on the adapter's input during training.
+        target: ``"all"`` for every linear layer but the output head, or names of modules.
+
+    Raises:
+        ModelError: No module of the model has one of the names.
+    """
+    modules = "all-linear" if target == "all" else [target] if isinstance(target, str) else list(target)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        linear = sorted(
+            {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        )
+        raise ModelError(
+            f"lora_target {target!r} fits no module of {type(model).__name__}: {error}",
+            hint=f"linear layers here: {', '.join(linear)}; or lora_target: all",
+        ) from error
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
+    """Put an existing adapter on ``model`` and go on training it.
+
+    Raises:
+        ModelError: ``path`` holds no adapter in safetensors form.
+    """
+    try:
+        adapted = PeftModel.from_pretrained(model, str(path), is_trainable=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise _load_error("adapter", str(path), error) from error
+    return adapted
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write adapter (or full model) and tokenizer files into ``directory``, each file atomically.
+
+    Other files of the directory stay.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(directory / ".model") as staged:
+        cast(PreTrainedModel, model).save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        (staged / "README.md").unlink(missing_ok=True)
+    staged = directory / ".model"
+    for file in sorted(staged.iterdir()):
+        file.replace(directory / file.name)
+    staged.rmdir()
+    fsync(directory)
+
+
+def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters with ``requires_grad``, in ``named_parameters`` order: it fixes the parameter index.
+
+    Raises:
+        ModelError: Nothing is trainable.
+    """
+    found = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not found:
+        raise ModelError("the model has no trainable parameters", hint="add a LoRA adapter (dataflex.model.add_lora)")
+    return found
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run the block in eval mode; train/eval mode of every module and all RNG states are restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The transformers model below a distributed and a peft wrapper, or ``model`` itself."""
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+
+
+def _load_error(what: str, name: str, error: Exception) -> ModelError:
+    first = str(error).strip().split("\n")[0]
+    hint = None
+    if not Path(name).exists():
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        hint = f"there is no folder {name!r}"
+        hint += " and HF_HUB_OFFLINE forbids the hub" if offline else "; as a hub id it could not be fetched"
+    return ModelError(f"cannot load the {what} {name!r}: {first}", hint=hint)

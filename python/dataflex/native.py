@@ -1,0 +1,54 @@
+"""Access to the native kernels, and the announcement of what is used in their place.
+
+``dataflex._native`` may be missing (installed with ``DATAFLEX_NATIVE=0``, no compiler, another platform): everything
+then runs in plain torch, with the same results. ``DATAFLEX_NATIVE=0`` at run time asks for that as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+API_VERSION = 1
+"""Version of the extension's functions that this package calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeStatus:
+    """Whether the native kernels are used, and why.
+
+    Attributes:
+        module: ``dataflex._native``, or None.
+        reason: Where it was found, or why it is not used.
+    """
+
+    module: ModuleType | None
+    reason: str
+
+
+@cache
+def native_status() -> NativeStatus:
+    """Import the native kernels once."""
+    if os.environ.get("DATAFLEX_NATIVE") == "0":
+        return NativeStatus(None, "DATAFLEX_NATIVE=0")
+    try:
+        module = importlib.import_module("dataflex._native")
+    except ImportError as error:
+        return NativeStatus(None, f"{type(error).__name__}: {error}")
+    if module.API_VERSION != API_VERSION:
+        return NativeStatus(
+            None,
+            f"{module.__file__} was built for version {module.API_VERSION} of its functions, expected {API_VERSION}; "
+            "reinstall dataflex-sdk",
+        )
+    return NativeStatus(module, str(module.__file__))
+
+
+@cache
+def announce(message: str) -> None:
+    """Warn about a slower path, once a process and message."""
+    warnings.warn(message, RuntimeWarning, stacklevel=3)

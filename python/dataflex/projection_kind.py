@@ -1,0 +1,130 @@
+"""The contract of a projection kind: what a plugin implements to add one.
+
+A kind makes accumulators; an accumulator turns blocks of gradients into features. Blocks may come in any order and of
+any width, so a kind must address its matrix by parameter index, never by call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dataflex.adam import AdamMoments
+from dataflex.configurable import ComponentConfig, ConfigT, Configurable
+from dataflex.errors import ProjectionError
+
+VALUE_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+class ProjectionConfig(ComponentConfig):
+    """What every kind of projection is built from."""
+
+    dim: int = Field(ge=1, description="dimension k of the features")
+    seed: int = Field(0, ge=0, lt=2**64, description="seed of the matrix")
+
+
+class Accumulator(ABC):
+    """Features of b rows in the making, fed with blocks of parameters in any order, each parameter at most once.
+
+    Either every block comes with the moments of its parameters, or none does.
+
+    Attributes:
+        rows: b.
+        dim: k.
+        device: Where the blocks must lie.
+    """
+
+    def __init__(self, rows: int, dim: int, device: torch.device | str) -> None:
+        self.rows = rows
+        self.dim = dim
+        self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+        self._settings: tuple[Any, ...] | None = None
+        self._started = False
+
+    def add(self, block: Tensor, offset: int, adam: AdamMoments | None = None) -> None:
+        """Add the gradients of parameters ``offset`` to ``offset + n``.
+
+        Args:
+            block: ``(b, n)`` float32, bfloat16 or float16; rows may be strided, values of a row are contiguous.
+            offset: Parameter index of the first column.
+            adam: Moments of those n parameters: the values are normalised first.
+
+        Raises:
+            ProjectionError: Shape, dtype, layout, device or moments do not fit.
+        """
+        self._check(block, offset, adam)
+        settings = None if adam is None else adam.settings
+        if self._started and settings != self._settings:
+            raise ProjectionError(
+                f"blocks of one gradient must share step, betas, eps and variant of the moments: "
+                f"got {settings} after {self._settings}"
+            )
+        self._settings, self._started = settings, True
+        self._add(block.detach(), offset, adam)
+
+    @abstractmethod
+    def _add(self, block: Tensor, offset: int, adam: AdamMoments | None) -> None:
+        """Add a block that was checked."""
+
+    @abstractmethod
+    def features(self) -> Tensor:
+        """``(b, k)`` float32 features of what was added; NaN in a row whose values are not all finite."""
+
+    def _check(self, block: Tensor, offset: int, adam: AdamMoments | None) -> None:
+        shape = tuple(block.shape)
+        problems = []
+        if block.ndim != 2 or shape[0] != self.rows:
+            problems.append(f"gradients must have shape ({self.rows}, n), got {shape}")
+        elif shape[1] > 1 and block.stride(1) != 1:
+            problems.append(f"values of a row must be contiguous, got strides {block.stride()}: call .contiguous()")
+        if block.dtype not in VALUE_TYPES:
+            problems.append(f"gradients must be float32, bfloat16 or float16, got {block.dtype}")
+        if block.device != self.device:
+            problems.append(f"gradients must be on {self.device}, got {block.device}")
+        if offset < 0:
+            problems.append(f"offset must be at least 0, got {offset}")
+        if adam is not None and len(adam) != shape[-1]:
+            problems.append(f"moments of {len(adam)} parameters do not fit gradients of {shape[-1]}")
+        if adam is not None and adam.exp_avg.device != block.device:
+            problems.append(f"moments are on {adam.exp_avg.device}, gradients on {block.device}")
+        if problems:
+            raise ProjectionError("; ".join(problems))
+
+
+class ProjectionKind(Configurable[ConfigT], ABC):
+    """One way to project; built from ``dim``, ``seed`` and its own options.
+
+    A subclass names its options in ``Config`` (a :class:`ProjectionConfig`) and implements :meth:`accumulator`.
+
+    Attributes:
+        version: Grows when the same options give another matrix.
+    """
+
+    name: ClassVar[str] = "projection"
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def accumulator(
+        self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
+    ) -> Accumulator:
+        """Start the features of ``rows`` rows; ``exponents`` are what :meth:`row_exponents` gave."""
+
+    def row_exponents(self, grads: Tensor) -> Tensor | None:
+        """What the kind must know of raw gradients ``(b, p)`` before their first block; None if nothing."""
+        del grads
+        return None
+
+    def project(self, grads: Tensor, adam: AdamMoments | None = None) -> Tensor:
+        """Project whole rows; see :meth:`Projector.project`."""
+        exponents = self.row_exponents(grads) if adam is None else None
+        accumulator = self.accumulator(grads.shape[0], device=grads.device, exponents=exponents)
+        accumulator.add(grads, 0, adam)
+        return accumulator.features()
+
+    def spec(self) -> dict[str, Any]:
+        """JSON-able facts that fix the matrix, for fingerprints."""
+        return {"kind": self.name, "version": self.version, **self.config.model_dump(mode="json")}

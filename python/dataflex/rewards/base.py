@@ -1,0 +1,173 @@
+"""The contract of a reward backend, and what the backends of dataflex share: failures, counters, ``on_error``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dataflex.configurable import ComponentConfig, ConfigT, Configurable
+from dataflex.errors import RewardError
+from dataflex.types import RewardRequest
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "zero", "skip"]
+
+SHOWN_FAILURES = 5
+"""How many failed answers an error message spells out."""
+
+
+class RewardConfig(ComponentConfig):
+    """Base of every backend's parameters."""
+
+    on_error: OnError = Field(
+        default="raise",
+        description="an answer that cannot be scored: raise an error, count it as reward 0, or skip the answer",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an answer has no reward.
+
+    Attributes:
+        reason: One line for the user, without secrets.
+        error: The exception behind it, where a traceback helps and cannot hold a secret.
+    """
+
+    reason: str
+    error: Exception | None = None
+
+
+@dataclass
+class RewardStats:
+    """Counters of a backend since it was built.
+
+    Attributes:
+        scored: Answers that got a reward.
+        failed: Answers that could not be scored, whatever ``on_error`` made of them.
+        requests: Prompts sent to a judge, each attempt counted once.
+        cache_hits: Answers whose judgement was there already: in the cache, or asked for by an equal answer.
+        retries: Requests that were repetitions.
+        unparsable: Judge replies that were not a score.
+        seconds: Wall-clock time spent in ``score``.
+    """
+
+    scored: int = 0
+    failed: int = 0
+    requests: int = 0
+    cache_hits: int = 0
+    retries: int = 0
+    unparsable: int = 0
+    seconds: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the block's duration to ``seconds``, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class RewardBackend(Configurable[ConfigT], ABC):
+    """Scores answers: ``score`` is called with all requests of a round at once."""
+
+    name: ClassVar[str] = "reward"
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(**params)
+        self._stats = RewardStats()
+
+    def check(self) -> None:
+        """Raise before training starts if the backend cannot work (missing key, package or model)."""
+        return None
+
+    @abstractmethod
+    def score(self, requests: Sequence[RewardRequest]) -> list[float | None]:
+        """Score answers.
+
+        Returns:
+            One finite reward a request, in the order of the requests; None where the answer could not be scored and
+            ``on_error`` is ``skip``. A failure is never silently a number.
+
+        Raises:
+            RewardError: An answer could not be scored and ``on_error`` is ``raise``.
+        """
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters since the backend was built: the fields of :class:`RewardStats`."""
+        return asdict(self._stats)
+
+    def close(self) -> None:
+        """Free what the backend holds (engines, connections)."""
+        return None
+
+
+def settle(
+    outcomes: Sequence[float | Failure],
+    requests: Sequence[RewardRequest],
+    *,
+    backend: str,
+    on_error: OnError,
+    stats: RewardStats,
+) -> list[float | None]:
+    """Turn outcomes into rewards as ``on_error`` says, and count them.
+
+    Args:
+        outcomes: One reward or failure a request.
+        requests: The requests, in the same order.
+        backend: Name of the backend, for messages.
+        on_error: ``raise``: any failure is an error; ``zero``: failures are reward 0; ``skip``: failures are None.
+        stats: Counters that are added to.
+
+    Raises:
+        RewardError: There are failures and ``on_error`` is ``raise``.
+    """
+    failures = [
+        (request, outcome) for request, outcome in zip(requests, outcomes, strict=True) if isinstance(outcome, Failure)
+    ]
+    stats.scored += len(outcomes) - len(failures)
+    stats.failed += len(failures)
+    if failures and on_error == "raise":
+        raise RewardError(
+            f"reward backend {backend!r} could not score {len(failures)} of {len(requests)} answers: "
+            + _listed(failures),
+            hint="on_error: skip leaves such answers out, on_error: zero counts them as reward 0",
+        ) from failures[0][1].error
+    if failures:
+        done = "counted as reward 0" if on_error == "zero" else "left out"
+        logger.warning(
+            "reward backend %r: %d of %d answers could not be scored and were %s (on_error: %s): %s",
+            *(backend, len(failures), len(requests), done, on_error, _listed(failures)),
+        )
+    substitute = 0.0 if on_error == "zero" else None
+    return [substitute if isinstance(outcome, Failure) else outcome for outcome in outcomes]
+
+
+def _listed(failures: Sequence[tuple[RewardRequest, Failure]]) -> str:
+    lines = [f"sample {request.sample_id!r}: {failure.reason}" for request, failure in failures[:SHOWN_FAILURES]]
+    if len(failures) > SHOWN_FAILURES:
+        lines.append(f"and {len(failures) - SHOWN_FAILURES} more")
+    return "; ".join(lines)
+
+
+def check_rewards(rewards: Sequence[float | None], requests: Sequence[RewardRequest], backend: str) -> None:
+    """Raise RewardError unless there is one finite number or None a request."""
+    if len(rewards) != len(requests):
+        raise RewardError(f"reward backend {backend!r} returned {len(rewards)} rewards for {len(requests)} requests")
+    for reward, request in zip(rewards, requests, strict=True):
+        if reward is not None and not isfinite(reward):
+            raise RewardError(
+                f"reward backend {backend!r} returned {reward!r} for sample {request.sample_id!r}, expected a finite "
+                "number, or None for an answer that cannot be scored"
+            )

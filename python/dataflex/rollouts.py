@@ -1,0 +1,281 @@
+"""Monte Carlo answers of the model in training.
+
+An answer is drawn token by token from pi_T = softmax(logits / T). The draw inverts the cumulative distribution at one
+uniform number a token, and every answer has its own stream of uniforms, seeded by (seed, step, sample id, answer
+number): an answer does not depend on which others share its batch, nor on their order, beyond the rounding of the
+model's own batched arithmetic. Token ids are kept as sampled, with the end token when it was sampled; text is for
+rewards only and is never tokenised again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+
+from dataflex.files import write_json, write_text
+from dataflex.model import base_model, undisturbed
+from dataflex.progress import progress_bar
+from dataflex.types import Autocast
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are drawn.
+
+    Attributes:
+        temperature: T > 0.
+        max_new_tokens: Longest answer in tokens.
+        top_k: Draw from the k likeliest tokens only (0: all of them).
+        top_p: Draw from the smallest set of tokens with this probability (1: all of them).
+
+    A truncated draw makes the policy gradient a biased estimate: its log-probabilities stay those of pi_T.
+    """
+
+    temperature: float
+    max_new_tokens: int
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is answered: an evaluation sample's id and the token ids of its prompt."""
+
+    sample_id: str
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled answer.
+
+    Attributes:
+        sample_id: ``Sample.id`` of the evaluation sample.
+        answer: Number m of the answer, from 0.
+        token_ids: Sampled ids; the end token is included when it was sampled.
+        log_probs: log pi_T of each sampled token, the same length.
+        finished: True when the end token was sampled, False when ``max_new_tokens`` cut the answer.
+        text: The decoded answer, without special tokens.
+        reward: Filled in by the reward backend; None if it could not be scored.
+    """
+
+    sample_id: str
+    answer: int
+    token_ids: list[int]
+    log_probs: list[float]
+    finished: bool
+    text: str
+    reward: float | None = None
+
+
+def sample_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    answers_per_prompt: int,
+    stop_token_ids: set[int],
+    seed: int,
+    step: int,
+    batch_size: int,
+    autocast: Autocast,
+    show_progress: bool = True,
+) -> list[Rollout]:
+    """Draw ``answers_per_prompt`` answers of every prompt.
+
+    Args:
+        model: The policy in its current state; left undisturbed.
+        tokenizer: Decodes answers; its padding token fills batches.
+        prompts: q prompts.
+        sampling: Distribution and length.
+        answers_per_prompt: M.
+        stop_token_ids: Tokens that end an answer.
+        seed: Seed of the streams, together with ``step``.
+        step: Optimizer steps taken.
+        batch_size: Answers drawn at once; prompts of similar length share a batch.
+        autocast: The trainer's forward context.
+        show_progress: Show a progress bar.
+
+    Returns:
+        q * M answers, ordered by prompt, then by answer number.
+    """
+    jobs = [(prompt, answer) for prompt in prompts for answer in range(answers_per_prompt)]
+    order = sorted(range(len(jobs)), key=lambda job: len(jobs[job][0].token_ids))
+    found: dict[int, Rollout] = {}
+    with (
+        undisturbed(model),
+        neutral_generation(model),
+        torch.no_grad(),
+        autocast(),
+        progress_bar(len(jobs), "sampling answers", unit="answer", disable=not show_progress) as bar,
+    ):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [jobs[job] for job in chosen]
+            streams = [answer_stream(seed, step, prompt.sample_id, answer) for prompt, answer in batch]
+            drawn = _draw_batch(model, tokenizer, batch, sampling, stop_token_ids, streams)
+            found.update(zip(chosen, drawn, strict=True))
+            bar.update(len(batch))
+    return [found[job] for job in range(len(jobs))]
+
+
+def answer_stream(seed: int, step: int, sample_id: str, answer: int) -> np.random.Generator:
+    """The uniform numbers of one answer: a Philox generator keyed by its arguments."""
+    key = hashlib.blake2b(f"{seed}\0{step}\0{sample_id}\0{answer}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
+
+
+class RolloutFile:
+    """Answers and rewards of one round: JSON lines, one answer a line, and a sidecar that says what they are for.
+
+    The sidecar (``.meta.json``) holds the fingerprint and the SHA-256 of the lines and is written last: answers
+    count only if both fit.
+
+    Args:
+        path: The ``.jsonl`` file.
+        fingerprint: JSON-able facts that fix the answers and rewards.
+    """
+
+    def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
+        self.path = path
+        self._sidecar = path.with_suffix(".meta.json")
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+
+    def read(self) -> list[Rollout] | None:
+        """The stored answers, or None if there are none of this fingerprint."""
+        try:
+            meta = json.loads(self._sidecar.read_text(encoding="utf-8"))
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+        if meta != {"fingerprint": self._fingerprint, "sha256": _sha256(text)}:
+            return None
+        return [Rollout(**json.loads(line)) for line in text.splitlines()]
+
+    def write(self, rollouts: Sequence[Rollout]) -> None:
+        """Store the answers atomically."""
+        text = "".join(json.dumps(asdict(rollout), ensure_ascii=True) + "\n" for rollout in rollouts)
+        write_text(self.path, text)
+        write_json(self._sidecar, {"fingerprint": self._fingerprint, "sha256": _sha256(text)})
+
+
+@contextmanager
+def neutral_generation(model: nn.Module) -> Iterator[None]:
+    """Hide the model's own generation defaults (repetition penalty, truncation, ...): ``generate`` would merge them."""
+    target: Any = base_model(model)
+    own = target.generation_config
+    target.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        target.generation_config = own
+
+
+class InverseTransformSampler(LogitsProcessor):
+    """Turns ``generate``'s greedy search into sampling from softmax(logits / T) with given uniform numbers.
+
+    Every step keeps one token a row: the first whose cumulative probability exceeds the row's uniform number. Its
+    log-probability under pi_T is recorded.
+
+    Args:
+        sampling: Temperature and truncation.
+        uniforms: ``(b, max_new_tokens)`` float64 in [0, 1).
+    """
+
+    def __init__(self, sampling: Sampling, uniforms: NDArray[np.float64]) -> None:
+        self.sampling = sampling
+        self.uniforms = torch.from_numpy(uniforms)
+        self.log_probs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Replace ``scores`` ``(b, vocabulary)`` by one that is -inf everywhere but at the drawn token."""
+        full = torch.log_softmax(scores.double() / self.sampling.temperature, dim=-1)
+        cumulative = truncated(full, self.sampling).exp().cumsum(dim=-1)
+        uniform = self.uniforms[:, len(self.log_probs)].to(scores.device)
+        # Scaling by the last sum keeps the draw below it whatever the rounding of the cumulative sum.
+        threshold = (uniform * cumulative[:, -1]).unsqueeze(1)
+        token = torch.searchsorted(cumulative, threshold, right=True).clamp_max(scores.shape[-1] - 1)
+        self.log_probs.append(full.gather(1, token).squeeze(1).cpu())
+        return torch.full_like(scores, float("-inf")).scatter_(1, token, 0.0)
+
+
+def truncated(log_probs: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities ``(b, vocabulary)`` with tokens outside top-k / top-p at -inf, not renormalised."""
+    kept = log_probs
+    if sampling.top_k > 0:
+        threshold = log_probs.topk(min(sampling.top_k, log_probs.shape[-1]), dim=-1).values[:, -1:]
+        kept = kept.masked_fill(kept < threshold, float("-inf"))
+    if sampling.top_p < 1.0:
+        ordered, order = kept.sort(dim=-1, descending=True)
+        before = ordered.exp().cumsum(dim=-1) - ordered.exp()
+        outside = before >= sampling.top_p * kept.exp().sum(dim=-1, keepdim=True)
+        kept = kept.masked_fill(torch.zeros_like(outside).scatter(1, order, outside), float("-inf"))
+    return kept
+
+
+def _draw_batch(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Sequence[tuple[Prompt, int]],
+    sampling: Sampling,
+    stop_token_ids: set[int],
+    streams: Sequence[np.random.Generator],
+) -> list[Rollout]:
+    device = next(model.parameters()).device
+    width = max(len(prompt.token_ids) for prompt, _ in batch)
+    input_ids = torch.full((len(batch), width), int(tokenizer.pad_token_id), dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, (prompt, _) in enumerate(batch):
+        input_ids[row, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+        attention_mask[row, width - len(prompt.token_ids) :] = 1
+    sampler = InverseTransformSampler(
+        sampling, np.stack([stream.random(sampling.max_new_tokens) for stream in streams])
+    )
+    generated = model.generate(
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(stop_token_ids),
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        logits_processor=LogitsProcessorList([sampler]),
+    )
+    tokens = generated[:, width:].tolist()
+    log_probs = torch.stack(sampler.log_probs, dim=1).tolist()
+    return [
+        _rollout(prompt.sample_id, answer, row_tokens, row_log_probs, stop_token_ids, tokenizer)
+        for (prompt, answer), row_tokens, row_log_probs in zip(batch, tokens, log_probs, strict=True)
+    ]
+
+
+def _rollout(
+    sample_id: str,
+    answer: int,
+    tokens: list[int],
+    log_probs: list[float],
+    stop_token_ids: set[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Rollout:
+    ends = [position for position, token in enumerate(tokens) if token in stop_token_ids]
+    length = ends[0] + 1 if ends else len(tokens)
+    ids = tokens[:length]
+    text = tokenizer.decode(ids[:-1] if ends else ids, skip_special_tokens=True)
+    return Rollout(sample_id, answer, ids, log_probs[:length], bool(ends), str(text))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

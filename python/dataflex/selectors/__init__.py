@@ -1,0 +1,1 @@
+"""Selectors: each one decides which candidates the next phase trains on."""

@@ -1,0 +1,81 @@
+"""Hyper-parameters of the training loop; names as in transformers and LLaMA-Factory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dataflex.configurable import validation_lines
+from dataflex.errors import ConfigError
+
+
+class TrainingArguments(BaseModel):
+    """Arguments of :class:`dataflex.Trainer`.
+
+    Raises:
+        ConfigError: Every wrong or unknown argument, all at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    output_dir: Path = Field(description="folder of everything that the run writes")
+    overwrite_output_dir: bool = Field(False, description="start over in a folder that is not empty")
+    resume_from_checkpoint: bool | Path = Field(
+        False, description="true: the last checkpoint of output_dir; or the folder of a checkpoint"
+    )
+    seed: int = Field(42, ge=0)
+    template: str | None = Field(None, description="chat template by name; null: the tokenizer's own")
+    cutoff_len: int = Field(2048, ge=2, description="longest sample in tokens")
+    per_device_train_batch_size: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    num_train_epochs: float = Field(1.0, gt=0, description="how often the schedule is gone through")
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    lr_scheduler_type: str = Field("cosine", description="name of a transformers scheduler")
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="share of the steps in which the learning rate rises")
+    bf16: bool = False
+    fp16: bool = False
+    gradient_checkpointing: bool = False
+    disable_shuffling: bool = Field(False, description="random phases go through the dataset in its own order")
+    selection_repeats: bool = Field(False, description="a phase may be longer than the dataset; samples then repeat")
+    logging_steps: int = Field(10, ge=1)
+    save_steps: int = Field(100, ge=1)
+    save_total_limit: int | None = Field(None, ge=1)
+    save_only_model: bool = Field(False, description="checkpoints without optimizer state: smaller, not resumable")
+    plot_loss: bool = True
+    report_to: list[str] = Field(default_factory=list, description="names of accelerate's trackers")
+    run_name: str | None = None
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    eval_steps: int = Field(100, ge=1)
+    per_device_eval_batch_size: int = Field(8, ge=1)
+    metric_for_best_model: str = "eval_loss"
+    greater_is_better: bool = False
+    load_best_model_at_end: bool = False
+    early_stopping_steps: int | None = Field(None, ge=1, description="evaluations without progress before the end")
+    early_stopping_min_delta: float = Field(0.0, ge=0)
+    task_column: str = Field("task", description="column that groups samples in reports")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError([f"training argument {line}" for line in validation_lines(error)]) from error
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingArguments:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 exclude each other")
+        if self.eval_strategy == "no" and (self.load_best_model_at_end or self.early_stopping_steps):
+            raise ValueError("load_best_model_at_end and early_stopping_steps need eval_strategy steps or epoch")
+        return self
+
+    @property
+    def mixed_precision(self) -> Literal["no", "bf16", "fp16"]:
+        """The name that accelerate gives to the precision of the forward pass."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"

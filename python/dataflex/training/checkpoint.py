@@ -1,0 +1,203 @@
+"""Checkpoints that survive a kill and hold no pickle.
+
+A checkpoint is a folder ``checkpoint-STEP``: model and tokenizer files, ``optimizer.safetensors`` (moments by parameter
+name), ``rng.safetensors``, ``state.json`` and, written last, ``manifest.json`` with the SHA-256 of every file. It is
+built aside and renamed into place; one that does not match its manifest is passed over with a message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dataflex.errors import CheckpointError
+from dataflex.files import atomic_directory
+from dataflex.model import trainable_parameters
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "checkpoint-"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+RNG = "rng.safetensors"
+ADAPTER = "adapter_model.safetensors"
+WEIGHTS = "model.safetensors"
+
+
+def save_checkpoint(
+    directory: Path,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        directory: Final folder.
+        model: Unwrapped model.
+        tokenizer: Saved beside it.
+        optimizer: Its moments are saved; None saves a model that cannot be resumed from.
+        state: JSON-able state of the run.
+    """
+    with atomic_directory(directory) as staged:
+        cast(PreTrainedModel, model).save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        if optimizer is not None:
+            tensors, steps = _optimizer_state(model, optimizer)
+            save_file(tensors, staged / OPTIMIZER)
+            save_file(_rng_tensors(), staged / RNG)
+            whole = {**(state or {}), "optimizer_steps": steps, "python_rng": _python_rng()}
+            (staged / STATE).write_text(json.dumps(whole, allow_nan=False), encoding="utf-8")
+        files = sorted(path for path in staged.rglob("*") if path.is_file())
+        sums = {str(path.relative_to(staged)): _sha256(path) for path in files}
+        (staged / MANIFEST).write_text(json.dumps({"files": sums}, indent=2), encoding="utf-8")
+
+
+def load_weights(directory: Path, model: nn.Module) -> None:
+    """Load the adapter (or the full model) that :func:`save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: The folder holds no weights for this model.
+    """
+    if isinstance(model, PeftModel) and (directory / ADAPTER).exists():
+        outcome: Any = set_peft_model_state_dict(model, load_file(directory / ADAPTER))
+        if outcome.unexpected_keys:
+            raise CheckpointError(f"{directory} holds another adapter: it has {outcome.unexpected_keys[:3]} ...")
+    elif not isinstance(model, PeftModel) and (directory / WEIGHTS).exists():
+        load_model(model, directory / WEIGHTS)
+    else:
+        raise CheckpointError(f"{directory} holds no weights for {type(model).__name__}")
+
+
+def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore weights, optimizer moments and random number generators; returns the run's state.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, was saved without optimizer state, or is of another model.
+    """
+    problem = damage(directory)
+    if problem:
+        raise CheckpointError(f"{directory}: {problem}")
+    if not (directory / STATE).exists():
+        raise CheckpointError(f"{directory} was saved with save_only_model: it cannot be resumed from")
+    state: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
+    load_weights(directory, model)
+    _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), state.pop("optimizer_steps"))
+    _restore_rng(load_file(directory / RNG), state.pop("python_rng"))
+    return state
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest intact checkpoint that can be resumed from; damaged ones are named and passed over."""
+    for directory in reversed(checkpoints(output_dir)):
+        problem = damage(directory)
+        if problem:
+            logger.warning("%s is passed over: %s", directory, problem)
+        elif (directory / STATE).exists():
+            return directory
+    return None
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    found = [path for path in output_dir.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
+    """Keep the newest ``limit`` checkpoints."""
+    if limit is not None:
+        for directory in checkpoints(output_dir)[:-limit]:
+            shutil.rmtree(directory)
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        sums = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"its manifest cannot be read ({type(error).__name__})"
+    for name, expected in sums.items():
+        file = directory / name
+        if not file.exists():
+            return f"{name} is missing"
+        if _sha256(file) != expected:
+            return f"{name} was altered or is torn"
+    return None
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors by ``parameter/entry`` and the step count of each parameter."""
+    tensors: dict[str, Tensor] = {}
+    steps: dict[str, float] = {}
+    for name, parameter in trainable_parameters(model):
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            if entry == "step":
+                steps[name] = float(value)
+            else:
+                tensors[f"{name}/{entry}"] = value.detach().cpu().contiguous()
+    return tensors, steps
+
+
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], steps: dict[str, float]
+) -> None:
+    parameters = dict(trainable_parameters(model))
+    unknown = sorted({*steps, *(key.rsplit("/", 1)[0] for key in tensors)} - set(parameters))
+    if unknown:
+        raise CheckpointError(f"the optimizer state names parameters that this model does not train: {unknown[:3]} ...")
+    for name, step in steps.items():
+        # torch keeps the step count of AdamW as a float32 scalar on the CPU.
+        optimizer.state[parameters[name]]["step"] = torch.tensor(step, dtype=torch.float32)
+    for key, value in tensors.items():
+        name, entry = key.rsplit("/", 1)
+        optimizer.state[parameters[name]][entry] = value.to(parameters[name].device)
+
+
+def _rng_tensors() -> dict[str, Tensor]:
+    tensors = {"cpu": torch.get_rng_state()}
+    for device in range(torch.cuda.device_count()):
+        tensors[f"cuda:{device}"] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def _python_rng() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    # numpy's legacy global state: transformers and peft draw from it in places.
+    kind, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
+    }
+
+
+def _restore_rng(tensors: dict[str, Tensor], python: dict[str, Any]) -> None:
+    torch.set_rng_state(tensors["cpu"])
+    for device in range(torch.cuda.device_count()):
+        if f"cuda:{device}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda:{device}"], device)
+    version, words, gauss = python["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = python["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

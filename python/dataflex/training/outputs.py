@@ -1,0 +1,79 @@
+"""Files that a run leaves behind: selections, results, model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.errors import SelectionError
+from dataflex.files import atomic_path, write_text
+from dataflex.types import Selection, group_names
+
+SELECTION_METADATA = b"dataflex"
+
+
+def check_selection(selection: Selection, num_candidates: int, num_samples: int) -> None:
+    """Raise SelectionError unless the selection is ``num_samples`` distinct positions in range, with n scores."""
+    indices = selection.indices
+    problems = []
+    if indices.dtype != np.int64 or indices.shape != (num_samples,):
+        problems.append(f"indices are {indices.dtype}{indices.shape}, expected int64({num_samples},)")
+    elif len(np.unique(indices)) != num_samples:
+        problems.append(f"indices repeat: {num_samples - len(np.unique(indices))} of {num_samples}")
+    if indices.size and (indices.min() < 0 or indices.max() >= num_candidates):
+        problems.append(f"indices reach from {indices.min()} to {indices.max()}, there are {num_candidates} candidates")
+    if selection.scores is not None and selection.scores.shape != (num_candidates,):
+        problems.append(f"scores have shape {selection.scores.shape}, expected ({num_candidates},)")
+    if problems:
+        raise SelectionError(f"selector {selection.selector!r} returned a wrong selection: {'; '.join(problems)}")
+
+
+def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset, task_column: str) -> None:
+    """Write one row a candidate: ``index`` (position), ``row`` (in the source), ``id``, ``task``, ``score``, ``rank``.
+
+    ``rank`` counts the chosen from 0, best first, and is null for the others, as is ``score`` where the method has
+    none. The schema's metadata holds selector, step, round and report as JSON under ``dataflex``.
+    """
+    n = len(dataset)
+    rank: list[int | None] = [None] * n
+    for place, index in enumerate(selection.indices.tolist()):
+        rank[index] = place
+    samples = dataset.samples
+    facts = {key: getattr(selection, key) for key in ("selector", "step", "round")} | {"report": selection.report}
+    table = pa.table(
+        {
+            "index": pa.array(range(n), pa.int64()),
+            "row": pa.array([sample.row for sample in samples], pa.int64()),
+            "id": pa.array([sample.id for sample in samples], pa.string()),
+            "task": pa.array(group_names(samples, task_column), pa.string()),
+            "score": pa.array([None] * n if selection.scores is None else selection.scores, pa.float64()),
+            "chosen": pa.array([place is not None for place in rank], pa.bool_()),
+            "rank": pa.array(rank, pa.int64()),
+        }
+    ).replace_schema_metadata({SELECTION_METADATA: json.dumps(facts).encode()})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def write_model_card(output_dir: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``README.md`` with the metadata block that model hubs read."""
+    lines = ["---", "library_name: peft", "tags:", "- dataflex", "- lora"]
+    if facts.get("base_model"):
+        lines.append(f"base_model: {json.dumps(str(facts['base_model']))}")
+    lines += ["---", "", f"# {output_dir.name}", ""]
+    lines.append("An adapter that was fine-tuned with dataflex: training samples were selected while it was trained.")
+    lines += ["", "| | |", "|---|---|"]
+    lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items() if value is not None]
+    lines += ["", "Which samples were selected, with their scores: `selections/`. Configuration: `config.yaml`.", ""]
+    write_text(output_dir / "README.md", "\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("\n", " ").replace("|", "\\|")

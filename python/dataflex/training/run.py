@@ -1,0 +1,165 @@
+"""From a configuration to a finished run: selector, data, model, schedule, trainer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from accelerate.utils import set_seed
+from torch import nn
+
+from dataflex.config import RunConfig, load_config, validate_component
+from dataflex.data.dataset import TokenizedDataset, tokenize
+from dataflex.data.sources import load_samples
+from dataflex.data.templates import ChatTemplate
+from dataflex.errors import ConfigError
+from dataflex.model import Precision, add_lora, load_adapter, load_model, load_tokenizer
+from dataflex.selectors.base import Selector
+from dataflex.training.arguments import TrainingArguments
+from dataflex.training.schedule import Schedule
+from dataflex.training.trainer import Trainer
+from dataflex.types import Sample
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: str | Path | RunConfig, *overrides: str) -> dict[str, Any]:
+    """Train as a YAML file (or a loaded configuration) describes.
+
+    Args:
+        config: Path of a YAML file with LLaMA-Factory's keys, or what :func:`dataflex.load_config` returned.
+        *overrides: ``key=value`` texts that replace keys of the file.
+
+    Returns:
+        What ``all_results.json`` holds.
+
+    Raises:
+        ConfigError: Every problem of the configuration, with file and line.
+        DataflexError: Anything else that stops the run; nothing is computed before data and sizes are checked.
+
+    Example:
+        >>> results = dataflex.train("nice.yaml", "learning_rate=2e-4")
+    """
+    if not isinstance(config, RunConfig):
+        config = load_config(config, list(overrides))
+    elif overrides:
+        raise ConfigError("overrides need the path of a configuration file, not a loaded configuration")
+    return train_from_config(config)
+
+
+def train_from_config(config: RunConfig) -> dict[str, Any]:
+    """Run the training that a loaded configuration describes; see :func:`train`."""
+    for warning in config.warnings():
+        logger.warning("%s", warning)
+    selector = build_selector(config)
+    tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
+    template = ChatTemplate.load(config.template, tokenizer)
+    training, evaluation = load_datasets(config, template)
+    trainer = Trainer(
+        build_model(config),
+        tokenizer,
+        training,
+        evaluation,
+        selector,
+        schedule=build_schedule(config, len(training)),
+        args=training_arguments(config),
+    )
+    trainer.run_config = config.to_yaml()
+    return trainer.train()
+
+
+def build_selector(config: RunConfig) -> Selector[Any] | None:
+    """The configured selector with validated parameters; None for ``train_type: static``."""
+    if config.train_type == "static":
+        return None
+    spec = config.component()
+    selector = validate_component(spec).from_params(dict(spec.params))
+    return cast(Selector[Any], selector)
+
+
+def build_model(config: RunConfig) -> nn.Module:
+    """Base model with a new LoRA adapter, or with the one that ``adapter_name_or_path`` names."""
+    precision: Precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
+    set_seed(config.seed)
+    base = load_model(
+        config.locate(config.model_name_or_path), precision=precision, trust_remote_code=config.trust_remote_code
+    )
+    if config.adapter_name_or_path is not None:
+        return cast(nn.Module, load_adapter(base, config.locate(config.adapter_name_or_path)))
+    adapted = add_lora(
+        base,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha or 2 * config.lora_rank,
+        dropout=config.lora_dropout,
+        target=config.lora_target,
+    )
+    return cast(nn.Module, adapted)
+
+
+def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedDataset, TokenizedDataset | None]:
+    """Tokenised training and evaluation sets; ``val_size`` splits the latter off the former."""
+    samples = _load(config, config.dataset)
+    evaluation = None if config.eval_dataset is None else _load(config, config.eval_dataset)
+    if config.val_size > 0:
+        samples, evaluation = split_samples(samples, config.val_size, config.seed)
+    training = tokenize(samples, template, config.cutoff_len)
+    logger.info("training set: %s", training.report.describe())
+    if evaluation is None:
+        return training, None
+    held_out = tokenize(evaluation, template, config.cutoff_len, keep_unlabelled=True)
+    logger.info("evaluation set: %s", held_out.report.describe())
+    return training, held_out
+
+
+def split_samples(samples: list[Sample], val_size: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Training and evaluation samples, drawn by seed and kept in their order.
+
+    Args:
+        samples: All samples.
+        val_size: Share of the evaluation set below 1, or its number of samples.
+        seed: Seed of the draw.
+
+    Raises:
+        ConfigError: Nothing would be left on one of the sides.
+    """
+    count = math.ceil(val_size * len(samples)) if val_size < 1 else int(val_size)
+    if not 0 < count < len(samples):
+        raise ConfigError(f"val_size {val_size} would take {count} of {len(samples)} samples")
+    held_out = set(np.random.default_rng([seed, 2]).choice(len(samples), size=count, replace=False).tolist())
+    training = [sample for index, sample in enumerate(samples) if index not in held_out]
+    return training, [samples[index] for index in sorted(held_out)]
+
+
+def build_schedule(config: RunConfig, num_samples: int) -> Schedule:
+    """The configured phases; ``train_type: static`` is one random phase of a pass over the dataset."""
+    if config.train_type == "dynamic_select":
+        return Schedule(config.warmup_step, config.update_step, config.update_times)
+    global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return Schedule(warmup_step=math.ceil(num_samples / global_batch))
+
+
+def training_arguments(config: RunConfig) -> TrainingArguments:
+    """The trainer's arguments: the keys that it shares with the configuration, by name."""
+    shared = {name: getattr(config, name) for name in TrainingArguments.model_fields if hasattr(config, name)}
+    eval_steps = config.eval_steps or config.logging_steps
+    return TrainingArguments(
+        **{
+            **shared,
+            "report_to": config.trackers,
+            "eval_steps": eval_steps,
+            "run_name": config.swanlab_run_name,
+        }
+    )
+
+
+def _load(config: RunConfig, names: list[str]) -> list[Sample]:
+    folder = config.origin.folder
+    return load_samples(
+        names,
+        dataset_dir=Path(config.locate(config.dataset_dir)),
+        max_samples=config.max_samples,
+        base_dirs=(folder,) if folder else (),
+    )

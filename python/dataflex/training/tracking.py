@@ -1,0 +1,92 @@
+"""What a run logs: a JSON-lines file, accelerate's trackers, and a plot of the loss."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from matplotlib.figure import Figure
+
+from dataflex.errors import TrainingError
+from dataflex.files import atomic_path, write_text
+
+LOG_FILE = "trainer_log.jsonl"
+PLOT_FILE = "training_loss.png"
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise TrainingError, naming them all, if trackers are unknown to accelerate or not installed."""
+    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise TrainingError(
+            f"report_to names trackers that are not installed: {', '.join(missing)}; "
+            f"available: {', '.join(sorted(available)) or 'none'}",
+            hint='pip install "dataflex-sdk[trackers]", or report_to: none',
+        )
+
+
+class RunLog:
+    """Log entries of one run, kept in ``history`` and written to ``trainer_log.jsonl`` as they come.
+
+    Args:
+        output_dir: Folder of the run.
+        accelerator: Passes numbers on to the trackers; only the main process writes.
+        total_steps: Steps of the run, for percentages and the remaining time.
+        history: Entries of the part of the run that a resumed run goes on from.
+    """
+
+    def __init__(
+        self, output_dir: Path, accelerator: Accelerator, total_steps: int, history: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        self.history: list[dict[str, Any]] = [dict(entry) for entry in history]
+        self._file = output_dir / LOG_FILE
+        self._accelerator = accelerator
+        self._total_steps = total_steps
+        self._start_step = int(self.history[-1]["current_steps"]) if self.history else 0
+        self._start = time.perf_counter()
+        if accelerator.is_main_process:
+            write_text(self._file, "".join(json.dumps(entry) + "\n" for entry in self.history))
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log values at a step."""
+        elapsed = time.perf_counter() - self._start
+        done = step - self._start_step
+        entry = {
+            "current_steps": step,
+            "total_steps": self._total_steps,
+            **values,
+            "percentage": round(100 * step / self._total_steps, 2),
+            "elapsed_time": round(elapsed, 2),
+            "remaining_time": round(elapsed / done * (self._total_steps - step), 2) if done else None,
+        }
+        self.history.append(entry)
+        if self._accelerator.is_main_process:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        self._accelerator.log(numbers, step=step)
+
+
+def plot_losses(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw training and evaluation loss over steps, with a mark at each selection."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (("loss", "training loss", "-"), ("eval_loss", "evaluation loss", "o--")):
+        points = [(entry["current_steps"], entry[key]) for entry in history if entry.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label)
+    selections = [entry["current_steps"] for entry in history if "selection_round" in entry]
+    for number, step in enumerate(selections):
+        axes.axvline(step, color="0.6", linestyle=":", label="selection" if number == 0 else None)
+    axes.set(xlabel="step", ylabel="token cross-entropy (nats)")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,100 @@
+"""The configurations that DataFlex's own documentation prints, keys as printed there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.plugins import Site, plugin_site
+
+from dataflex.config import load_config, load_export_config
+from dataflex.config.components import packaged_file
+from dataflex.errors import ConfigError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+NICE = FIXTURES / "documented_nice.yaml"
+NEAR = FIXTURES / "documented_near.yaml"
+COMPONENTS = FIXTURES / "documented_components.yaml"
+MERGE = FIXTURES / "documented_merge.yaml"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.chdir(tmp_path)
+    with plugin_site(tmp_path, monkeypatch) as made:
+        yield made
+
+
+@pytest.mark.usefixtures("site")
+def test_nice_loads_with_only_the_reward_backend_changed() -> None:
+    config = load_config(NICE, ["component_params.reward_model_backend=metric"], check_component=True)
+    assert (config.lora_alpha, config.learning_rate, config.planned_steps) == (8, 1e-4, 30)
+    assert config.component().params["reward_model_backend"] == "metric"
+    keys = [warning.split(": ")[1] for warning in config.warnings()]
+    assert keys == ["save_steps", "components_cfg_file", "early_stopping_steps"]
+
+
+@pytest.mark.usefixtures("site")
+def test_nice_loads_with_the_components_file_as_printed() -> None:
+    config = load_config(NICE, [f"components_cfg_file={COMPONENTS}"], check_component=True)
+    assert config.component().params["reward_backend_params"]["api"]["api_key"] == "DF_API_KEY"
+
+
+def test_near_loads_with_the_components_file_as_printed(site: Site) -> None:
+    site.install(
+        "near-plugin",
+        """
+        from pathlib import Path
+        from dataflex.hookspecs import hookimpl
+        from dataflex.selectors.base import Selector, SelectorConfig
+
+        class NearConfig(SelectorConfig):
+            indices_path: Path
+            cache_dir: Path
+
+        class Near(Selector[NearConfig]):
+            name = "near"
+            Config = NearConfig
+
+            def select(self, context):
+                raise NotImplementedError
+
+        @hookimpl
+        def register_selectors(register):
+            register("near", __name__ + ":Near")
+        """,
+    )
+    config = load_config(NEAR, [f"components_cfg_file={COMPONENTS}"], check_component=True)
+    assert (config.ddp_timeout, config.planned_steps) == (1800, 1400)
+    assert config.component().name == "near"
+    assert config.warnings() == []
+
+
+def test_the_packaged_components_are_those_printed_but_for_the_cache() -> None:
+    printed = yaml.safe_load(COMPONENTS.read_text())["nice"]
+    packaged = yaml.safe_load(packaged_file().read_text())["selectors"]["nice"]
+    assert packaged["params"].pop("cache_dir") is None
+    assert printed["params"].pop("cache_dir") is not None
+    assert packaged == printed
+
+
+def test_merge_loads() -> None:
+    config = load_export_config(MERGE)
+    assert (config.adapter_name_or_path, config.export_size) == (["../dataflex_saves/nice_output"], 5)
+    assert config.export_legacy_format is False
+
+
+def test_problems_of_a_merge_come_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "merge.yaml"
+    file.write_text("model_name_or_path: m\nexport_dri: x\nexport_device: gpu\nfinetuning_type: lora\n")
+    with pytest.raises(ConfigError) as caught:
+        load_export_config(file, ["export_legacy_format=true"])
+    assert caught.value.problems == [
+        f"{file}:2: unknown key 'export_dri'; did you mean 'export_dir'?",
+        f"{file}:3: export_device: expected 'cpu' or 'auto', got 'gpu'",
+        f"{file}: export_dir is required",
+        "override export_legacy_format=true: export_legacy_format: not supported: pickled weights run code when they "
+        "are loaded; set false for safetensors",
+    ]

@@ -1,0 +1,132 @@
+"""A chat completions server on 127.0.0.1 that answers, and misbehaves, by script."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server does with one request.
+
+    Attributes:
+        body: Sent as it is; see :func:`completion` for a regular one.
+        status: HTTP status.
+        headers: Further headers.
+        delay: Seconds before the reply.
+        cut: Announce the whole body, send half of it and hang up.
+    """
+
+    body: str = "{}"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    cut: bool = False
+
+
+@dataclass
+class Call:
+    """A request that arrived: when, where, and what it carried."""
+
+    time: float
+    path: str
+    authorization: str | None
+    body: dict[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        """The text of its only message."""
+        (message,) = self.body["messages"]
+        return str(message["content"])
+
+
+class JudgeServer:
+    """Calls that arrived, and the script that answers them.
+
+    Attributes:
+        script: Function of (call, number of the call from 0) that says what to do.
+        calls: Everything that arrived, in order.
+        most_at_once: The largest number of requests that were under way together.
+    """
+
+    def __init__(self, script: Callable[[Call, int], Reply]) -> None:
+        self.script = script
+        self.calls: list[Call] = []
+        self.most_at_once = 0
+        self.url = ""
+        self._under_way = 0
+        self._lock = threading.Lock()
+
+    def answer(self, call: Call) -> Reply:
+        """Record a call and wait for its turn in the script."""
+        with self._lock:
+            number = len(self.calls)
+            self.calls.append(call)
+            self._under_way += 1
+            self.most_at_once = max(self.most_at_once, self._under_way)
+        reply = self.script(call, number)
+        time.sleep(reply.delay)
+        return reply
+
+    def done(self) -> None:
+        """A request is over: called before its last byte is sent."""
+        with self._lock:
+            self._under_way -= 1
+
+
+def completion(content: str | None, finish_reason: str = "stop") -> str:
+    """The body of a regular chat completion."""
+    message = {"role": "assistant", "content": content}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]})
+
+
+def score(value: float) -> Reply:
+    """A judge that gives this score."""
+    return Reply(completion(json.dumps({"score": value})))
+
+
+@contextmanager
+def judge_server(script: Callable[[Call, int], Reply]) -> Iterator[JudgeServer]:
+    """Serve ``script`` on a free port of 127.0.0.1 until the block ends; ``url`` ends in /v1."""
+    judge = JudgeServer(script)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            reply = judge.answer(Call(time.monotonic(), self.path, self.headers["authorization"], body))
+            sent = reply.body.encode()
+            judge.done()
+            with suppress(OSError):  # the client may have gone
+                self.send_response(reply.status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(sent)))
+                for name, value in reply.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(sent[: len(sent) // 2] if reply.cut else sent)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # bursts are not refused
+        block_on_close = False  # a script that sleeps does not hold up the test
+
+    server = Server(("127.0.0.1", 0), Handler)
+    judge.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield judge
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

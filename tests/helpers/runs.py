@@ -1,0 +1,61 @@
+"""Small training runs: a tiny LoRA model, a selector, a reward that random answers can earn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dataflex.rewards.base import RewardBackend, RewardConfig
+from dataflex.selectors.nice import NiceSelector
+from dataflex.training.arguments import TrainingArguments
+from dataflex.training.schedule import Schedule
+from dataflex.training.trainer import Trainer
+from dataflex.types import RewardRequest
+from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
+
+
+class LengthReward(RewardBackend[RewardConfig]):
+    """Rewards by the number of characters of an answer: cheap, deterministic, never constant."""
+
+    name: ClassVar[str] = "length"
+    Config = RewardConfig
+
+    def score(self, requests: Sequence[RewardRequest]) -> list[float | None]:
+        return [len(request.prediction) % 7 / 6 for request in requests]
+
+
+def tiny_nice(**params: Any) -> NiceSelector:
+    """NICE with few, short answers."""
+    defaults: dict[str, Any] = {
+        "reward": LengthReward(),
+        "proj_dim": 256,
+        "mc_samples": 3,
+        "max_new_tokens": 6,
+        "generation_temperature": 1.0,
+        "save_interval": 5,
+    }
+    return NiceSelector(**(defaults | params))
+
+
+def tiny_trainer(output_dir: Path, *, selector: Any = None, schedule: Schedule | None = None, **args: Any) -> Trainer:
+    """A trainer over 24 candidates and 4 evaluation samples: 2 random steps, then 2 selections of 3 steps."""
+    defaults: dict[str, Any] = {
+        "output_dir": output_dir,
+        "template": "chatml",
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "plot_loss": False,
+        "seed": 3,
+    }
+    return Trainer(
+        tiny_lora(tiny_model()),
+        tiny_tokenizer(),
+        tiny_dataset(24, seed=0),
+        tiny_dataset(4, seed=50),
+        tiny_nice() if selector is None else selector,
+        schedule=schedule or Schedule(warmup_step=2, update_step=3, update_times=2),
+        args=TrainingArguments(**(defaults | args)),
+    )

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataflex.adam import adam_normalize
+from dataflex.data.collate import collate
+from dataflex.errors import ConfigError, RewardError, SelectionError
+from dataflex.features import adam_moments
+from dataflex.gradients import policy_gradient, sample_gradient
+from dataflex.rollouts import Rollout
+from dataflex.selectors.nice import advantages, score_answers
+from helpers.context import tiny_context
+from helpers.runs import LengthReward, tiny_nice
+from helpers.tiny import tiny_dataset
+
+
+class Fixed(LengthReward):
+    """Rewards that are given in advance; remembers the requests."""
+
+    def __init__(self, rewards):
+        super().__init__()
+        self.rewards = rewards
+        self.requests = []
+
+    def score(self, requests):
+        self.requests = list(requests)
+        return [self.rewards[number % len(self.rewards)] for number in range(len(requests))]
+
+
+def stored_rollouts(output_dir):
+    lines = (output_dir / "rollouts" / "step-2.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Rollout(**json.loads(line)) for line in lines]
+
+
+def reference_scores(context, selector, rollouts):
+    """The seed's rule in plain torch, without a projection: mean cosine of full gradients in float64."""
+    config = selector.config
+    targets = []
+    for sample in context.eval_dataset.samples:
+        scored = [r for r in rollouts if r.sample_id == sample.id and r.reward is not None]
+        weights = advantages([r.reward for r in scored], config.baseline)
+        if not any(weights):
+            continue
+        if config.length_normalize:
+            weights = [w / len(r.token_ids) for w, r in zip(weights, scored, strict=True)]
+        prompt = context.template.encode_prompt(sample.prompt, sample.tools, config.max_prompt_length)
+        targets.append(
+            policy_gradient(
+                context.model,
+                prompt,
+                [r.token_ids for r in scored],
+                weights,
+                temperature=config.generation_temperature,
+                autocast=context.autocast,
+            )
+        )
+    candidates = [
+        sample_gradient(context.model, collate([example], 2), context.autocast) for example in context.train_dataset
+    ]
+    normalised = adam_normalize(torch.stack(candidates), adam_moments(context.model, context.optimizer)).double()
+    unit = [rows / rows.norm(dim=1, keepdim=True) for rows in (normalised, torch.stack(targets).double())]
+    return (unit[0] @ unit[1].T).mean(dim=1).numpy()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"baseline": "leave_one_out"},
+        {"baseline": "mean_std", "length_normalize": True},
+        {"reward": Fixed([0.25, None, 1.0, 0.0])},
+    ],
+)
+def test_scores_follow_the_definition(tmp_path, params):
+    context = tiny_context(tmp_path)
+    parameters = sum(p.numel() for p in context.model.parameters() if p.requires_grad)
+    selector = tiny_nice(projection="identity", proj_dim=parameters, keep_features="none", **params)
+    selection = selector.select(context)
+    expected = reference_scores(context, selector, stored_rollouts(tmp_path))
+    np.testing.assert_allclose(selection.scores, expected, rtol=0, atol=1e-6)
+    assert selection.indices.tolist() == np.argsort(-selection.scores, kind="stable")[:4].tolist()
+    projected = tiny_nice(proj_dim=2048, **params).select(context)
+    assert np.abs(projected.scores - expected).max() < 6 / 2048**0.5
+
+
+def test_selection_leaves_the_model_and_its_random_numbers_alone(tmp_path):
+    context = tiny_context(tmp_path)
+    context.model.train()
+    before = {name: value.clone() for name, value in context.model.state_dict().items()}
+    state = torch.get_rng_state()
+    tiny_nice().select(context)
+    assert context.model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in context.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in context.model.parameters())
+
+
+def test_rewards_get_prompt_answer_and_reference(tmp_path):
+    context = tiny_context(tmp_path)
+    reward = Fixed([0.0, 1.0, 0.5])
+    tiny_nice(reward=reward).select(context)
+    assert len(reward.requests) == 9
+    for request, sample in zip(reward.requests[::3], context.eval_dataset.samples, strict=True):
+        assert (request.sample_id, request.messages) == (sample.id, sample.prompt)
+        assert request.reference == sample.reference
+        assert request.metadata == sample.metadata
+
+
+def test_missing_rewards_are_left_out_and_never_zero(tmp_path):
+    context = tiny_context(tmp_path / "a")
+    some = tiny_nice(reward=Fixed([0.25, None, 1.0]), baseline="leave_one_out").select(context)
+    facts = some.report["rewards"]
+    assert (facts["answers"], facts["scored"], facts["missing"], facts["min"]) == (9, 6, 3, 0.25)
+    other = replace(context, output_dir=tmp_path / "b")
+    zeroed = tiny_nice(reward=Fixed([0.25, 0.0, 1.0]), baseline="leave_one_out").select(other)
+    assert not np.allclose(some.scores, zeroed.scores)
+
+
+def test_a_failing_reward_stops_the_selection(tmp_path):
+    class Broken(LengthReward):
+        def score(self, requests):
+            raise RewardError("the judge is down")
+
+    with pytest.raises(RewardError, match="the judge is down"):
+        tiny_nice(reward=Broken()).select(tiny_context(tmp_path))
+    assert not list((tmp_path).rglob("step-*.jsonl"))
+    for rewards, message in (([float("nan")], "nan"), ([0.5, 1.0, float("inf")], "inf")):
+        with pytest.raises(RewardError, match=message):
+            tiny_nice(reward=Fixed(rewards)).select(tiny_context(tmp_path))
+
+
+def test_wrong_number_of_rewards_is_refused(tmp_path):
+    class Short(LengthReward):
+        def score(self, requests):
+            return [0.5]
+
+    with pytest.raises(RewardError, match="1 rewards for 9 requests"):
+        tiny_nice(reward=Short()).select(tiny_context(tmp_path))
+
+
+@pytest.mark.parametrize(("baseline", "rewards"), [("none", [0.0]), ("leave_one_out", [0.7]), ("none", [None])])
+def test_no_signal_stops_with_answers_to_look_at(tmp_path, baseline, rewards):
+    selector = tiny_nice(reward=Fixed(rewards), baseline=baseline)
+    with pytest.raises(SelectionError, match="no evaluation prompt carries a signal") as caught:
+        selector.select(tiny_context(tmp_path))
+    assert str(caught.value).count(" -> ") == 5
+    assert "on_no_signal: reference" in str(caught.value)
+
+
+def test_no_signal_may_use_the_reference_answers(tmp_path, caplog):
+    context = tiny_context(tmp_path)
+    selection = tiny_nice(reward=Fixed([0.0]), on_no_signal="reference").select(context)
+    assert selection.report["target"] == "reference answers"
+    assert selection.report["prompts"] == {"total": 3, "with_signal": 0, "not_finite": []}
+    assert "no evaluation prompt carries a reward signal" in caplog.text
+
+
+def test_prompts_without_signal_are_counted(tmp_path):
+    rewards = [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.5]
+    selection = tiny_nice(reward=Fixed(rewards), baseline="leave_one_out").select(tiny_context(tmp_path))
+    assert selection.report["prompts"]["with_signal"] == 1
+
+
+def test_a_finished_round_is_not_paid_for_twice(tmp_path):
+    context = tiny_context(tmp_path)
+    first = tiny_nice().select(context)
+
+    class Untouchable(LengthReward):
+        def score(self, requests):
+            raise AssertionError("scored again")
+
+    again = tiny_nice(reward=Untouchable()).select(context)
+    assert np.array_equal(again.scores, first.scores)
+    assert "answers" in first.report["seconds"]
+    assert "answers" not in again.report["seconds"]
+
+
+def test_a_candidate_that_is_not_finite_is_left_out(tmp_path, caplog, monkeypatch):
+    import dataflex.features as features
+
+    real = features.sample_gradient
+    calls = []
+
+    def gradient(*arguments):
+        calls.append(None)
+        return real(*arguments) * (float("nan") if len(calls) == 5 else 1.0)
+
+    monkeypatch.setattr(features, "sample_gradient", gradient)
+    context = tiny_context(tmp_path)
+    selection = tiny_nice().select(context)
+    assert selection.scores[4] == -np.inf
+    assert np.isfinite(np.delete(selection.scores, 4)).all()
+    assert 4 not in selection.indices
+    assert selection.report["candidates"] == {"total": 12, "not_finite": 1}
+    assert f"left out: {context.train_dataset[4].sample.id}" in caplog.text
+    with pytest.raises(SelectionError, match="11 of 12 candidates have a usable score"):
+        tiny_nice().select(replace(context, num_samples=12))
+
+
+@pytest.mark.parametrize(("keep", "left"), [("last", ["step-5"]), ("all", ["step-2", "step-5"]), ("none", [])])
+def test_old_features_are_removed(tmp_path, keep, left):
+    selector = tiny_nice(keep_features=keep)
+    context = tiny_context(tmp_path)
+    selector.select(context)
+    selector.select(replace(context, step=5, round=2))
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == left
+
+
+def test_cache_dir_takes_features_and_answers(tmp_path):
+    tiny_nice(cache_dir=tmp_path / "cache").select(tiny_context(tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"features", "rollouts"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameters_are_checked_at_once():
+    with pytest.raises(ConfigError) as caught:
+        tiny_nice(proj_dim=0, generation_temperature=0, gradient_type="adamw", mc_sample=4)
+    for name in ("proj_dim", "generation_temperature", "gradient_type", "mc_sample"):
+        assert f"nice: {name}" in str(caught.value)
+
+
+def test_check_finds_what_would_fail_later(tmp_path, caplog):
+    context = tiny_context(tmp_path)
+    tiny_nice(generation_top_p=0.9).check(context)
+    assert "biases the policy gradient" in caplog.text
+    with pytest.raises(SelectionError, match="needs an evaluation set"):
+        tiny_nice().check(replace(context, eval_dataset=None))
+
+
+def test_score_answers_keeps_the_order(tmp_path):
+    context = tiny_context(tmp_path)
+    tiny_nice().select(context)
+    answers = stored_rollouts(tmp_path)
+    scored = score_answers(Fixed([0.1, 0.2, 0.3]), context.eval_dataset.samples, answers)
+    assert [rollout.reward for rollout in scored] == [0.1, 0.2, 0.3] * 3
+
+
+@given(st.lists(st.floats(0, 1), max_size=6))
+def test_advantages(rewards):
+    assert advantages(rewards, "none") == rewards
+    centred = advantages(rewards, "leave_one_out")
+    assert sum(centred) == pytest.approx(0, abs=1e-9)
+    for index, value in enumerate(centred):
+        others = rewards[:index] + rewards[index + 1 :]
+        expected = rewards[index] - sum(others) / len(others) if others else 0.0
+        assert value == pytest.approx(expected, abs=1e-9)
+    scaled = np.array(advantages(rewards, "mean_std"))
+    if len(set(rewards)) > 1 and np.std(rewards) > 1e-6:
+        assert scaled.std() == pytest.approx(1, rel=1e-6)
+    else:
+        assert np.isfinite(scaled).all()
+
+
+def test_task_max_uses_the_tasks_of_the_evaluation_set(tmp_path):
+    context = tiny_context(tmp_path, eval_dataset=tiny_dataset(6, seed=100))
+    mean = tiny_nice().select(context)
+    by_task = tiny_nice(aggregate="task_max").select(context)
+    assert not np.allclose(mean.scores, by_task.scores)
+    assert (by_task.scores >= mean.scores - 1e-9).all()

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dataflex.adam import adam_normalize
+from dataflex.data.collate import collate
+from dataflex.errors import GradientError
+from dataflex.features import adam_moments, broken_rows, report_broken, state_fingerprint, train_features
+from dataflex.gradients import sample_gradient
+from dataflex.model import trainable_parameters
+from dataflex.projection import Projector
+from helpers.context import stepped_optimizer, tiny_context
+from helpers.tiny import tiny_lora, tiny_model
+
+
+def features(context, path, **changes):
+    settings = {"gradient_type": "adam", "adam_variant": "adamw", "shard_rows": 5}
+    return train_features(context, Projector(256, seed=1), path, **(settings | changes))
+
+
+def test_moments_come_from_the_optimizer_in_parameter_order():
+    model = tiny_lora(tiny_model())
+    optimizer = stepped_optimizer(model, 3, betas=(0.8, 0.95), eps=1e-6)
+    moments = adam_moments(model, optimizer, "less")
+    states = [optimizer.state[parameter] for _, parameter in trainable_parameters(model)]
+    assert torch.equal(moments.exp_avg, torch.cat([state["exp_avg"].flatten() for state in states]))
+    assert torch.equal(moments.exp_avg_sq, torch.cat([state["exp_avg_sq"].flatten() for state in states]))
+    assert (moments.step, moments.betas, moments.eps, moments.variant) == (3, (0.8, 0.95), 1e-6, "less")
+
+
+def test_the_normalised_gradient_is_the_step_that_adamw_takes(tmp_path):
+    context = tiny_context(tmp_path, steps=4)
+    moments = adam_moments(context.model, context.optimizer)
+    gradient = sample_gradient(context.model, collate([context.train_dataset[0]], 2), context.autocast)
+    expected = adam_normalize(gradient[None], moments)[0]
+    parameters = [parameter for _, parameter in trainable_parameters(context.model)]
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in parameters])
+    start = 0
+    for parameter in parameters:
+        parameter.grad = gradient[start : start + parameter.numel()].view_as(parameter).clone()
+        start += parameter.numel()
+    rate = 2.0**-4
+    context.optimizer.param_groups[0].update(lr=rate, weight_decay=0.0)
+    context.optimizer.step()
+    after = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    step = (before.double() - after.double()) / rate
+    # The step is read off float32 weights of size ~0.1, so it is known to about 1e-7 / rate.
+    torch.testing.assert_close(step, expected.double(), rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (lambda model: None, "got NoneType"),
+        (lambda model: torch.optim.SGD(model.parameters(), lr=0.1), "got SGD"),
+        (lambda model: stepped_optimizer(model, 0), "no moments yet"),
+        (lambda model: stepped_optimizer(model, 1, amsgrad=True), "amsgrad"),
+    ],
+)
+def test_unusable_optimizers_are_named(optimizer, message):
+    model = tiny_lora(tiny_model())
+    with pytest.raises(GradientError, match=message):
+        adam_moments(model, optimizer(model))
+
+
+def test_groups_must_agree():
+    model = tiny_lora(tiny_model())
+    optimizer = stepped_optimizer(model, 1)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "betas": (0.5, 0.9)})
+    with pytest.raises(GradientError, match="share betas and eps"):
+        adam_moments(model, optimizer)
+
+
+@pytest.mark.parametrize("gradient_type", ["adam", "sgd"])
+def test_features_are_projected_sample_gradients(tmp_path, gradient_type):
+    context = tiny_context(tmp_path)
+    store = features(context, tmp_path / "f", gradient_type=gradient_type)
+    moments = adam_moments(context.model, context.optimizer) if gradient_type == "adam" else None
+    for row in (0, 7, 11):
+        gradient = sample_gradient(context.model, collate([context.train_dataset[row]], 2), context.autocast)
+        expected = Projector(256, seed=1).project(gradient[None], adam=moments)
+        assert torch.equal(store.load()[row : row + 1], expected)
+
+
+def test_shards_do_not_change_features_and_missing_ones_are_added(tmp_path):
+    context = tiny_context(tmp_path)
+    store = features(context, tmp_path / "a")
+    assert torch.equal(features(context, tmp_path / "b", shard_rows=12).load(), store.load())
+    expected = store.load()
+    lost = sorted(store.path.glob("features-*"))[1]
+    kept = sorted(store.path.glob("features-*"))[0].stat().st_mtime_ns
+    lost.unlink()
+    again = features(context, tmp_path / "a")
+    assert torch.equal(again.load(), expected)
+    assert sorted(store.path.glob("features-*"))[0].stat().st_mtime_ns == kept
+
+
+def test_another_state_is_another_fingerprint(tmp_path):
+    context = tiny_context(tmp_path)
+    first = state_fingerprint(context.model, context.optimizer)
+    assert first == state_fingerprint(context.model, context.optimizer)
+    assert state_fingerprint(context.model) != first
+    _, parameter = trainable_parameters(context.model)[0]
+    context.optimizer.state[parameter]["exp_avg"].view(-1)[0] += 1e-6
+    assert state_fingerprint(context.model, context.optimizer) != first
+    second = state_fingerprint(context.model)
+    with torch.no_grad():
+        parameter.view(-1)[0] += 1e-6
+    assert state_fingerprint(context.model) != second
+
+
+def test_rows_that_are_not_finite_are_named(tmp_path, caplog):
+    context = tiny_context(tmp_path)
+    store = features(context, tmp_path / "f")
+    values = store.load()
+    values[6, 3], values[2, 0] = float("nan"), float("inf")
+    store.write(0, values[:5])
+    store.write(5, values[5:10])
+    assert broken_rows(store) == [2, 6]
+    report_broken("training", ["x", "y"])
+    assert "2 training samples have a gradient that is not finite and are left out: x, y" in caplog.text

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dataflex import native, sjlt
+from dataflex.adam import AdamMoments, AdamVariant, adam_normalize
+from dataflex.errors import ConfigError, GradientError, PluginError, ProjectionError
+from dataflex.native import native_status
+from dataflex.projection import Projector
+from helpers.projections import gradients, moments, torch_only
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+VARIANTS: list[AdamVariant | None] = [None, "adamw", "less"]
+
+needs_native = pytest.mark.skipif(native_status().module is None, reason=f"no native kernels: {native_status().reason}")
+
+
+@pytest.fixture(params=["native", "torch"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "native":
+        if native_status().module is None:
+            pytest.skip(f"no native kernels: {native_status().reason}")
+        yield request.param
+    else:
+        with torch_only():
+            yield request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def adam_for(count: int, variant: AdamVariant | None) -> AdamMoments | None:
+    return None if variant is None else moments(count, variant)
+
+
+def by_torch(projector: Projector, grads: Tensor, adam: AdamMoments | None = None) -> Tensor:
+    with torch_only():
+        return projector.project(grads, adam)
+
+
+def exact(projector: Projector, grads: Tensor, adam: AdamMoments | None, sparsity: int = 8) -> Tensor:
+    """P u in float64, without a grid."""
+    values = (grads if adam is None else adam_normalize(grads, adam)).double()
+    spec, features = projector.spec(), torch.zeros(grads.shape[0], projector.dim, dtype=torch.float64)
+    for output, negative in sjlt.placements(
+        0, grads.shape[1], dim=projector.dim, sparsity=sparsity, seed=int(spec["seed"])
+    ):
+        features.index_add_(1, output, torch.where(negative, -values, values))
+    return features / math.sqrt(sparsity)
+
+
+# Native against reference
+
+
+@needs_native
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (3, 15), (2, 4999), (5, 40000)])
+def test_native_and_torch_give_the_same_bits(
+    rows: int, count: int, dtype: torch.dtype, variant: AdamVariant | None
+) -> None:
+    grads, adam, projector = gradients(rows, count).to(dtype), adam_for(count, variant), Projector(256, seed=7)
+    assert torch.equal(projector.project(grads, adam), by_torch(projector, grads, adam))
+
+
+@needs_native
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(0, 5),
+    count=st.integers(0, 400),
+    offset=st.integers(0, 2**40),
+    sparsity=st.integers(1, 9),
+    segments=st.integers(1, 7),
+    seed=st.integers(0, 2**64 - 1),
+    dtype=st.sampled_from(DTYPES),
+    variant=st.sampled_from(VARIANTS),
+)
+def test_native_and_torch_agree_for_any_shape(
+    rows: int,
+    count: int,
+    offset: int,
+    sparsity: int,
+    segments: int,
+    seed: int,
+    dtype: torch.dtype,
+    variant: AdamVariant | None,
+) -> None:
+    projector = Projector(16 * sparsity * segments, seed=seed, sparsity=sparsity)
+    grads, adam = gradients(rows, count).to(dtype), adam_for(count, variant)
+    exponents = projector.row_exponents(grads) if adam is None else None
+
+    def features() -> Tensor:
+        accumulator = projector.accumulator(rows, exponents=exponents)
+        accumulator.add(grads, offset, adam)
+        return accumulator.features()
+
+    native_features = features()
+    with torch_only():
+        assert torch.equal(native_features, features())
+
+
+@needs_native
+def test_native_widens_every_float16_and_bfloat16(threads: None) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        grads = every[every.isfinite()].reshape(1, -1)
+        projector = Projector(128)
+        assert torch.equal(projector.project(grads), by_torch(projector, grads))
+        assert torch.equal(projector.project(grads), projector.project(grads.float()))
+
+
+# Invariance
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_features_do_not_depend_on_the_batch(backend: str, variant: AdamVariant | None) -> None:
+    grads, adam, projector = gradients(7, 3001), adam_for(3001, variant), Projector(256)
+    whole = projector.project(grads, adam)
+    assert torch.equal(torch.cat([projector.project(row[None], adam) for row in grads]), whole)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(projector.project(grads[order], adam), whole[order])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("cuts", [(0, 3001), (0, 1, 17, 1000, 3001), (0, 16, 32, 2048, 2999, 3001)])
+def test_features_do_not_depend_on_the_split_in_blocks(
+    backend: str, variant: AdamVariant | None, cuts: tuple[int, ...]
+) -> None:
+    grads, adam, projector = gradients(3, 3001), adam_for(3001, variant), Projector(256)
+    blocks = list(itertools.pairwise(cuts))
+    exponents = None
+    if adam is None:
+        exponents = torch.stack([sjlt.row_exponents(grads[:, start:stop]) for start, stop in blocks]).amin(dim=0)
+    accumulator = projector.accumulator(3, exponents=exponents)
+    for start, stop in reversed(blocks):
+        accumulator.add(grads[:, start:stop], start, adam.slice(start, stop) if adam else None)
+    assert torch.equal(accumulator.features(), projector.project(grads, adam))
+
+
+@needs_native
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("variant", [None, "adamw"])
+def test_features_do_not_depend_on_the_number_of_threads(threads: None, rows: int, variant: AdamVariant | None) -> None:
+    # Wide enough that up to five threads find work (2^15 values each).
+    count = 5 * 2**15 + 13
+    grads, adam, projector = gradients(rows, count), adam_for(count, variant), Projector(256)
+    features = []
+    for number in (1, 2, 3, 5):
+        torch.set_num_threads(number)
+        features.append(projector.project(grads, adam))
+    assert all(torch.equal(features[0], other) for other in features[1:])
+
+
+def test_strided_rows_are_read_in_place(backend: str) -> None:
+    wide, projector = gradients(6, 2000), Projector(256)
+    assert torch.equal(projector.project(wide[::2, 100:1100]), projector.project(wide[::2, 100:1100].contiguous()))
+    expanded = wide[:1].expand(4, -1)
+    assert torch.equal(projector.project(expanded), projector.project(wide[:1]).expand(4, -1))
+
+
+def test_autograd_and_inference_mode_do_not_matter(backend: str) -> None:
+    grads, projector = gradients(2, 100), Projector(256)
+    expected = projector.project(grads)
+    assert torch.equal(projector.project(grads.clone().requires_grad_()), expected)
+    with torch.inference_mode():
+        assert torch.equal(projector.project(gradients(2, 100)), expected)
+
+
+# Accuracy
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_features_are_the_projection_in_float64(backend: str, variant: AdamVariant | None) -> None:
+    grads, adam, projector = gradients(3, 20000), adam_for(20000, variant), Projector(1024, seed=5)
+    expected = exact(projector, grads, adam)
+    error = (projector.project(grads, adam) - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() < 1e-5
+
+
+def test_norms_are_kept_on_average(backend: str) -> None:
+    grads = torch.randn(40, 3000, generator=torch.Generator().manual_seed(0))
+    ratio = Projector(1024).project(grads).norm(dim=1) / grads.norm(dim=1)
+    assert ratio.square().mean().item() == pytest.approx(1, abs=5 * math.sqrt(2 / 1024 / 40))
+
+
+def test_rows_of_zeros_and_no_rows_and_no_columns(backend: str) -> None:
+    projector = Projector(128)
+    assert torch.equal(projector.project(torch.zeros(2, 50)), torch.zeros(2, 128))
+    assert projector.project(torch.zeros(0, 50)).shape == (0, 128)
+    assert torch.equal(projector.project(torch.zeros(2, 0)), torch.zeros(2, 128))
+    assert torch.equal(projector.accumulator(2).features(), torch.zeros(2, 128))
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e30])
+def test_extreme_scales_of_raw_gradients(backend: str, scale: float) -> None:
+    grads, projector = gradients(1, 500).abs().clamp(1e-3, 1) * scale, Projector(256)
+    expected = exact(projector, grads, None)
+    error = (projector.project(grads).double() - expected).norm() / expected.norm()
+    assert error < (1e-5 if scale > 2.0**-100 else 1e-1)  # below 2^-104 the grid ends
+
+
+# Values that cannot be used
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_is_nan_and_alone(backend: str, variant: AdamVariant | None, value: float) -> None:
+    grads, adam, projector = gradients(3, 200), adam_for(200, variant), Projector(128)
+    expected = projector.project(grads, adam)
+    grads[1, 77] = value
+    features = projector.project(grads, adam)
+    assert features[1].isnan().all()
+    assert torch.equal(features[[0, 2]], expected[[0, 2]])
+
+
+def test_overflow_in_adam_is_not_finite(backend: str) -> None:
+    grads = torch.ones(2, 20)
+    grads[0, 3] = 1e30
+    features = Projector(128).project(grads, moments(20))
+    assert features[0].isnan().all()
+    assert features[1].isfinite().all()
+
+
+def test_values_beyond_the_grid_are_counted_and_warned_about(backend: str) -> None:
+    adam = AdamMoments(torch.full((50,), 100.0), torch.full((50,), 1e-4), 1000, (0.9, 0.999), 1e-8)
+    grads = torch.zeros(3, 50)
+    grads[2, 7] = math.nan
+    with pytest.warns(RuntimeWarning, match="100 values in 2 of 3 rows lie beyond .* not those of one Adam run"):
+        features = Projector(128).project(grads, adam)
+    clamped = torch.full((1, 50), 2.0**3)
+    assert torch.equal(features[:1], Projector(128).project(clamped))
+
+
+def test_exponents_that_do_not_fit_are_warned_about(backend: str) -> None:
+    accumulator = Projector(128).accumulator(1, exponents=torch.tensor([23], dtype=torch.int32))
+    accumulator.add(torch.tensor([[1.0, 1.5, -1.5]]), 0)
+    with pytest.warns(RuntimeWarning, match="2 values in 1 of 1 rows lie beyond .* exponents do not fit"):
+        accumulator.features()
+
+
+def test_moments_of_the_run_do_not_saturate(backend: str) -> None:
+    # The largest value that the bound allows: one large gradient after many that were small.
+    steps, (b1, b2) = 3000, (0.9, 0.999)
+    mean = square = torch.zeros(1, dtype=torch.float64)
+    for step in range(steps):
+        gradient = (b2 / b1) ** (step - steps)
+        mean, square = b1 * mean + (1 - b1) * gradient, b2 * square + (1 - b2) * gradient**2
+    adam = AdamMoments(mean.float(), square.float(), steps, (b1, b2), 0.0)
+    grads = torch.ones(1, 1)
+    assert adam_normalize(grads, adam).item() > 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Projector(128).project(grads, adam).isfinite().all()
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("dim", "options", "message", "hint"),
+    [
+        (100, {}, "sjlt: dim must be a multiple of 16 * sparsity = 128, got 100", "use dim 128"),
+        (64, {}, "= 128, got 64", "use dim 128, or sparsity 4 (less accurate)"),
+        (4100, {}, "= 128, got 4100", "use dim 4096"),
+        (160, {"sparsity": 7}, "= 112, got 160", "use dim 112, or sparsity 5 (less accurate)"),
+    ],
+)
+def test_dimensions_that_do_not_fit(dim: int, options: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(ProjectionError) as caught:
+        Projector(dim, **options)
+    assert message in caught.value.message
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 0}, "sjlt: dim"),
+        ({"dim": 128, "seed": -1}, "sjlt: seed"),
+        ({"dim": 128, "seed": 2**64}, "sjlt: seed"),
+        ({"dim": 128, "sparsity": 0}, "sjlt: sparsity"),
+        ({"dim": 128, "density": 3}, "sjlt: density"),
+        ({"dim": 128, "kind": "identity", "sparsity": 3}, "identity: sparsity"),
+    ],
+)
+def test_wrong_options(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Projector(**arguments)
+    assert message in str(caught.value)
+
+
+def test_unknown_kind_names_the_nearest() -> None:
+    with pytest.raises(PluginError, match="did you mean 'sjlt'"):
+        Projector(128, kind="sjl")
+
+
+@pytest.mark.parametrize(
+    ("grads", "adam", "message"),
+    [
+        (torch.zeros(5), None, "gradients must have shape (b, p), got (5,)"),
+        (torch.zeros(2, 5, dtype=torch.float64), None, "must be float32, bfloat16 or float16, got torch.float64"),
+        (torch.zeros(5, 2).T, None, "values of a row must be contiguous, got strides (1, 2): call .contiguous()"),
+        (torch.zeros(2, 5), moments(4), "moments of 4 parameters do not fit gradients of 5"),
+        (torch.zeros(2, 5, device="meta"), moments(5), "moments are on cpu, gradients on meta"),
+    ],
+)
+def test_gradients_that_do_not_fit(grads: Tensor, adam: AdamMoments | None, message: str) -> None:
+    with pytest.raises(ProjectionError) as caught:
+        Projector(128).project(grads, adam)
+    assert message in str(caught.value)
+
+
+def test_all_problems_of_a_block_are_reported_at_once() -> None:
+    accumulator = Projector(128).accumulator(2)
+    with pytest.raises(ProjectionError) as caught:
+        accumulator.add(torch.zeros(3, 5, dtype=torch.int32), -1, moments(4))
+    for message in ("shape (2, n), got (3, 5)", "got torch.int32", "offset must be at least 0, got -1", "moments of 4"):
+        assert message in str(caught.value)
+
+
+def test_blocks_on_another_device_are_refused() -> None:
+    accumulator = Projector(128).accumulator(2)
+    with pytest.raises(ProjectionError, match="gradients must be on cpu, got meta"):
+        accumulator.add(torch.zeros(2, 5, device="meta"), 0)
+
+
+def test_blocks_must_share_their_settings() -> None:
+    accumulator = Projector(128).accumulator(1)
+    accumulator.add(torch.zeros(1, 4), 0, moments(4))
+    with pytest.raises(ProjectionError, match="must share step, betas, eps and variant"):
+        accumulator.add(torch.zeros(1, 4), 4, moments(4, steps=6))
+    with pytest.raises(ProjectionError, match="must share step, betas, eps and variant"):
+        accumulator.add(torch.zeros(1, 4), 4)
+
+
+def test_raw_blocks_need_exponents_and_others_none() -> None:
+    projector = Projector(128)
+    with pytest.raises(ProjectionError, match="started without exponents and got raw gradients") as caught:
+        projector.accumulator(1).add(torch.zeros(1, 4), 0)
+    assert "row_exponents" in str(caught.value.hint)
+    exponents = projector.row_exponents(torch.zeros(1, 4))
+    with pytest.raises(ProjectionError, match="started with exponents and got gradients with moments"):
+        projector.accumulator(1, exponents=exponents).add(torch.zeros(1, 4), 0, moments(4))
+    with pytest.raises(ProjectionError, match=r"exponents must be int32 of shape \(2,\), got torch.int32 \(1,\)"):
+        projector.accumulator(2, exponents=exponents)
+
+
+def test_betas_without_a_bound_are_refused(backend: str) -> None:
+    adam = AdamMoments(torch.zeros(4), torch.zeros(4), 1, (0.9, 0.5), 1e-8)
+    with pytest.raises(GradientError, match=r"only if beta1\^2 < beta2"):
+        Projector(128).project(torch.zeros(1, 4), adam)
+
+
+# Identity, spec, fallback
+
+
+def test_identity_features_are_the_values() -> None:
+    grads, adam, projector = gradients(3, 40).bfloat16(), moments(40), Projector(40, kind="identity")
+    assert torch.equal(projector.project(grads), grads.float())
+    assert torch.equal(projector.project(grads, adam), adam_normalize(grads, adam))
+    accumulator = projector.accumulator(3, exponents=projector.row_exponents(grads))
+    accumulator.add(grads[:, 10:], 10)
+    accumulator.add(grads[:, :10], 0)
+    assert torch.equal(accumulator.features(), grads.float())
+
+
+def test_identity_marks_rows_like_the_other_kinds_and_checks_sizes() -> None:
+    grads, projector = torch.ones(2, 4), Projector(4, kind="identity")
+    grads[0, 0] = math.nan
+    assert projector.project(grads).isnan().all(dim=1).tolist() == [True, False]
+    with pytest.raises(ProjectionError, match="dim must be the number of parameters 5, got 4"):
+        projector.project(torch.ones(2, 5))
+    with pytest.raises(ProjectionError, match="parameters 3 to 5 do not fit in dim 4"):
+        projector.accumulator(1).add(torch.ones(1, 2), 3)
+
+
+def test_spec_fixes_the_matrix_in_json() -> None:
+    projector = Projector(256, seed=2**64 - 1, sparsity=4)
+    expected = {"kind": "sjlt", "version": 1, "dim": 256, "seed": 2**64 - 1, "sparsity": 4}
+    assert json.loads(json.dumps(projector.spec())) == expected
+    assert projector.dim == 256
+
+
+def test_the_slow_path_is_announced_once() -> None:
+    with torch_only(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        native.announce.cache_clear()
+        Projector(128).project(torch.ones(1, 4))
+        Projector(128).project(torch.ones(1, 4))
+    (announcement,) = caught
+    assert announcement.category is RuntimeWarning
+    assert "plain torch, some 20 times slower than the native kernel: DATAFLEX_NATIVE=0" in str(announcement.message)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_features_on_a_gpu_have_the_same_bits(dtype: torch.dtype, variant: AdamVariant | None) -> None:
+    grads, adam, projector = gradients(3, 40000).to(dtype), adam_for(40000, variant), Projector(256)
+    on_gpu = adam and AdamMoments(adam.exp_avg.cuda(), adam.exp_avg_sq.cuda(), *adam.settings)
+    with torch_only():
+        features = projector.project(grads.cuda(), on_gpu)
+    assert features.is_cuda
+    assert torch.equal(features.cpu(), projector.project(grads, adam))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from dataflex.rollouts import (
+    InverseTransformSampler,
+    Prompt,
+    Rollout,
+    RolloutFile,
+    Sampling,
+    answer_stream,
+    neutral_generation,
+    sample_answers,
+    truncated,
+)
+from helpers.tiny import tiny_model, tiny_tokenizer
+
+PROMPTS = [Prompt("a", [5, 6, 7]), Prompt("b", [9, 10, 11, 12, 13, 14]), Prompt("c", [20])]
+
+
+def draw(model, prompts=PROMPTS, **changes):
+    settings = {
+        "answers_per_prompt": 3,
+        "stop_token_ids": {1, 4},
+        "seed": 5,
+        "step": 10,
+        "batch_size": 4,
+        "autocast": nullcontext,
+        "show_progress": False,
+    }
+    sampling = changes.pop("sampling", Sampling(0.8, 8))
+    return sample_answers(model, tiny_tokenizer(), prompts, sampling, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model().double()
+
+
+def test_answers_do_not_depend_on_batches_or_order(model):
+    whole = draw(model)
+    assert [(rollout.sample_id, rollout.answer) for rollout in whole] == [(s, m) for s in "abc" for m in range(3)]
+    for size in (1, 2, 9):
+        assert [rollout.token_ids for rollout in draw(model, batch_size=size)] == [r.token_ids for r in whole]
+    backwards = {(r.sample_id, r.answer): r.token_ids for r in draw(model, PROMPTS[::-1])}
+    assert backwards == {(r.sample_id, r.answer): r.token_ids for r in whole}
+    more = {(r.sample_id, r.answer): r.token_ids for r in draw(model, answers_per_prompt=5)}
+    assert all(more[r.sample_id, r.answer] == r.token_ids for r in whole)
+
+
+def test_seed_and_step_change_the_answers(model):
+    tokens = [[r.token_ids for r in draw(model, **change)] for change in ({}, {"seed": 6}, {"step": 11})]
+    assert tokens[0] != tokens[1] != tokens[2] != tokens[0]
+
+
+def test_recorded_log_probs_are_those_of_the_sampled_distribution(model):
+    for rollout in draw(model):
+        prompt = next(p.token_ids for p in PROMPTS if p.sample_id == rollout.sample_id)
+        logits = model(torch.tensor([prompt + rollout.token_ids])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits / 0.8, dim=-1)
+        chosen = expected.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(rollout.log_probs, dtype=torch.float64), chosen, rtol=1e-6, atol=1e-8)
+
+
+def test_the_end_token_belongs_to_a_finished_answer_only(model):
+    rollouts = draw(model, stop_token_ids=set(range(0, 384, 7)), answers_per_prompt=8)
+    finished = [rollout for rollout in rollouts if rollout.finished]
+    cut = [rollout for rollout in draw(model) if not rollout.finished]
+    assert finished
+    assert cut
+    assert all(rollout.token_ids[-1] % 7 == 0 for rollout in finished)
+    assert all(token % 7 for rollout in rollouts for token in rollout.token_ids[:-1])
+    assert all(len(rollout.token_ids) == 8 for rollout in cut)
+    tokenizer = tiny_tokenizer()
+    assert all(r.text == tokenizer.decode(r.token_ids[:-1], skip_special_tokens=True) for r in finished)
+
+
+def test_generation_defaults_of_the_model_do_not_leak(model):
+    plain = [rollout.token_ids for rollout in draw(model)]
+    own = model.generation_config
+    own.repetition_penalty, own.min_new_tokens, own.no_repeat_ngram_size = 5.0, 4, 1
+    try:
+        assert [rollout.token_ids for rollout in draw(model)] == plain
+        with neutral_generation(model):
+            assert model.generation_config.repetition_penalty != 5.0
+        assert model.generation_config is own
+    finally:
+        own.repetition_penalty = own.min_new_tokens = own.no_repeat_ngram_size = None
+
+
+def test_token_frequencies_follow_the_distribution():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 12) * 2
+    count = 20_000
+    uniforms = np.random.default_rng(1).random((count, 1))
+    sampler = InverseTransformSampler(Sampling(0.7, 1), uniforms)
+    tokens = sampler(torch.zeros(count, 1), logits.expand(count, -1)).argmax(dim=1)
+    frequencies = torch.bincount(tokens, minlength=12) / count
+    expected = torch.softmax(logits[0].double() / 0.7, dim=0)
+    errors = (expected * (1 - expected) / count).sqrt()
+    assert float(((frequencies - expected) / errors).abs().max()) < 4
+
+
+@pytest.mark.parametrize("uniform", [0.0, np.nextafter(1.0, 0.0)])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(uniform):
+    logits = torch.tensor([[-1e4, 0.0, 1.0, -1e4]])
+    sampler = InverseTransformSampler(Sampling(1.0, 1), np.array([[uniform]]))
+    assert int(sampler(torch.zeros(1, 1), logits).argmax()) == (1 if uniform == 0.0 else 2)
+
+
+def test_truncation_keeps_the_likeliest_tokens():
+    log_probs = torch.tensor([[0.5, 0.2, 0.2, 0.1]], dtype=torch.float64).log()
+    assert truncated(log_probs, Sampling(1.0, 1)).isfinite().tolist() == [[True] * 4]
+    assert truncated(log_probs, Sampling(1.0, 1, top_k=1)).isfinite().tolist() == [[True, False, False, False]]
+    assert truncated(log_probs, Sampling(1.0, 1, top_p=0.5)).isfinite().tolist() == [[True, False, False, False]]
+    assert truncated(log_probs, Sampling(1.0, 1, top_p=0.85)).isfinite().tolist() == [[True, True, True, False]]
+    assert truncated(log_probs, Sampling(1.0, 1, top_k=9)).isfinite().tolist() == [[True] * 4]
+
+
+def test_streams_are_independent():
+    streams = [answer_stream(1, 2, "x", 0), answer_stream(1, 2, "x", 1), answer_stream(1, 2, "x\0", 0)]
+    assert len({float(stream.random()) for stream in streams}) == 3
+    assert answer_stream(1, 2, "x", 0).random() == answer_stream(1, 2, "x", 0).random()
+
+
+def test_stored_answers_count_only_for_their_round(tmp_path):
+    rollouts = [
+        Rollout("a", 0, [1, 2], [-0.5, -0.1], True, "é \u2028 text", 0.5),
+        Rollout("a", 1, [3], [-1.0], False, ""),
+    ]
+    path = tmp_path / "rollouts" / "step-3.jsonl"
+    RolloutFile(path, {"state": "x", "sampling": (1, 2)}).write(rollouts)
+    assert RolloutFile(path, {"state": "x", "sampling": [1, 2]}).read() == rollouts
+    assert RolloutFile(path, {"state": "y", "sampling": [1, 2]}).read() is None
+    assert RolloutFile(tmp_path / "none.jsonl", {}).read() is None
+    path.write_text(path.read_text(encoding="utf-8").replace("0.5", "0.6"), encoding="utf-8")
+    assert RolloutFile(path, {"state": "x", "sampling": [1, 2]}).read() is None

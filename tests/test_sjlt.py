@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dataflex import sjlt
+from helpers.philox import KNOWN_ANSWERS
+
+
+def matrix(start: int, stop: int, *, dim: int, sparsity: int, seed: int) -> Tensor:
+    """Columns ``start`` to ``stop`` of sqrt(s) P, dense: ``(dim, n)`` float64."""
+    dense = torch.zeros(dim, stop - start, dtype=torch.float64)
+    columns = torch.arange(stop - start)
+    for output, negative in sjlt.placements(start, stop, dim=dim, sparsity=sparsity, seed=seed):
+        dense[output, columns] += 1 - 2 * negative.double()
+    return dense
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_philox_known_answers(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]) -> None:
+    c0, c1, c2, c3 = (torch.tensor([word]) for word in counter)
+    words = sjlt.philox4x32((c0, c1, c2, c3), key[0] | key[1] << 32)
+    assert tuple(int(word) for word in words) == expected
+
+
+def test_lane_maps_are_permutations_that_treat_all_pairs_alike() -> None:
+    assert len({tuple(row) for row in sjlt.POSITIONS}) == 15 * 16
+    assert all(sorted(row) == list(range(16)) for row in sjlt.POSITIONS)
+    for first, second in itertools.permutations(range(16), 2):
+        assert len({(row[first], row[second]) for row in sjlt.POSITIONS}) == 16 * 15
+
+
+@pytest.mark.parametrize(("dim", "sparsity"), [(128, 8), (48, 3), (16, 1), (320, 4)])
+def test_each_column_has_one_entry_in_each_block_of_rows(dim: int, sparsity: int) -> None:
+    dense = matrix(5, 700, dim=dim, sparsity=sparsity, seed=3)
+    blocks = dense.abs().reshape(sparsity, dim // sparsity, -1)
+    assert torch.equal(blocks.sum(dim=1), torch.ones(sparsity, 695, dtype=torch.float64))
+
+
+def test_entries_depend_on_seed_and_parameter_index_alone() -> None:
+    whole = matrix(0, 200, dim=256, sparsity=8, seed=2**63 + 17)
+    pieces = [matrix(start, stop, dim=256, sparsity=8, seed=2**63 + 17) for start, stop in ((0, 7), (7, 33), (33, 200))]
+    assert torch.equal(torch.cat(pieces, dim=1), whole)
+    for other in (17, 2**63 + 18):
+        assert not torch.equal(matrix(0, 200, dim=256, sparsity=8, seed=other), whole)
+
+
+def test_parameter_indices_beyond_32_bits_have_their_own_columns() -> None:
+    far = 16 << 32
+    near_columns, far_columns = (matrix(start, start + 64, dim=256, sparsity=8, seed=0) for start in (0, far))
+    assert not torch.equal(near_columns, far_columns)
+
+
+def test_expected_product_of_columns_is_the_identity() -> None:
+    seeds, count = 150, 40
+    mean = torch.zeros(count, count, dtype=torch.float64)
+    for seed in range(seeds):
+        dense = matrix(0, count, dim=64, sparsity=4, seed=seed) / 2
+        mean += dense.T @ dense / seeds
+    # An off-diagonal entry of one draw has variance at most 1/k = 1/64.
+    assert (mean - torch.eye(count, dtype=torch.float64)).abs().max() < 5 / math.sqrt(64 * seeds)
+
+
+def test_segments_positions_and_signs_are_uniform() -> None:
+    dim, count = 512, 16 * 4000
+    rows = torch.zeros(dim, dtype=torch.int64)
+    negative_share = []
+    for output, negative in sjlt.placements(0, count, dim=dim, sparsity=8, seed=1):
+        rows += torch.bincount(output, minlength=dim)
+        negative_share.append(negative.double().mean().item())
+    expected = 8 * count / dim
+    chi_square = ((rows - expected) ** 2 / expected).sum().item()
+    # 16 outputs of a segment are hit together: 32 segments, hence 31 * 16 degrees of freedom in 8 blocks of 3 each.
+    assert chi_square < 512 + 6 * math.sqrt(2 * 512 * 16)
+    assert negative_share == pytest.approx([0.5] * 8, abs=6 * 0.5 / math.sqrt(count))
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.floats(0, 1))
+def test_row_exponents_use_the_grid_to_its_limit(largest: float, share: float) -> None:
+    row = torch.tensor([[share * largest, -largest, 0.0]])
+    (exponent,) = sjlt.row_exponents(row).tolist()
+    assert abs(largest) * 2.0**exponent <= sjlt.GRID_LIMIT
+    if largest != 0 and exponent < sjlt.MAX_EXPONENT:
+        assert abs(largest) * 2.0**exponent >= sjlt.GRID_LIMIT / 2
+
+
+def test_row_exponents_of_special_rows() -> None:
+    rows = torch.tensor([[0.0, 0.0], [math.nan, 1.0], [1.0, -math.inf], [1e-45, 0.0], [1.0, 0.5], [2.0, -4.0]])
+    assert sjlt.row_exponents(rows).tolist() == [127, -105, -105, 127, 22, 20]
+    assert sjlt.row_exponents(torch.zeros(2, 0)).tolist() == [127, 127]
+    assert sjlt.row_exponents(rows.bfloat16()).dtype == torch.int32
+
+
+def test_adam_exponent_covers_the_bound() -> None:
+    assert sjlt.adam_exponent((0.9, 0.999)) == 20  # |u| <= 7.27 < 2^3
+    assert sjlt.adam_exponent((0.9, 0.9)) == 22  # |u| <= 1, and rounding may pass it
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_inner_products_are_kept_as_well_as_by_a_dense_map(seed: int) -> None:
+    dim, pairs, count = 1024, 60, 4000
+    values = torch.randn(2 * pairs, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
+    values /= values.norm(dim=1, keepdim=True)
+    projected = values @ matrix(0, count, dim=dim, sparsity=8, seed=seed).T / math.sqrt(8)
+    norms = projected.square().sum(dim=1)
+    errors = (projected[:pairs] * projected[pairs:]).sum(1) - (values[:pairs] * values[pairs:]).sum(1)
+    assert norms.mean().item() == pytest.approx(1, abs=5 * math.sqrt(2 / dim / len(values)) + 0.01)
+    assert errors.square().mean().sqrt().item() == pytest.approx(1 / math.sqrt(dim), rel=0.4)

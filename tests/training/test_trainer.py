@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+
+from dataflex.data.collate import collate
+from dataflex.errors import CheckpointError, GradientError, SelectionError, TrainingError
+from dataflex.losses import summed_loss
+from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.random import RandomSelector
+from dataflex.training import checkpoint
+from dataflex.training.schedule import Schedule
+from dataflex.types import Selection
+from helpers.runs import tiny_nice, tiny_trainer
+from helpers.tiny import tiny_dataset, tiny_lora, tiny_model
+
+
+def losses(output_dir: Path) -> list[float]:
+    lines = (output_dir / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def selected(output_dir: Path) -> dict[str, list[int]]:
+    """Chosen positions in rank order, by selection file."""
+    found = {}
+    for file in sorted((output_dir / "selections").glob("*.parquet")):
+        rows = [row for row in pq.read_table(file).to_pylist() if row["chosen"]]
+        found[file.name] = [row["index"] for row in sorted(rows, key=lambda row: row["rank"])]
+    return found
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    results = tiny_trainer(tmp_path, eval_strategy="steps", eval_steps=4, plot_loss=True, save_steps=3).train()
+    assert results["steps"] == results["total_steps"] == 8
+    assert results["selections"] == 2
+    assert list(selected(tmp_path)) == ["step-2.parquet", "step-5.parquet"]
+    assert all(len(rows) == 12 for rows in selected(tmp_path).values())
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "trainer_log.jsonl",
+        "trainer_state.json",
+        "all_results.json",
+        "training_loss.png",
+        "README.md",
+        "features",
+        "rollouts",
+        "checkpoint-2",
+        "checkpoint-3",
+        "checkpoint-5",
+        "checkpoint-6",
+    }
+    assert sorted(path.name for path in (tmp_path / "rollouts").glob("*.jsonl")) == ["step-2.jsonl", "step-5.jsonl"]
+    assert [path.name for path in (tmp_path / "features").iterdir()] == ["step-5"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert np.isfinite(losses(tmp_path)).all()
+    assert len(losses(tmp_path)) == 8
+
+
+def test_the_saved_adapter_is_the_trained_one(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.train()
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path).eval()
+    batch = collate(list(tiny_dataset(3, seed=9)), 2)
+    trainer.model.eval()
+    with torch.no_grad():
+        expected, _ = summed_loss(trainer.model, batch)
+        found, _ = summed_loss(loaded, batch)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    untrained, _ = summed_loss(tiny_lora(tiny_model()), batch)
+    assert float(untrained.detach()) != pytest.approx(float(expected), rel=1e-3)
+
+
+def test_accumulation_does_not_change_the_step(tmp_path):
+    schedule = Schedule(warmup_step=3)
+    runs = {
+        (size, accumulation): tiny_trainer(
+            tmp_path / f"{size}",
+            selector=RandomSelector(),
+            schedule=schedule,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        for size, accumulation in ((1, 4), (2, 2), (4, 1))
+    }
+    for trainer in runs.values():
+        trainer.train()
+    first = losses(tmp_path / "1")
+    for size in (2, 4):
+        np.testing.assert_allclose(losses(tmp_path / f"{size}"), first, rtol=1e-5)
+
+
+def test_same_seed_same_run_other_seed_other_run(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        tiny_trainer(tmp_path / name, seed=seed).train()
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert selected(tmp_path / "a") == selected(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("writes", [1, 3, 9])
+def test_a_killed_selection_is_finished_by_the_resumed_run(tmp_path, writes):
+    tiny_trainer(tmp_path / "whole").train()
+    broken = tmp_path / "broken"
+    root = Path(__file__).parents[1]
+    child = subprocess.run(
+        [sys.executable, str(root / "helpers" / "killed_run.py"), str(broken), str(writes)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
+        capture_output=True,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    tiny_trainer(broken, resume_from_checkpoint=True).train()
+    assert selected(broken) == selected(tmp_path / "whole")
+    assert losses(broken) == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_resuming_repeats_the_unbroken_run(tmp_path, step):
+    tiny_trainer(tmp_path / "whole", save_steps=2).train()
+    resumed = tiny_trainer(
+        tmp_path / "resumed", save_steps=2, resume_from_checkpoint=tmp_path / "whole" / f"checkpoint-{step}"
+    )
+    resumed.train()
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path, caplog):
+    tiny_trainer(tmp_path, save_steps=2).train()
+    expected = losses(tmp_path)
+    torn = tmp_path / "checkpoint-6" / "optimizer.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-10])
+    assert checkpoint.last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert "optimizer.safetensors was altered or is torn" in caplog.text
+    tiny_trainer(tmp_path, save_steps=2, resume_from_checkpoint=True).train()
+    assert losses(tmp_path) == expected
+    assert checkpoint.damage(tmp_path / "checkpoint-6") is None
+
+
+def test_resuming_refuses_another_run(tmp_path):
+    tiny_trainer(tmp_path, save_steps=2).train()
+    with pytest.raises(TrainingError, match="belongs to another run: seed 3 -> 4"):
+        tiny_trainer(tmp_path, resume_from_checkpoint=True, seed=4).train()
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        tiny_trainer(tmp_path, resume_from_checkpoint=tmp_path / "nowhere").train()
+
+
+def test_resuming_without_a_checkpoint_starts_at_zero(tmp_path, caplog):
+    trainer = tiny_trainer(tmp_path, resume_from_checkpoint=True, schedule=Schedule(warmup_step=1))
+    assert trainer.train()["steps"] == 1
+    assert "no checkpoint to resume from" in caplog.text
+
+
+def test_a_used_folder_is_refused_or_started_over(tmp_path):
+    tiny_trainer(tmp_path, save_steps=2, save_total_limit=2).train()
+    assert len(checkpoint.checkpoints(tmp_path)) == 2
+    with pytest.raises(TrainingError, match="not empty"):
+        tiny_trainer(tmp_path).train()
+    tiny_trainer(tmp_path, overwrite_output_dir=True, selector=RandomSelector(), schedule=Schedule(1)).train()
+    assert checkpoint.checkpoints(tmp_path) == []
+    assert selected(tmp_path) == {}
+
+
+def test_model_only_checkpoints_cannot_be_resumed_from(tmp_path):
+    tiny_trainer(tmp_path, save_steps=2, save_only_model=True).train()
+    assert checkpoint.last_checkpoint(tmp_path) is None
+    with pytest.raises(CheckpointError, match="save_only_model"):
+        tiny_trainer(tmp_path / "b", resume_from_checkpoint=tmp_path / "checkpoint-2").train()
+
+
+def test_the_best_model_is_loaded_at_the_end_and_training_stops_early(tmp_path):
+    trainer = tiny_trainer(
+        tmp_path,
+        selector=RandomSelector(),
+        schedule=Schedule(2, 2, 10),
+        learning_rate=0.5,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        early_stopping_steps=3,
+        early_stopping_min_delta=0.01,
+    )
+    results = trainer.train()
+    assert results["steps"] < results["total_steps"]
+    history = [entry for entry in trainer.log.history if "eval_loss" in entry]
+    assert results["best_metric"] == min(entry["eval_loss"] for entry in history)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(results["best_metric"], rel=1e-6)
+    assert history[-1]["eval_loss"] > results["best_metric"]
+
+
+def test_problems_are_said_before_training_and_together(tmp_path):
+    with pytest.raises(TrainingError) as caught:
+        tiny_trainer(tmp_path, schedule=Schedule(1, 7, 1), metric_for_best_model="bleu", eval_strategy="steps")
+    assert "7 x 4 samples does not fit into 24 candidates; the largest update_step that does is 6" in str(caught.value)
+    assert "metric_for_best_model 'bleu' is unknown" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TrainingError, match="report_to names trackers that are not installed: nonesuch"):
+        tiny_trainer(tmp_path, report_to=["nonesuch"])
+
+
+def test_a_selection_larger_than_the_dataset_repeats_when_allowed(tmp_path):
+    tiny_trainer(tmp_path, selector=RandomSelector(), schedule=Schedule(1, 7, 1), selection_repeats=True).train()
+    assert [len(rows) for rows in selected(tmp_path).values()] == [24]
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (np.arange(5), r"indices are int64\(5,\), expected int64\(12,\)"),
+        (np.zeros(12, dtype=np.int64), "indices repeat: 11 of 12"),
+        (np.arange(20, 32), "there are 24 candidates"),
+        (np.arange(12.0), "float64"),
+    ],
+)
+def test_a_wrong_selection_is_refused(tmp_path, indices, message):
+    class Wrong(Selector[SelectorConfig]):
+        Config = SelectorConfig
+        name = "wrong"
+
+        def select(self, context):
+            return Selection(indices, None, self.name, context.step, context.round)
+
+    with pytest.raises(SelectionError, match=message):
+        tiny_trainer(tmp_path, selector=Wrong()).train()
+
+
+def test_adam_selection_without_warm_up_says_what_to_do(tmp_path):
+    with pytest.raises(GradientError, match=r"no moments yet.*\n.*longer warm-up"):
+        tiny_trainer(tmp_path, schedule=Schedule(0, 3, 1)).train()
+    tiny_trainer(tmp_path / "sgd", selector=tiny_nice(gradient_type="sgd"), schedule=Schedule(0, 3, 1)).train()
+    assert list(selected(tmp_path / "sgd")) == ["step-0.parquet"]
