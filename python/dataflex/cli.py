@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,8 @@ class _Cli(click.Group):
             from dataflex.plugins import registry
 
             group = _PluginCommands()
-            registry().call("register_commands", cli=group)
+            with _logging(logging.WARNING):
+                registry().call("register_commands", cli=group)
             found = ctx.meta[__name__] = group.commands
         return found
 
@@ -73,11 +75,19 @@ class _StderrHandler(logging.Handler):
         click.echo(f"{level}{self.format(record)}", err=True)
 
 
-def _set_up_logging(level: int) -> None:
+@contextmanager
+def _logging(level: int) -> Iterator[None]:
+    """Log to stderr while a command runs."""
+    handler, before = _StderrHandler(), (logger.level, logger.propagate)
+    logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        logger.addHandler(_StderrHandler())
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def _print_error(error: DataflexError) -> None:
@@ -94,12 +104,13 @@ def _print_error(error: DataflexError) -> None:
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.option("-v", "--verbose", is_flag=True, help="Log details.")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
-def cli(traceback: bool, verbose: bool, quiet: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, traceback: bool, verbose: bool, quiet: bool) -> None:
     """Choose the data that a language model is fine-tuned on, while it is being fine-tuned."""
     del traceback  # read by the group when a command fails
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet exclude each other")
-    _set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    ctx.with_resource(_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO))
 
 
 @cli.command()

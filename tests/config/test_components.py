@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.plugins import Site, plugin_site
 
 from dataflex.config import ComponentSpec, RunConfig, load_config, resolve_path, validate_component
 from dataflex.config.components import merge, packaged_file
 from dataflex.errors import ConfigError
+from helpers.plugins import Site, plugin_site
 
 HEAD = """\
 model_name_or_path: owner/model
@@ -230,7 +230,7 @@ def test_paths_are_looked_up_here_then_beside_the_file(tmp_path: Path, monkeypat
     (here / "data").mkdir()
     assert resolve_path("data", there) == here / "data"
     assert resolve_path(there / "data") == there / "data"
-    with pytest.raises(ConfigError, match="'none' does not exist; looked for .*here/none and .*there/none"):
+    with pytest.raises(ConfigError, match=r"'none' does not exist; looked for .*here/none and .*there/none"):
         resolve_path("none", there)
 
 

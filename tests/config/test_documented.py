@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.plugins import Site, plugin_site
 
 from dataflex.config import load_config, load_export_config
 from dataflex.config.components import packaged_file
 from dataflex.errors import ConfigError
+from helpers.plugins import Site, plugin_site
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NICE = FIXTURES / "documented_nice.yaml"
@@ -93,7 +93,7 @@ def test_problems_of_a_merge_come_at_once(tmp_path: Path) -> None:
         load_export_config(file, ["export_legacy_format=true"])
     assert caught.value.problems == [
         f"{file}:2: unknown key 'export_dri'; did you mean 'export_dir'?",
-        f"{file}:3: export_device: expected 'cpu' or 'auto', got 'gpu'",
+        f"{file}:3: export_device: expected 'cpu' or 'auto', got 'gpu'; did you mean 'cpu'?",
         f"{file}: export_dir is required",
         "override export_legacy_format=true: export_legacy_format: not supported: pickled weights run code when they "
         "are loaded; set false for safetensors",

@@ -41,6 +41,12 @@ def test_samples_without_labels_are_dropped_and_counted(template: ChatTemplate) 
     )
 
 
+def test_samples_without_labels_may_be_kept(template: ChatTemplate) -> None:
+    dataset = tokenize([unanswered(0), *tiny_samples(1)], template, 128, keep_unlabelled=True, progress=False)
+    assert [example.num_labels > 0 for example in dataset] == [False, True]
+    assert (dataset.report.kept, dataset.report.dropped) == (2, 0)
+
+
 def test_cut_samples_are_counted(template: ChatTemplate) -> None:
     dataset = tokenize(tiny_samples(4), template, 12, progress=False)
     assert [example.truncated for example in dataset] == [True] * 4

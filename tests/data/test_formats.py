@@ -79,6 +79,27 @@ def test_no_tools(tools: object) -> None:
     assert convert(row)[0].tools == ()
 
 
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ("{", "tools is not valid JSON"),
+        ("{}", "tools is {}, expected a list"),
+        ([{"type": "function"}], "with a 'name'"),
+    ],
+)
+def test_damaged_tools(tools: object, message: str) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    with pytest.raises(DataError, match=message):
+        convert({"conversations": turns, "tools": tools})
+
+
+def test_a_conversation_needs_a_turn() -> None:
+    with pytest.raises(DataError, match="the conversation is empty"):
+        convert({"conversations": [{"from": "system", "value": "S"}]})
+    with pytest.raises(DataError, match="messages is 'a', expected a list of turns"):
+        convert({"messages": "a"}, layout=Layout("openai"))
+
+
 def test_tools_as_a_list_of_wrapped_definitions() -> None:
     row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "tools": [WRAPPED_TOOL]}
     assert convert(row)[0].tools == (WRAPPED_TOOL,)
@@ -101,7 +122,10 @@ def test_sharegpt_system_column_and_several_calls() -> None:
         ({"from": "system", "value": "x"}, "turn 1 is a system turn"),
         ({"from": "function_call", "value": "add(1)"}, "function_call is not valid JSON"),
         ({"from": "function_call", "value": "[1]"}, "expected an object with 'name' and 'arguments'"),
+        ({"from": "function_call", "value": "[]"}, "function_call is an empty list"),
+        ({"from": "function_call", "value": '{"name": "f", "arguments": [1]}'}, r"arguments \[1\], expected an object"),
         ({"from": "gpt", "value": None}, "'value' is missing"),
+        ({"from": ["gpt"], "value": "x"}, "expected one of human"),
     ],
 )
 def test_damaged_sharegpt_turns(turn: dict[str, object], message: str) -> None:
@@ -160,6 +184,7 @@ def test_weight_zero_takes_a_turn_out_of_the_loss(key: str) -> None:
         ({"role": "robot", "content": "b"}, "role 'robot', expected one of system, developer, user, assistant"),
         ({"role": "user", "content": 3}, "content is 3, expected text"),
         ({"role": "user", "content": ["b"]}, "expected an object with 'type' and 'text'"),
+        ({"role": "user", "content": [{"type": "text"}]}, "a text part without 'text'"),
     ],
 )
 def test_damaged_openai_turns(turn: dict[str, object], message: str) -> None:

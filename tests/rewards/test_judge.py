@@ -31,8 +31,12 @@ ATTACKS = [
 ]
 
 
+BUILTIN = JudgePrompt(JudgeConfig())
+
+
 def render(prediction: str, reference: str | None = "Paris", **params: Any) -> str:
-    return JudgePrompt(JudgeConfig(**params)).render(RewardRequest("7", QUESTION, prediction, reference))
+    prompt = JudgePrompt(JudgeConfig(**params)) if params else BUILTIN
+    return prompt.render(RewardRequest("7", QUESTION, prediction, reference))
 
 
 def answer_block(prompt: str) -> tuple[str, str]:
@@ -100,7 +104,7 @@ def test_control_tokens_are_broken_up(token: str) -> None:
 
 
 def test_control_tokens_of_the_judge_are_broken_up_too() -> None:
-    prompt = JudgePrompt(JudgeConfig()).render(RewardRequest("7", QUESTION, "x[TURN]y", "[TURN]"), {"[TURN]", "[TU"})
+    prompt = BUILTIN.render(RewardRequest("7", QUESTION, "x[TURN]y", "[TURN]"), {"[TURN]", "[TU"})
     assert "[TURN]" not in prompt
     assert prompt.count("[ TURN]") == 2
 
@@ -111,7 +115,7 @@ def test_tool_calls_are_shown() -> None:
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "weather"}}]},
         {"role": "tool", "content": "sunny"},
     )
-    prompt = JudgePrompt(JudgeConfig()).render(RewardRequest("7", messages, "It is sunny."))
+    prompt = BUILTIN.render(RewardRequest("7", messages, "It is sunny."))
     assert '"name": "weather"' in prompt
     assert blocks(prompt) == ["user", "assistant", "tool", "answer"]
 

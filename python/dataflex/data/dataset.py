@@ -48,7 +48,7 @@ class TokenizationReport:
 
     Attributes:
         total: Samples that came in.
-        kept: Samples with label tokens.
+        kept: Samples in the dataset.
         truncated: Kept samples that were cut to fit ``cutoff_len``.
         dropped: Samples left out because they have no label token.
         tokens: Tokens of the kept samples.
@@ -134,7 +134,8 @@ def tokenize(
         samples: The samples.
         template: Renders and encodes them.
         cutoff_len: Greatest number of tokens of one sample (:meth:`ChatTemplate.encode` says what is cut).
-        keep_unlabelled: Keep samples without label tokens too: a target that answers are only sampled for needs none.
+        keep_unlabelled: Keep samples without label tokens too: an evaluation prompt that is only answered by the model
+            needs no reference.
         progress: Show a progress bar.
 
     Raises:
@@ -146,7 +147,7 @@ def tokenize(
             part = samples[start : start + _BATCH]
             for sample, encoded in zip(part, template.encode_batch(part, cutoff_len), strict=True):
                 example = Example(sample, encoded.input_ids, encoded.labels, encoded.truncated)
-                if example.num_labels:
+                if keep_unlabelled or example.num_labels:
                     examples.append(example)
             bar.update(len(part))
     if not examples:

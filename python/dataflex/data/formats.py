@@ -246,10 +246,10 @@ class PromptCompletionFormat(DatasetFormat):
 
 
 def _sharegpt_turn(item: Row, columns: Columns) -> Message:
-    tag = _needed(item, columns.role_tag)
+    tag = str(_needed(item, columns.role_tag))
     content = _needed(item, columns.content_tag)
     if tag == columns.function_tag:
-        return assistant_message("", item, tool_calls_of(content, str(tag)))
+        return assistant_message("", item, tool_calls_of(content, tag))
     text = text_of(content, str(columns.content_tag))
     role = _mapped_roles(columns).get(tag)
     if role is None:
@@ -273,7 +273,7 @@ def _openai_turn(item: Row, columns: Columns) -> Message:
         raise DataError(
             f"a turn is {shown(item)}, expected an object with {columns.role_tag!r} and {columns.content_tag!r}"
         )
-    tag = _needed(item, columns.role_tag)
+    tag = str(_needed(item, columns.role_tag))
     roles = _OPENAI_ROLES | _mapped_roles(columns)
     if tag not in roles:
         raise DataError(f"a turn has {columns.role_tag} {tag!r}, expected one of {', '.join(roles)}")

@@ -181,11 +181,22 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool
     ) -> tuple[str, list[Span]]:
         """The text, and where in it the assistant speaks."""
+        self._check_functions(messages, tools)
         text, marked = self._render_text(messages, tools, add_generation_prompt)
         if self._marked:
             return text, [self._normalised(text, start, end) for start, end in marked]
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         return text, [self._searched(text, messages[:turn], tools) for turn in turns]
+
+    def _check_functions(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+        """Refuse what the template would leave out without a word: a call would become an empty answer."""
+        called = any(message.get("tool_calls") for message in messages)
+        for used, name in ((tools, "tools"), (called, "tool_calls")):
+            if used and name not in self.source:
+                raise DataError(
+                    f"the conversation has {name}, for which template {self.name!r} has no place",
+                    hint=f"choose one of our templates, which all have: {', '.join(template_names())}",
+                )
 
     def _render_text(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool

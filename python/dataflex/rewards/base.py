@@ -145,10 +145,13 @@ def settle(
             hint="on_error: skip leaves such answers out, on_error: zero counts them as reward 0",
         ) from failures[0][1].error
     if failures:
-        done = "counted as reward 0" if on_error == "zero" else "left out"
         logger.warning(
-            "reward backend %r: %d of %d answers could not be scored and were %s (on_error: %s): %s",
-            *(backend, len(failures), len(requests), done, on_error, _listed(failures)),
+            "reward backend %r: %d of %d answers could not be scored and were %s: %s",
+            backend,
+            len(failures),
+            len(requests),
+            "counted as reward 0 (on_error: zero)" if on_error == "zero" else "left out (on_error: skip)",
+            _listed(failures),
         )
     substitute = 0.0 if on_error == "zero" else None
     return [substitute if isinstance(outcome, Failure) else outcome for outcome in outcomes]

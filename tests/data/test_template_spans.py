@@ -1,0 +1,232 @@
+"""Where labels begin and end: own templates, tokens that reach over a boundary, truncation, any conversation."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.templates import ChatTemplate
+from dataflex.errors import DataError
+from dataflex.types import Message, Sample
+from helpers.chats import CALLING, DIALOG, END, NAMES, TOOL, chat_tokenizer, labelled, load_template, sample_of
+from helpers.tiny import tiny_tokenizer
+
+# --- the tokenizer's own template ---
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED_HEADER = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>\n' }}{% endgeneration %}"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED_CONTENT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+EOS_AT_THE_END = CHATML.replace("{% endif %}", "{% else %}</s>{% endif %}")
+PREFILLED = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+ENDLESS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+def own(chat_template: str) -> ChatTemplate:
+    return ChatTemplate.load("auto", tiny_tokenizer(chat_template=chat_template))
+
+
+@pytest.mark.parametrize("source", [CHATML, MARKED_HEADER, MARKED_CONTENT, EOS_AT_THE_END])
+def test_own_template_with_and_without_markers(source: str) -> None:
+    template = own(source)
+    sample = sample_of(DIALOG)
+    assert template.name == "auto"
+    assert labelled(template, sample, tiny_tokenizer()) == ["Hello.<|im_end|>", "Bye!<|im_end|>"]
+    prompt = template.encode_prompt(sample.prompt)
+    assert template.encode(sample, 10**6).input_ids[: len(prompt)] == prompt
+
+
+def test_own_template_that_writes_earlier_turns_differently() -> None:
+    assert labelled(own(THINKING), sample_of(DIALOG), tiny_tokenizer()) == [
+        "Hello.<|im_end|>",
+        "<think>\n\n</think>\n\nBye!<|im_end|>",
+    ]
+
+
+def test_own_template_that_is_not_prefix_stable() -> None:
+    with pytest.raises(DataError, match=r"sample 'id' \(row 3\).*renders turns differently once an answer follows"):
+        own(PREFILLED).encode(sample_of(DIALOG), 100)
+
+
+def test_own_template_without_an_end_of_turn() -> None:
+    with pytest.raises(DataError, match="ends an answer with nothing"):
+        own(ENDLESS)
+
+
+@pytest.mark.parametrize(("messages", "tools"), [(CALLING, ()), (DIALOG, (TOOL,))])
+def test_own_template_without_a_place_for_functions(
+    messages: tuple[Message, ...], tools: tuple[dict[str, object], ...]
+) -> None:
+    with pytest.raises(DataError, match="for which template 'auto' has no place"):
+        own(CHATML).render(messages, tools)
+
+
+# --- tokens that reach over a boundary ---
+
+
+def merging_tokenizer(prepend: str | None = None) -> PreTrainedTokenizerFast:
+    """Merges characters across words and lines; ``prepend``: SentencePiece's space in front of the text."""
+    backend = Tokenizer(models.BPE())
+    if prepend is None:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+        backend.decoder = decoders.Metaspace(prepend_scheme=prepend, split=False)
+        alphabet = [chr(i) for i in range(10, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator(["user\n\n\nassistant\n\n\nParis\n\n\n"] * 20, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@pytest.mark.parametrize("prepend", [None, "first", "always"])
+def test_a_span_is_cut_out_of_a_token_that_reaches_over_its_start(prepend: str | None) -> None:
+    vocabulary = merging_tokenizer(prepend)
+    template = ChatTemplate.load("qwen", vocabulary)
+    answer = "\n\nParis\n\n"
+    sample = sample_of(({"role": "user", "content": "a"}, {"role": "assistant", "content": answer}))
+    whole = vocabulary(template.render(sample.messages), add_special_tokens=False)["input_ids"]
+    encoded = template.encode(sample, 10**6)
+    assert encoded.input_ids != whole  # a token held the header's line break and the answer's first
+    labels = [label for label in encoded.labels if label != IGNORE_INDEX]
+    assert vocabulary.decode(labels).lstrip(" ") == f"{answer}<|im_end|>"
+    prompt = template.encode_prompt(sample.prompt)
+    assert encoded.input_ids == prompt + encoded.input_ids[len(prompt) :]
+    assert encoded.labels[len(prompt) :].index(IGNORE_INDEX) == len(labels)
+
+
+# --- truncation ---
+
+
+def long_sample(prompt_length: int, answer_length: int) -> Sample:
+    """The tokenizer knows no pair of z: one token a letter."""
+    return sample_of(
+        (
+            {"role": "user", "content": "z" * prompt_length},
+            {"role": "assistant", "content": "z" * answer_length},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt_length", "answer_length", "labels"),
+    [
+        (60, 5, 6),  # the answer and its end fit
+        (5, 60, None),  # the prompt fits: the answer has the rest
+        (60, 60, 20),  # half each
+        (60, 19, 20),  # 19 letters and the end
+        (60, 21, 20),
+    ],
+)
+def test_cutting_keeps_the_start_of_the_answer(prompt_length: int, answer_length: int, labels: int | None) -> None:
+    sample = long_sample(prompt_length, answer_length)
+    full = load_template("qwen").encode(sample, 10**6)
+    cut = load_template("qwen").encode(sample, 40)
+    assert (full.truncated, cut.truncated) == (False, True)
+    assert len(cut.input_ids) == len(cut.labels) == 40
+    kept = [label for label in cut.labels if label != IGNORE_INDEX]
+    everything = [label for label in full.labels if label != IGNORE_INDEX]
+    assert kept == everything[: len(kept)]
+    prompt = load_template("qwen").encode_prompt(sample.prompt)
+    assert len(kept) == (40 - len(prompt) if labels is None else labels)
+    assert cut.input_ids[0] == chat_tokenizer().bos_token_id
+
+
+def test_a_prompt_is_cut_on_the_left() -> None:
+    template = load_template("qwen")
+    sample = long_sample(30, 1)
+    full = template.encode_prompt(sample.prompt)
+    assert template.encode_prompt(sample.prompt, max_length=10) == [full[0], *full[-9:]]
+    assert template.encode_prompt(sample.prompt, max_length=len(full)) == full
+    assert template.encode_prompt(sample.prompt, max_length=1) == full[-1:]
+
+
+def test_bos_that_also_marks_turns_is_not_kept() -> None:
+    vocabulary = tiny_tokenizer()
+    vocabulary.bos_token = "<|im_start|>"
+    template = ChatTemplate.load("qwen", vocabulary)
+    full = template.encode_prompt(long_sample(30, 1).prompt)
+    assert template.encode_prompt(long_sample(30, 1).prompt, max_length=10) == full[-10:]
+
+
+def test_a_cutoff_too_short_for_prompt_and_answer() -> None:
+    assert [label != IGNORE_INDEX for label in load_template("qwen").encode(long_sample(9, 9), 2).labels] == [
+        False,
+        True,
+    ]
+    with pytest.raises(DataError, match="cutoff_len is 1, expected at least 2"):
+        load_template("qwen").encode(long_sample(9, 9), 1)
+
+
+# --- properties ---
+
+TEXT = st.text(alphabet=st.sampled_from("abAP .,\n\t?é世#:<|"), max_size=12)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Sample:
+    messages: list[Message] = []
+    if draw(st.booleans()):
+        messages.append({"role": "system", "content": draw(TEXT)})
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append({"role": "user", "content": draw(TEXT)})
+        messages.append({"role": "assistant", "content": draw(TEXT), "train": draw(st.booleans())})
+    return Sample("id", 0, tuple(messages))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sample=conversations(), name=st.sampled_from(NAMES), cutoff=st.integers(2, 60))
+def test_labels_prefix_and_length_hold_for_any_conversation(sample: Sample, name: str, cutoff: int) -> None:
+    template = load_template(name)
+    full = template.encode(sample, 10**6)
+    assert all(label in (IGNORE_INDEX, token) for token, label in zip(full.input_ids, full.labels, strict=True))
+    assert chat_tokenizer().decode(full.input_ids) == template.render(sample.messages)
+    prompt = template.encode_prompt(sample.prompt)
+    assert full.input_ids[: len(prompt)] == prompt
+    answers = [message for message in sample.messages if message["role"] == "assistant" and message.get("train", True)]
+    end = chat_tokenizer().convert_tokens_to_ids(END.get(name, "</s>"))
+    assert full.labels.count(end) == len(answers)
+    cut = template.encode(sample, cutoff)
+    kept = [label for label in cut.labels if label != IGNORE_INDEX]
+    assert len(cut.input_ids) == len(cut.labels) == min(cutoff, len(full.input_ids))
+    assert bool(kept) == bool(answers)
+    assert kept == [label for label in full.labels if label != IGNORE_INDEX][: len(kept)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(sample=conversations())
+def test_a_template_with_and_without_markers_gives_the_same(sample: Sample) -> None:
+    marked, unmarked = own(MARKED_CONTENT), own(CHATML)
+    assert marked.encode(sample, 10**6) == unmarked.encode(sample, 10**6)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
+
+from dataflex.errors import ModelError
+from dataflex.model import (
+    add_lora,
+    base_model,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    save_model,
+    trainable_parameters,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def test_lora_on_all_linear_layers_but_the_head(folder):
+    model = add_lora(load_model(str(folder)), rank=3, alpha=6)
+    names = [name for name, _ in trainable_parameters(model)]
+    assert len(names) == 2 * 7 * 2
+    assert all("lora_" in name for name in names)
+    assert not any("lm_head" in name for name in names)
+    assert all(3 in parameter.shape for _, parameter in trainable_parameters(model))
+
+
+def test_lora_on_named_layers(folder):
+    for target in ("q_proj", ["q_proj"]):
+        names = [name for name, _ in trainable_parameters(add_lora(load_model(str(folder)), rank=2, target=target))]
+        assert len(names) == 4
+        assert all("q_proj" in name for name in names)
+    with pytest.raises(ModelError, match="lora_target 'qkv' fits no module") as caught:
+        add_lora(load_model(str(folder)), target="qkv")
+    assert "q_proj" in str(caught.value)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_base_weights_take_the_precision_and_adapters_stay_float32(folder, precision, dtype):
+    model = add_lora(load_model(str(folder), precision=precision))
+    assert base_model(model).lm_head.weight.dtype == dtype
+    assert {parameter.dtype for _, parameter in trainable_parameters(model)} == {torch.float32}
+
+
+def test_an_adapter_goes_on_from_where_it_was_saved(folder, tmp_path):
+    saved = tiny_lora(load_model(str(folder)))
+    (tmp_path / "keep.txt").write_text("mine", encoding="utf-8")
+    save_model(saved, tiny_tokenizer(), tmp_path)
+    assert (tmp_path / "keep.txt").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    loaded = load_adapter(load_model(str(folder)), tmp_path)
+    for (name, expected), (other, found) in zip(
+        trainable_parameters(saved), trainable_parameters(loaded), strict=True
+    ):
+        assert name == other
+        assert torch.equal(found, expected)
+
+
+def test_missing_models_say_where_they_were_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ModelError, match="cannot load the") as caught:
+            load(str(tmp_path / "nowhere"))
+        assert "HF_HUB_OFFLINE forbids the hub" in str(caught.value)
+    with pytest.raises(ModelError, match="cannot load the adapter"):
+        load_adapter(tiny_model(), tmp_path)
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    model = tiny_model()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot load the model"):
+        load_model(str(tmp_path))
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_token(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).pad_token == "</s>"
+
+
+def test_a_frozen_model_is_said():
+    model = tiny_model()
+    model.requires_grad_(False)
+    with pytest.raises(ModelError, match="no trainable parameters"):
+        trainable_parameters(model)
