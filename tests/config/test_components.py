@@ -146,6 +146,14 @@ def test_problems_of_the_runs_own_parameters_point_there() -> None:
 
 
 @pytest.mark.usefixtures("site")
+def test_a_secret_in_the_runs_own_parameters_is_reported_once() -> None:
+    found = problems("", "component_params.backend={a: {api_key: sk-verysecret1}}")
+    assert [line.startswith("override component_params.backend=") for line in found] == [True, True]
+    assert ["put it in the environment" in line for line in found] == [True, False]  # then: not an integer
+    assert "secret1" not in "".join(found)
+
+
+@pytest.mark.usefixtures("site")
 def test_parameters_and_keys_are_reported_together() -> None:
     assert problems("mine: {params: {alpha: 0}}\n", "lora_rank=0") == [
         "override lora_rank=0: lora_rank: expected at least 1, got 0",

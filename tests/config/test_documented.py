@@ -86,8 +86,11 @@ def test_merge_loads() -> None:
     assert config.export_legacy_format is False
 
 
-def test_problems_of_a_merge_come_at_once(tmp_path: Path) -> None:
+def test_a_merge_warns_and_reports_all_its_problems_at_once(tmp_path: Path) -> None:
     file = tmp_path / "merge.yaml"
+    file.write_text("model_name_or_path: m\nexport_dir: d\nfinetuning_type: lora\n")
+    [warning] = load_export_config(file).warnings()
+    assert warning == f"{file}:3: finetuning_type: dataflex does not act on this LLaMA-Factory key"
     file.write_text("model_name_or_path: m\nexport_dri: x\nexport_device: gpu\nfinetuning_type: lora\n")
     with pytest.raises(ConfigError) as caught:
         load_export_config(file, ["export_legacy_format=true"])

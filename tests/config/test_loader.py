@@ -274,6 +274,13 @@ def test_a_mapping_is_accepted_in_place_of_a_file() -> None:
     ]
 
 
+def test_a_mapping_is_left_as_it_is() -> None:
+    source = {**REQUIRED, "component_params": {"a": {"b": 1}}}
+    config = load_config(source, ["component_params.a.b=2"])
+    assert config.component_params == {"a": {"b": 2}}
+    assert source["component_params"] == {"a": {"b": 1}}
+
+
 def test_a_model_that_can_only_be_a_path_must_exist(tmp_path: Path) -> None:
     [found] = problems(tmp_path, "adapter_name_or_path: ./adapter\n")
     assert found.startswith("run.yaml:4: adapter_name_or_path: './adapter' does not exist")

@@ -99,17 +99,15 @@ def resolve_component(config: RunFields) -> ComponentSpec:
         raise ConfigError(origin.at(text, "component_name"))
     entry = entries.get(name) or ComponentSpec(name, {}, origin.place("component_name") or name, {})
     own_places = {path[1:]: place for path, place in origin.places.items() if path[0] == "component_params"}
-    spec = ComponentSpec(
-        entry.name, merge(entry.params, config.component_params), entry.where, {**entry.places, **own_places}
-    )
-    problems = [spec.at(f"{_dotted(path)}: {LITERAL_SECRET}", path) for path in literal_secrets(spec.params)]
+    problems = [entry.at(f"{_dotted(path)}: {LITERAL_SECRET}", path) for path in literal_secrets(entry.params)]
     try:
-        registry().find("selector", spec.name)
+        registry().find("selector", entry.name)
     except PluginError as error:
-        problems.append(f"{spec.where}: {error}")
+        problems.append(f"{entry.where}: {error}")
     if problems:
         raise ConfigError(problems)
-    return spec
+    params = merge(entry.params, config.component_params)
+    return ComponentSpec(entry.name, params, entry.where, {**entry.places, **own_places})
 
 
 def validate_component(spec: ComponentSpec) -> type[Any]:

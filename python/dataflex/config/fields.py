@@ -52,6 +52,10 @@ class FileConfig(BaseModel):
         """Where the values were written."""
         return self._origin
 
+    def warnings(self) -> list[str]:
+        """Keys that were given and have no effect; one line each."""
+        return list(self.origin.ignored.values())
+
 
 class RunFields(FileConfig):
     """The keys of a training run."""

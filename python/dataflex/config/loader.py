@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ def load_config(source: Source, overrides: Iterable[str] = (), *, check_componen
         ConfigError: Every problem at once, each with ``file:line`` or its override.
     """
     draft = _read(source, overrides)
-    origin = _sort_keys(draft, RunConfig)
+    origin = _set_aside_unknown_keys(draft, RunConfig)
     broken = _check_values(draft, RunFields, origin)
     partial = _partial(draft.values, broken, origin)
     for key, text in find_problems(partial, broken):
@@ -64,7 +65,7 @@ def load_export_config(source: Source, overrides: Iterable[str] = ()) -> ExportC
         ConfigError: Every problem at once, each with ``file:line`` or its override.
     """
     draft = _read(source, overrides)
-    origin = _sort_keys(draft, ExportConfig)
+    origin = _set_aside_unknown_keys(draft, ExportConfig)
     _check_values(draft, ExportConfig, origin)
     if draft.problems:
         raise ConfigError(origin.in_order(draft.problems))
@@ -97,7 +98,7 @@ class _Draft:
 def _read(source: Source, overrides: Iterable[str]) -> _Draft:
     draft = _Draft()
     if isinstance(source, Mapping):
-        draft.values = dict(source)
+        draft.values = {str(key): value for key, value in copy.deepcopy(dict(source)).items()}
     else:
         _read_file(Path(source), draft)
     for text in overrides:
@@ -137,8 +138,8 @@ def _plain(value: str, key: str) -> str:
     return text[1:-1] if text[:1] in "'\"" and text[-1:] == text[:1] else text
 
 
-def _sort_keys(draft: _Draft, model: type[FileConfig]) -> Origin:
-    """Take out of the draft what the model does not know, as problems or as ignored keys."""
+def _set_aside_unknown_keys(draft: _Draft, model: type[FileConfig]) -> Origin:
+    """Take out of the draft what the model does not know: problems, and known keys that have no effect."""
     ignored: dict[str, str] = {}
     origin = Origin(draft.name, draft.folder, draft.places, ignored)
     for key in [key for key in draft.values if key not in model.model_fields]:

@@ -76,7 +76,7 @@ class RunConfig(RunFields):
             _, substituted = components_file(self)
             if substituted:
                 found.append(self.origin.at(f"components_cfg_file: {substituted}", "components_cfg_file"))
-        return self.origin.in_order([*self.origin.ignored.values(), *found])
+        return self.origin.in_order([*super().warnings(), *found])
 
     def to_yaml(self) -> str:
         """The run as a YAML file that repeats it: defaults and parameters written out, local paths absolute.

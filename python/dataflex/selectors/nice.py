@@ -67,8 +67,8 @@ class NiceConfig(SelectorConfig):
     seed: int = Field(123, ge=0, description="seed of the projection and of the sampled answers")
     save_interval: int = Field(16, ge=1, description="rows between two writes of the feature store")
     keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
-    reward: str | RewardBackend[Any] | None = Field(
-        None, description="a metric's or backend's name, or a backend; takes precedence over reward_model_backend"
+    reward: str | dict[str, Any] | RewardBackend[Any] | None = Field(
+        None, description="name of a metric or backend, {name, params}, or a backend; before reward_model_backend"
     )
     reward_model_backend: str = Field("local_vllm", description="reward backend: local_vllm, api, metric or a plugin's")
     reward_backend_params: dict[str, dict[str, Any]] = Field(

@@ -233,7 +233,7 @@ class Trainer:
         with self.watch.phase("selection"):
             selection = self.selector.select(context)
         outputs.check_selection(selection, len(self.train_dataset), context.num_samples)
-        registry().manager.hook.on_selection(selection=selection, context=context)
+        registry().call("on_selection", selection=selection, context=context)
         outputs.write_selection(
             self.args.output_dir / "selections" / f"step-{self.state.step}.parquet",
             selection,
@@ -371,7 +371,7 @@ class Trainer:
         outputs.write_model_card(out, {"base_model": base, **_scalars(results)})
         if self.args.plot_loss:
             plot_losses(self.log.history, out / PLOT_FILE)
-        registry().manager.hook.on_train_end(output_dir=str(out), results=results)
+        registry().call("on_train_end", output_dir=str(out), results=results)
         return results
 
     def _results(self) -> dict[str, Any]:
