@@ -6,17 +6,12 @@ import torch
 from dataflex.adam import adam_normalize
 from dataflex.data.collate import collate
 from dataflex.errors import GradientError
-from dataflex.features import adam_moments, broken_rows, report_broken, state_fingerprint, train_features
+from dataflex.features import adam_moments, broken_rows, fill_store, report_broken, state_fingerprint
 from dataflex.gradients import sample_gradient
 from dataflex.model import trainable_parameters
-from dataflex.projection import Projector
+from dataflex.store import FeatureStore
 from helpers.context import stepped_optimizer, tiny_context
 from helpers.tiny import tiny_lora, tiny_model
-
-
-def features(context, path, **changes):
-    settings = {"gradient_type": "adam", "adam_variant": "adamw", "shard_rows": 5}
-    return train_features(context, Projector(256, seed=1), path, **(settings | changes))
 
 
 def test_moments_come_from_the_optimizer_in_parameter_order():
@@ -72,30 +67,6 @@ def test_groups_must_agree():
         adam_moments(model, optimizer)
 
 
-@pytest.mark.parametrize("gradient_type", ["adam", "sgd"])
-def test_features_are_projected_sample_gradients(tmp_path, gradient_type):
-    context = tiny_context(tmp_path)
-    store = features(context, tmp_path / "f", gradient_type=gradient_type)
-    moments = adam_moments(context.model, context.optimizer) if gradient_type == "adam" else None
-    for row in (0, 7, 11):
-        gradient = sample_gradient(context.model, collate([context.train_dataset[row]], 2), context.autocast)
-        expected = Projector(256, seed=1).project(gradient[None], adam=moments)
-        assert torch.equal(store.load()[row : row + 1], expected)
-
-
-def test_shards_do_not_change_features_and_missing_ones_are_added(tmp_path):
-    context = tiny_context(tmp_path)
-    store = features(context, tmp_path / "a")
-    assert torch.equal(features(context, tmp_path / "b", shard_rows=12).load(), store.load())
-    expected = store.load()
-    lost = sorted(store.path.glob("features-*"))[1]
-    kept = sorted(store.path.glob("features-*"))[0].stat().st_mtime_ns
-    lost.unlink()
-    again = features(context, tmp_path / "a")
-    assert torch.equal(again.load(), expected)
-    assert sorted(store.path.glob("features-*"))[0].stat().st_mtime_ns == kept
-
-
 def test_another_state_is_another_fingerprint(tmp_path):
     context = tiny_context(tmp_path)
     first = state_fingerprint(context.model, context.optimizer)
@@ -111,12 +82,26 @@ def test_another_state_is_another_fingerprint(tmp_path):
 
 
 def test_rows_that_are_not_finite_are_named(tmp_path, caplog):
-    context = tiny_context(tmp_path)
-    store = features(context, tmp_path / "f")
-    values = store.load()
+    store = FeatureStore(tmp_path / "s", {}, 8, 4, 5)
+    values = torch.randn(8, 4)
     values[6, 3], values[2, 0] = float("nan"), float("inf")
     store.write(0, values[:5])
-    store.write(5, values[5:10])
+    store.write(5, values[5:])
     assert broken_rows(store) == [2, 6]
     report_broken("training", ["x", "y"])
     assert "2 training samples have a gradient that is not finite and are left out: x, y" in caplog.text
+
+
+def test_stores_are_filled_shard_by_shard_in_batches(tmp_path):
+    model = tiny_model()
+    store = FeatureStore(tmp_path / "s", {}, 7, 2, 4)
+    store.write(4, torch.zeros(3, 2))
+    seen = []
+
+    def compute(rows):
+        seen.append(list(rows))
+        return torch.tensor([[row, -row] for row in rows], dtype=torch.float32)
+
+    fill_store(store, model, compute, description="x", batches=lambda rows: [rows[::2], rows[1::2]])
+    assert seen == [[0, 2], [1, 3]]
+    assert store.load()[:4].tolist() == [[0, 0], [1, -1], [2, -2], [3, -3]]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 from dataflex.errors import ModelError
 from dataflex.model import (
@@ -14,6 +13,7 @@ from dataflex.model import (
     save_model,
     trainable_parameters,
 )
+from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from helpers.tiny import tiny_dataset
 
 from dataflex.errors import DataError
 from dataflex.files import write_json
 from dataflex.report import NO_TASK, print_report, read_report
 from dataflex.training.outputs import write_selection
 from dataflex.types import Selection, group_names
+from helpers.tiny import tiny_dataset
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Gradient features of one selection: gradients -> Adam normalisation -> projection -> store.
+"""Gradient features of one selection on their way to the store, and the optimizer state that they depend on.
 
 A round's features depend on the model's state, the data and the projection; all of it is in the store's fingerprint,
 so that a selection that was killed goes on with what it had, and never with another state's rows.
@@ -10,24 +10,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dataflex.data.collate import collate
 from dataflex.errors import GradientError
-from dataflex.gradients import sample_gradient
 from dataflex.model import trainable_parameters, undisturbed
 from dataflex.progress import progress_bar
-from dataflex.projection import AdamMoments, AdamVariant, Projector
+from dataflex.projection import AdamMoments, AdamVariant
 from dataflex.store import FeatureStore
-from dataflex.types import SelectionContext
 
 logger = logging.getLogger(__name__)
 
-GradientType = Literal["adam", "sgd"]
 FEATURE_VERSION = 1
 """Grows when the same inputs give other features."""
 
@@ -99,64 +94,24 @@ def state_fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer | None 
     return digest.hexdigest()
 
 
-def train_features(
-    context: SelectionContext,
-    projector: Projector,
-    directory: Path,
-    *,
-    gradient_type: GradientType,
-    adam_variant: AdamVariant,
-    shard_rows: int,
-) -> FeatureStore:
-    """Features of every candidate: P u_i, u_i the (Adam-normalised) gradient of the sample's own loss.
-
-    Args:
-        context: The selection's context; n candidates.
-        projector: P.
-        directory: Folder of the store.
-        gradient_type: ``adam`` normalises with the optimizer's moments, ``sgd`` does not.
-        adam_variant: Formula of the normalisation.
-        shard_rows: Rows between two writes.
-
-    Returns:
-        A complete store of n rows. A row that is not finite stays so: it names its sample.
-    """
-    adam = adam_moments(context.model, context.optimizer, adam_variant) if gradient_type == "adam" else None
-    examples = context.train_dataset
-    store = FeatureStore(
-        directory,
-        {
-            "version": FEATURE_VERSION,
-            "state": state_fingerprint(context.model, context.optimizer if adam else None),
-            "data": examples.fingerprint,
-            "projection": projector.spec(),
-            "gradient": {"type": gradient_type, "adam_variant": adam_variant if adam else None},
-        },
-        num_rows=len(examples),
-        dim=projector.dim,
-        shard_rows=shard_rows,
-    )
-    device = next(context.model.parameters()).device
-    pad_token_id = int(context.tokenizer.pad_token_id)
-
-    def gradient(row: int) -> Tensor:
-        batch = collate([examples[row]], pad_token_id).to(device)
-        return sample_gradient(context.model, batch, context.autocast)
-
-    fill_store(store, context.model, gradient, projector, adam=adam, description="training gradients")
-    return store
-
-
 def fill_store(
     store: FeatureStore,
     model: nn.Module,
-    gradient: Callable[[int], Tensor],
-    projector: Projector,
+    features: Callable[[list[int]], Tensor],
     *,
     description: str,
-    adam: AdamMoments | None = None,
+    batches: Callable[[list[int]], list[list[int]]] | None = None,
 ) -> None:
-    """Compute the store's missing rows: one gradient ``(p,)`` a row, projected at once, never kept."""
+    """Compute the store's missing shards.
+
+    Args:
+        store: Where the rows go.
+        model: Held in eval mode and left undisturbed.
+        features: Maps the numbers of b rows to their features ``(b, k)``.
+        description: For the progress bar.
+        batches: Splits the rows of a shard into those that are computed together; None: one at a time. It sees one
+            shard only, so that a row's batch, and with it its rounding, is the same in a resumed run.
+    """
     missing = store.missing()
     todo = sum(stop - start for start, stop in missing)
     with (
@@ -164,11 +119,12 @@ def fill_store(
         progress_bar(store.num_rows, description, unit="row", initial=store.num_rows - todo) as bar,
     ):
         for start, stop in missing:
-            rows = []
-            for row in range(start, stop):
-                rows.append(projector.project(gradient(row).float().unsqueeze(0), adam=adam).cpu())
-                bar.update()
-            store.write(start, torch.cat(rows))
+            rows = list(range(start, stop))
+            shard = torch.empty((len(rows), store.dim))
+            for batch in batches(rows) if batches else [[row] for row in rows]:
+                shard[[row - start for row in batch]] = features(batch).cpu()
+                bar.update(len(batch))
+            store.write(start, shard)
 
 
 def broken_rows(store: FeatureStore) -> list[int]:

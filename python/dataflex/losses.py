@@ -48,6 +48,23 @@ def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -
     return -losses.view_as(targets)
 
 
+def mean_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean token cross-entropy of every sample of a batch on its own.
+
+    Args:
+        model: Causal language model.
+        batch: ``(b, t)`` tensors; every row has a label token after position 0.
+
+    Returns:
+        ``(b,)``, float32 or wider.
+    """
+    targets = batch.labels[:, 1:]
+    first = int((targets != IGNORE_INDEX).any(dim=0).nonzero()[0])
+    targets = targets[:, first:]
+    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, targets.shape[1] + 1)[:, :-1]
+    return -token_log_probs(logits, targets).sum(dim=1) / (targets != IGNORE_INDEX).sum(dim=1)
+
+
 def summed_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Token cross-entropy summed over the label tokens of a batch.
 

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from dataflex.errors import ModelError
 from dataflex.files import atomic_directory, fsync
@@ -77,7 +78,15 @@ def add_lora(
         ModelError: No module of the model has one of the names.
     """
     modules = "all-linear" if target == "all" else [target] if isinstance(target, str) else list(target)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+        # GPT-2 keeps its linear layers transposed, as Conv1D.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:

@@ -294,4 +294,4 @@ def _check_two_dimensions(grads: Tensor) -> None:
 
 def _why_slow(device: torch.device) -> str:
     why = f"there is no kernel for {device.type}" if device.type != "cpu" else native_status().reason
-    return f"sjlt projections run in plain torch, some 20 times slower than the native kernel: {why}"
+    return f"sjlt projections run in plain torch, about 10 times slower than the native kernel: {why}"

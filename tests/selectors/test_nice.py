@@ -15,6 +15,7 @@ from dataflex.errors import ConfigError, RewardError, SelectionError
 from dataflex.features import adam_moments
 from dataflex.gradients import policy_gradient, sample_gradient
 from dataflex.rollouts import Rollout
+from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.nice import advantages, score_answers
 from helpers.context import tiny_context
 from helpers.runs import LengthReward, tiny_nice
@@ -183,16 +184,14 @@ def test_a_finished_round_is_not_paid_for_twice(tmp_path):
 
 
 def test_a_candidate_that_is_not_finite_is_left_out(tmp_path, caplog, monkeypatch):
-    import dataflex.features as features
+    real = SampleFeatures.features
 
-    real = features.sample_gradient
-    calls = []
+    def features(self, rows):
+        values = real(self, rows)
+        values[[row == 4 for row in rows]] = float("nan")
+        return values
 
-    def gradient(*arguments):
-        calls.append(None)
-        return real(*arguments) * (float("nan") if len(calls) == 5 else 1.0)
-
-    monkeypatch.setattr(features, "sample_gradient", gradient)
+    monkeypatch.setattr(SampleFeatures, "features", features)
     context = tiny_context(tmp_path)
     selection = tiny_nice().select(context)
     assert selection.scores[4] == -np.inf

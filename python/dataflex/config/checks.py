@@ -12,7 +12,7 @@ from dataflex.config.fields import RunFields
 from dataflex.config.messages import LITERAL_SECRET, literal_secrets
 
 Problem = tuple[str, str]
-"""The key that a message belongs to, and the message."""
+"""The key that a message belongs to (dotted below a mapping), and the message."""
 
 _SELECTION_KEYS = (
     "component_name",
@@ -134,7 +134,7 @@ def _check_component(config: RunFields) -> Iterator[Problem]:
 
 def _check_secrets(config: RunFields) -> Iterator[Problem]:
     for path in literal_secrets(config.component_params):
-        yield "component_params", f"{'.'.join(map(str, path))}: {LITERAL_SECRET}"
+        yield ".".join(["component_params", *map(str, path)]), LITERAL_SECRET
 
 
 _CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (

@@ -78,7 +78,7 @@ def components_file(config: RunFields) -> tuple[Path | None, str | None]:
     except ConfigError as error:
         if PurePosixPath(configured.replace("\\", "/")) == DOCUMENTED_FILE:
             return packaged_file(), f"{configured} is not here; using the file that comes with dataflex"
-        raise ConfigError(origin.at(f"components_cfg_file: {error.message}", "components_cfg_file")) from error
+        raise ConfigError(origin.about("components_cfg_file", error.message)) from error
 
 
 def resolve_component(config: RunFields) -> ComponentSpec:
@@ -89,14 +89,14 @@ def resolve_component(config: RunFields) -> ComponentSpec:
     """
     name, origin = config.component_name, config.origin
     if name is None:
-        raise ConfigError(origin.at("component_name: the run names no selector", "component_name"))
+        raise ConfigError(origin.about("component_name", "the run names no selector"))
     file, _ = components_file(config)
     entries = _read_entries(file) if file else {}
     registered = registry().names("selector")
     if name not in entries and name not in registered:
         known = sorted({*entries, *registered})
-        text = f"component_name: unknown component {name!r}{nearest(name, known)}; known: {', '.join(known)}"
-        raise ConfigError(origin.at(text, "component_name"))
+        text = f"unknown component {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+        raise ConfigError(origin.about("component_name", text))
     entry = entries.get(name) or ComponentSpec(name, {}, origin.place("component_name") or name, {})
     own_places = {path[1:]: place for path, place in origin.places.items() if path[0] == "component_params"}
     problems = [entry.at(f"{_dotted(path)}: {LITERAL_SECRET}", path) for path in literal_secrets(entry.params)]

@@ -49,7 +49,7 @@ def load_config(source: Source, overrides: Iterable[str] = (), *, check_componen
     broken = _check_values(draft, RunFields, origin)
     partial = _partial(draft.values, broken, origin)
     for key, text in find_problems(partial, broken):
-        draft.problems.append(origin.at(f"{key}: {text}", key))
+        draft.problems.append(origin.about(key, text))
     if not broken & {"component_name", "component_params", "components_cfg_file", "train_type"}:
         draft.problems.extend(_component_problems(partial, check_component))
     draft.problems.extend(_path_problems(partial, broken))
@@ -149,10 +149,10 @@ def _set_aside_unknown_keys(draft: _Draft, model: type[FileConfig]) -> Origin:
             near = f"; did you mean {renamed!r}?" if renamed else nearest(key, model.model_fields)
             draft.problems.append(origin.at(f"unknown key {shown(key)}{near}", key))
         elif is_secret(key) and value is not None and not is_environment_name(value):
-            draft.problems.append(origin.at(f"{key}: {LITERAL_SECRET}", key))
+            draft.problems.append(origin.about(key, LITERAL_SECRET))
         else:
             advice = f" ({ADVICE[key]})" if key in ADVICE else ""
-            ignored[key] = origin.at(f"{key}: dataflex does not act on this LLaMA-Factory key{advice}", key)
+            ignored[key] = origin.about(key, f"dataflex does not act on this LLaMA-Factory key{advice}")
     return origin
 
 
@@ -189,10 +189,10 @@ def _component_problems(config: RunConfig, check: bool) -> list[str]:
     except ConfigError as error:
         return [f"{line} ({error.hint})" if error.hint else line for line in error.problems]
     except DataflexError as error:
-        return [config.origin.at(f"component_name: {error}", "component_name")]
+        return [config.origin.about("component_name", str(error))]
     if selector.needs_eval_dataset and not config.has_eval_data:
-        text = f"component_name: {spec.name} selects for an evaluation set; set eval_dataset or val_size"
-        return [config.origin.at(text, "component_name")]
+        text = f"{spec.name} selects for an evaluation set; set eval_dataset or val_size"
+        return [config.origin.about("component_name", text)]
     return []
 
 
@@ -205,7 +205,7 @@ def _path_problems(config: RunConfig, broken: frozenset[str]) -> list[str]:
         try:
             config.locate(value)
         except ConfigError as error:
-            problems.append(config.origin.at(f"{key}: {error.message}", key))
+            problems.append(config.origin.about(key, error.message))
     return problems
 
 

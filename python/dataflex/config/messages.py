@@ -29,10 +29,9 @@ _EXPECTED = {
     "string_type": "text",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
-    "list_type": "a name or a list of names",
+    "list_type": "a list",
     "dict_type": "a mapping",
     "string_too_short": "text that is not empty",
-    "too_short": "at least one name",
 }
 _BOUNDS = {
     "greater_than": ("more than", "gt"),

@@ -36,6 +36,10 @@ class Origin:
         place = self.place(*path)
         return f"{place}: {text}" if place else text
 
+    def about(self, key: str, text: str) -> str:
+        """A message about a key (dotted below a mapping), behind the key's position."""
+        return self.at(f"{key}: {text}", *key.split("."))
+
     def in_order(self, lines: Iterable[str]) -> list[str]:
         """Lines about the file by their position in it, then all others as they came."""
 

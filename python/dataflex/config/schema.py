@@ -71,11 +71,11 @@ class RunConfig(RunFields):
 
     def warnings(self) -> list[str]:
         """What was given and has no effect, or not the effect that its author must expect; one line each."""
-        found = [self.origin.at(f"{key}: {text}", key) for key, text in checks.find_warnings(self)]
+        found = [self.origin.about(key, text) for key, text in checks.find_warnings(self)]
         if self.train_type == "dynamic_select":
             _, substituted = components_file(self)
             if substituted:
-                found.append(self.origin.at(f"components_cfg_file: {substituted}", "components_cfg_file"))
+                found.append(self.origin.about("components_cfg_file", substituted))
         return self.origin.in_order([*super().warnings(), *found])
 
     def to_yaml(self) -> str:

@@ -34,6 +34,13 @@ def _strings(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _names(value: Any) -> Any:
+    names = _strings(value)
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"expected a name or a list of names, got {shown(value)}")
+    return names
+
+
 def _targets(value: Any) -> Any:
     names = _strings(value)
     if not isinstance(names, list) or names == ["all"]:
@@ -119,7 +126,7 @@ _AtLeastOne = Annotated[int, Field(ge=1)]
 Int = Annotated[int, Field(le=2**63 - 1), BeforeValidator(_integer)]
 Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[list[Text], Field(min_length=1), BeforeValidator(_strings, json_schema_input_type=Text | list[Text])]
+Names = Annotated[list[Text], BeforeValidator(_names, json_schema_input_type=Text | list[Text])]
 EnvironmentName = Annotated[str | None, BeforeValidator(_environment_name)]
 LoraTarget = Annotated[Literal["all"] | list[str], BeforeValidator(_targets, json_schema_input_type=Text | list[Text])]
 LoraAlpha = Annotated[_AtLeastOne, BeforeValidator(_lora_alpha, json_schema_input_type=_AtLeastOne | None)]

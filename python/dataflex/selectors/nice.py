@@ -25,20 +25,18 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from dataflex.data.collate import collate
 from dataflex.errors import SelectionError
 from dataflex.features import (
     FEATURE_VERSION,
-    GradientType,
     broken_rows,
     fill_store,
     fingerprint,
     report_broken,
     state_fingerprint,
-    train_features,
 )
 from dataflex.gradients import policy_gradient, sample_gradient
 from dataflex.progress import Stopwatch
@@ -46,6 +44,7 @@ from dataflex.projection import AdamVariant, Projector
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
+from dataflex.sample_features import GradientType, SampleFeatures
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.similarity import Aggregate, cosine_scores, target_directions, top_k
 from dataflex.store import FeatureStore
@@ -66,13 +65,14 @@ class NiceConfig(SelectorConfig):
     projection: str = Field("sjlt", description="kind of projection")
     seed: int = Field(123, ge=0, description="seed of the projection and of the sampled answers")
     save_interval: int = Field(16, ge=1, description="rows between two writes of the feature store")
+    feature_batch_tokens: int = Field(4096, ge=1, description="padded tokens of one batch of training gradients")
     keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
     reward: str | dict[str, Any] | RewardBackend[Any] | None = Field(
         None, description="name of a metric or backend, {name, params}, or a backend; before reward_model_backend"
     )
     reward_model_backend: str = Field("local_vllm", description="reward backend: local_vllm, api, metric or a plugin's")
     reward_backend_params: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="per backend: its parameters"
+        default_factory=dict, description="per backend or metric: its parameters"
     )
     mc_samples: int = Field(4, ge=1, description="answers M sampled for each evaluation prompt")
     max_new_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
@@ -88,6 +88,18 @@ class NiceConfig(SelectorConfig):
     on_no_signal: Literal["raise", "reference"] = Field(
         "raise", description="no prompt with a non-zero advantage: stop, or use the reference answers' gradient"
     )
+
+    @model_validator(mode="after")
+    def _reward_fits(self) -> NiceConfig:
+        """Build the backend once: a wrong name or parameter is then an error of the configuration."""
+        self.build_reward()
+        return self
+
+    def build_reward(self) -> RewardBackend[Any]:
+        """The configured reward backend; it starts nothing before it is used."""
+        reward = self.reward or self.reward_model_backend
+        params = self.reward_backend_params.get(reward, {}) if isinstance(reward, str) else {}
+        return resolve_reward(reward, params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +126,7 @@ class NiceSelector(Selector[NiceConfig]):
     @cached_property
     def reward(self) -> RewardBackend[Any]:
         """The reward backend, built on first use."""
-        backend = self.config.reward_model_backend
-        return resolve_reward(self.config.reward or backend, self.config.reward_backend_params.get(backend, {}))
+        return self.config.build_reward()
 
     def check(self, context: SelectionContext) -> None:
         """Check the reward backend, the projection and the evaluation set before training starts."""
@@ -143,14 +154,13 @@ class NiceSelector(Selector[NiceConfig]):
             evaluation = self._evaluation_features(context, projector, targets)
             directions, broken = self._directions(samples, evaluation, targets)
         with watch.phase("training gradients"):
-            train = train_features(
+            train = SampleFeatures(
                 context,
                 projector,
-                self._round_dir(context) / "train",
                 gradient_type=self.config.gradient_type,
                 adam_variant=self.config.adam_variant,
-                shard_rows=self.config.save_interval,
-            )
+                batch_tokens=self.config.feature_batch_tokens,
+            ).fill(self._round_dir(context) / "train", shard_rows=self.config.save_interval)
             unusable = [context.train_dataset[row].sample.id for row in broken_rows(train)]
             report_broken("training", unusable)
         with watch.phase("scores"):
@@ -255,13 +265,13 @@ class NiceSelector(Selector[NiceConfig]):
         )
         device = next(context.model.parameters()).device
 
-        def reference_gradient(row: int) -> Tensor:
-            batch = collate([examples[row]], int(context.tokenizer.pad_token_id)).to(device)
-            return sample_gradient(context.model, batch, context.autocast)
+        def reference_feature(rows: list[int]) -> Tensor:
+            batch = collate([examples[rows[0]]], int(context.tokenizer.pad_token_id)).to(device)
+            return projector.project(sample_gradient(context.model, batch, context.autocast).float()[None])
 
-        def target_gradient(row: int) -> Tensor:
-            target = targets[row]
-            return policy_gradient(
+        def target_feature(rows: list[int]) -> Tensor:
+            target = targets[rows[0]]
+            gradient = policy_gradient(
                 context.model,
                 target.prompt_ids,
                 target.answers,
@@ -269,6 +279,7 @@ class NiceSelector(Selector[NiceConfig]):
                 temperature=self.config.generation_temperature,
                 autocast=context.autocast,
             )
+            return projector.project(gradient.float()[None])
 
         if not targets:
             logger.warning(
@@ -276,8 +287,8 @@ class NiceSelector(Selector[NiceConfig]):
                 "answers instead (on_no_signal: reference)",
                 context.step,
             )
-        gradient = target_gradient if targets else reference_gradient
-        fill_store(store, context.model, gradient, projector, description="evaluation gradients")
+        features = target_feature if targets else reference_feature
+        fill_store(store, context.model, features, description="evaluation gradients")
         return store
 
     def _directions(

@@ -92,7 +92,7 @@ def build_model(config: RunConfig) -> nn.Module:
     adapted = add_lora(
         base,
         rank=config.lora_rank,
-        alpha=config.lora_alpha or 2 * config.lora_rank,
+        alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         target=config.lora_target,
     )
@@ -144,13 +144,13 @@ def build_schedule(config: RunConfig, num_samples: int) -> Schedule:
 def training_arguments(config: RunConfig) -> TrainingArguments:
     """The trainer's arguments: the keys that it shares with the configuration, by name."""
     shared = {name: getattr(config, name) for name in TrainingArguments.model_fields if hasattr(config, name)}
-    eval_steps = config.eval_steps or config.logging_steps
+    resume = config.resume_from_checkpoint
     return TrainingArguments(
         **{
             **shared,
             "report_to": config.trackers,
-            "eval_steps": eval_steps,
             "run_name": config.swanlab_run_name,
+            "resume_from_checkpoint": config.resolve(resume) if isinstance(resume, str) else resume,
         }
     )
 

@@ -1,0 +1,61 @@
+# The one door to every habit: `make` lists them. The first use of any of them makes .venv and installs into it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE := $(wildcard csrc/*)
+
+# Idle threads of torch wait instead of spinning, which matters on few cores.
+export OMP_WAIT_POLICY ?= passive
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install test lint format types imports check demo bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt CMakeLists.txt $(NATIVE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+venv: $(BIN)/python ## Make the virtual environment .venv
+
+install: $(STAMP) ## Install the package, editable, with its development tools (again when csrc/ changed)
+
+test: export HF_HUB_OFFLINE = 1
+test: install ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: install ## Check style of Python and C++
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*
+
+format: install ## Rewrite Python and C++ in style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*
+
+types: install ## Check types
+	$(BIN)/mypy
+
+imports: install ## Check that imports flow one way
+	$(BIN)/lint-imports
+
+check: lint types imports test ## Everything that must pass before a commit
+
+demo: install ## Fine-tune a real model with dynamic selection, offline, in minutes
+	$(BIN)/python examples/quickstart/run.py
+
+bench: install ## Time the projection on this machine
+	$(BIN)/python benchmarks/projection.py
+
+clean: ## Remove builds, caches and .venv
+	rm -rf $(VENV) build dist .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf python/*.egg-info python/dataflex/_native*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
