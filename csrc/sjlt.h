@@ -1,7 +1,8 @@
 // Block-permutation sparse Johnson-Lindenstrauss projection, fused with Adam normalisation, in exact fixed point.
 //
 // This header is the specification; every implementation (CPU, CUDA, the torch reference) gives the same bits.
-// All float arithmetic is IEEE binary32, round to nearest even, denormals kept, one rounding an operation.
+// All float arithmetic is IEEE binary32, round to nearest even, denormals kept, one rounding an operation. Constants
+// (1 - beta, reciprocals of the bias corrections) are computed in binary64 and rounded once.
 //
 // 1. Value of parameter d in one row. g: the gradient, widened to float32 (exact).
 //      raw    u = g
@@ -26,7 +27,7 @@
 //    the same one.
 // 4. totals[row][output] += negative ? -q : q, in 64-bit integers: their order does not matter, which is why batch
 //    size, block split, threads and device do not either.
-// The feature, float32(double(total) * 2^-exponent / sqrt(sparsity)), is computed by the caller.
+// The caller makes the feature: float32(double(total) * factor), factor = (1.0 / sqrt(double(sparsity))) * 2^-exponent.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,6 @@
 // disagree about the number of threads.
 #pragma once
 
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -16,7 +15,7 @@ void run_parallel(int workers, const Body& body) {
   int next = 1;
   try {
     for (; next < workers; ++next) threads.emplace_back(body, next);
-  } catch (const std::system_error&) {
+  } catch (...) {
     // The system refuses another thread: the caller does what is left.
   }
   for (; next < workers; ++next) body(next);

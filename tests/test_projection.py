@@ -16,7 +16,7 @@ from dataflex import native, sjlt
 from dataflex.adam import AdamMoments, AdamVariant, adam_normalize
 from dataflex.errors import ProjectionError
 from dataflex.native import native_status
-from dataflex.projection import Projector
+from dataflex.projection import Accumulator, ProjectionConfig, ProjectionKind, Projector
 from helpers.projections import gradients, moments, torch_only
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -78,7 +78,7 @@ def test_native_and_torch_give_the_same_bits(
 
 
 @needs_native
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 5),
     count=st.integers(0, 400),
@@ -295,6 +295,44 @@ def test_spec_fixes_the_matrix_in_json() -> None:
     expected = {"kind": "sjlt", "version": 1, "dim": 256, "seed": 2**64 - 1, "sparsity": 4}
     assert json.loads(json.dumps(projector.spec())) == expected
     assert projector.dim == 256
+
+
+class FoldAccumulator(Accumulator):
+    """Adds parameter d to output d mod k."""
+
+    def __init__(self, rows: int, dim: int, device: torch.device | str) -> None:
+        super().__init__(rows, dim, device)
+        self.sums = torch.zeros(rows, dim)
+
+    def _add(self, block: Tensor, offset: int, adam: AdamMoments | None) -> None:
+        outputs = torch.arange(offset, offset + block.shape[1]) % self.dim
+        self.sums.index_add_(1, outputs, block.float() if adam is None else adam_normalize(block, adam))
+
+    def features(self) -> Tensor:
+        return self.sums
+
+
+class FoldProjection(ProjectionKind[ProjectionConfig]):
+    name = "fold"
+    version = 3
+    Config = ProjectionConfig
+
+    def accumulator(
+        self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
+    ) -> FoldAccumulator:
+        return FoldAccumulator(rows, self.config.dim, device)
+
+
+def test_a_kind_of_another_package_needs_an_accumulator_only() -> None:
+    kind, grads = FoldProjection(dim=4, seed=9), gradients(2, 10)
+    padded = torch.cat([grads, torch.zeros(2, 2)], dim=1)
+    torch.testing.assert_close(kind.project(grads), padded.reshape(2, 3, 4).sum(dim=1))
+    torch.testing.assert_close(
+        kind.project(grads, moments(10))[:, 3], adam_normalize(grads, moments(10))[:, 3::4].sum(1)
+    )
+    assert kind.spec() == {"kind": "fold", "version": 3, "dim": 4, "seed": 9}
+    with pytest.raises(ProjectionError, match="moments of 9 parameters do not fit gradients of 10"):
+        kind.project(grads, moments(9))
 
 
 def test_the_slow_path_is_announced_once() -> None:

@@ -67,18 +67,24 @@ def test_expected_product_of_columns_is_the_identity() -> None:
     assert (mean - torch.eye(count, dtype=torch.float64)).abs().max() < 5 / math.sqrt(64 * seeds)
 
 
+def chi_square(counts: Tensor) -> float:
+    """Standard deviations by which counts miss the chi-square statistic of uniform ones."""
+    expected, freedom = counts.double().mean(), counts.numel() - 1
+    statistic = ((counts - expected).square() / expected).sum().item()
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
 def test_segments_positions_and_signs_are_uniform() -> None:
-    dim, count = 512, 16 * 4000
-    rows = torch.zeros(dim, dtype=torch.int64)
-    negative_share = []
-    for output, negative in sjlt.placements(0, count, dim=dim, sparsity=8, seed=1):
-        rows += torch.bincount(output, minlength=dim)
-        negative_share.append(negative.double().mean().item())
-    expected = 8 * count / dim
-    chi_square = ((rows - expected) ** 2 / expected).sum().item()
-    # 16 outputs of a segment are hit together: 32 segments, hence 31 * 16 degrees of freedom in 8 blocks of 3 each.
-    assert chi_square < 512 + 6 * math.sqrt(2 * 512 * 16)
-    assert negative_share == pytest.approx([0.5] * 8, abs=6 * 0.5 / math.sqrt(count))
+    groups = 4000
+    for j, (output, negative) in enumerate(sjlt.placements(0, 16 * groups, dim=1024, sparsity=8, seed=1)):
+        within = output.reshape(groups, 16) - 128 * j
+        assert torch.equal(within // 16, (within[:, :1] // 16).expand(-1, 16))  # a group stays in one segment of 8
+        assert chi_square(torch.bincount(within[:, 0] // 16, minlength=8)) < 5
+        for lane in (0, 5, 15):
+            assert chi_square(torch.bincount(within[:, lane] % 16, minlength=16)) < 5
+        pairs = within[:, 3] % 16 * 16 + within[:, 11] % 16
+        assert chi_square(torch.bincount(pairs, minlength=256).reshape(16, 16)[~torch.eye(16).bool()]) < 5
+        assert negative.double().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(16 * groups))
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.floats(0, 1))

@@ -70,7 +70,7 @@ class Question(NamedTuple):
 
 def capitals(_random: Random) -> list[Question]:
     return [
-        Question(f"What is the capital city of {country}?", "", f"The capital city of {country} is {city}.")
+        Question(f"What is the capital of {country}?", "", f"The capital of {country} is {city}.")
         for country, city in CAPITALS.items()
     ]
 
@@ -160,8 +160,7 @@ def write(folder: Path) -> None:
     train, evaluation = build()
     for name, rows in (("train", train), ("eval", evaluation)):
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    columns = {"prompt": "instruction", "query": "input", "response": "output"}
-    entries = {f"quickstart_{name}": {"file_name": f"{name}.jsonl", "columns": columns} for name in ("train", "eval")}
+    entries = {f"quickstart_{name}": {"file_name": f"{name}.jsonl"} for name in ("train", "eval")}
     write_json(folder / "dataset_info.json", entries)
 
 

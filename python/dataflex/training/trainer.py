@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import nn
@@ -91,6 +92,8 @@ class Trainer:
         self.total_steps = schedule.total_steps(args.num_train_epochs)
         self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
         check_trackers(args.report_to)
+        # accelerate keeps its settings for the whole process; an earlier run may have had another precision.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision, log_with=args.report_to or None, project_dir=str(args.output_dir)
         )
