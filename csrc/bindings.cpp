@@ -22,7 +22,7 @@ using Moments = std::optional<py::array_t<float, py::array::c_style>>;
 template <class T>
 using Dense = py::array_t<T, py::array::c_style>;
 
-constexpr int kApiVersion = 1;  // grows with every change of a signature; dataflex.native knows the one it needs
+constexpr int kApiVersion = 2;  // grows with every change of a signature; dataflex.native knows the one it needs
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("dataflex._native: " + message);
@@ -109,8 +109,9 @@ PYBIND11_MODULE(_native, module) {
   module.def("philox4x32", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     dataflex::Words<1> words{{{counter[0]}, {counter[1]}, {counter[2]}, {counter[3]}}};
     dataflex::philox4x32(words, key[0], key[1]);
-    return std::array<uint32_t, 4>{words[0][0], words[1][0], words[2][0], words[3][0]};
+    return std::array<uint32_t, 4>{words.at[0][0], words.at[1][0], words.at[2][0], words.at[3][0]};
   });
+  module.def("sjlt_isa", &dataflex::sjlt_isa);
   module.def("sjlt_accumulate", &sjlt_accumulate, py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"),
              py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
              py::arg("exp_avg_sq").noconvert(), py::arg("exponents").noconvert(), py::arg("seed"), py::arg("sparsity"),

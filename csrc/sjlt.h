@@ -71,4 +71,8 @@ struct SjltResult {
 
 void sjlt_accumulate(const SjltJob& job, const SjltResult& result);
 
+// Name of the implementation that runs here: "avx512", "avx2" or "portable". Throws std::invalid_argument if the
+// environment variable DATAFLEX_ISA names one that does not.
+const char* sjlt_isa();
+
 }  // namespace dataflex

@@ -1,20 +1,24 @@
 // One chunk of a row on its way to the integer grid: widen, normalise, quantise (see sjlt.h).
 #pragma once
 
-#include <cfloat>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
 
 #include "sjlt.h"
 
 namespace dataflex {
+namespace {  // a copy for each instruction set that includes it
 
 inline float float_from_bits(uint32_t bits) {
   float value;
-  std::memcpy(&value, &bits, sizeof value);
+  memcpy(&value, &bits, sizeof value);
   return value;
 }
+
+// 2^exponent for exponents in [-126, 127].
+inline float power_of_two(int32_t exponent) { return float_from_bits(static_cast<uint32_t>(exponent + 127) << 23); }
 
 inline float float_from_bfloat16(uint16_t bits) { return float_from_bits(uint32_t{bits} << 16); }
 
@@ -31,7 +35,7 @@ inline float float_from_float16(uint16_t bits) {
 // values[i] = grads[first + i] as float32.
 inline void widen(const void* grads, ValueType type, int64_t first, int count, float* values) {
   if (type == ValueType::kFloat32) {
-    std::memcpy(values, static_cast<const float*>(grads) + first, count * sizeof(float));
+    memcpy(values, static_cast<const float*>(grads) + first, count * sizeof(float));
     return;
   }
   const uint16_t* halves = static_cast<const uint16_t*>(grads) + first;
@@ -42,7 +46,7 @@ inline void widen(const void* grads, ValueType type, int64_t first, int count, f
   }
 }
 
-inline bool is_finite(float value) { return std::fabs(value) <= FLT_MAX; }
+inline bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
 
 // Replaces g by u in place; `first` is the chunk's place in the block's moments. Returns the number of values that are
 // not finite or have a denominator that is not.
@@ -60,7 +64,7 @@ inline int normalise(const Adam& adam, int64_t first, int count, float* values) 
     const float mean = adam.beta1 * exp_avg[i] + adam.one_minus_beta1 * g;
     const float square = adam.beta2 * exp_avg_sq[i] + (adam.one_minus_beta2 * g) * g;
     const float numerator = adamw ? mean * adam.correction1 : mean;
-    const float denominator = adamw ? std::sqrt(square * adam.correction2) + adam.eps : std::sqrt(square + adam.eps);
+    const float denominator = adamw ? sqrtf(square * adam.correction2) + adam.eps : sqrtf(square + adam.eps);
     values[i] = numerator / denominator;
     broken += !is_finite(values[i]) | !is_finite(denominator);
   }
@@ -69,7 +73,7 @@ inline int normalise(const Adam& adam, int64_t first, int count, float* values) 
 
 // The nearest integer, half to even, of |x| <= 2^23: at 2^23 the spacing of floats is 1, so the sum rounds.
 inline int32_t round_to_grid(float x) {
-  const float shift = std::copysign(0x1p23f, x);
+  const float shift = copysignf(0x1p23f, x);
   return static_cast<int32_t>((x + shift) - shift);
 }
 
@@ -87,4 +91,5 @@ inline int quantise(const float* values, float scale, int count, int32_t* grid) 
   return saturated;
 }
 
+}  // namespace
 }  // namespace dataflex

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from dataflex import native
+from dataflex.adam import AdamVariant
 from dataflex.native import native_status
+from dataflex.projection import Projector
 from helpers.philox import KNOWN_ANSWERS
+from helpers.projections import gradients, moments, torch_only
 
 kernels = native_status().module
 needs_native = pytest.mark.skipif(kernels is None, reason=f"no native kernels: {native_status().reason}")
@@ -143,5 +148,55 @@ def test_a_stale_extension_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.importlib, "import_module", stale_import)
     status = native_status()
     assert status.module is None
-    assert "old.so was built for version 0" in status.reason
+    assert f"old.so was built for version {native.API_VERSION - 1}" in status.reason
     assert "reinstall dataflex-sdk" in status.reason
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DATAFLEX_ISA", request.param)
+    try:
+        assert kernels is not None
+        assert kernels.sjlt_isa() == request.param
+    except ValueError:
+        pytest.skip(f"this processor has no {request.param}")
+    return str(request.param)
+
+
+@needs_native
+@pytest.mark.parametrize("variant", [None, "adamw", "less"])
+@pytest.mark.parametrize(("rows", "count", "offset", "sparsity"), [(1, 9000, 3, 8), (7, 4001, 16, 3), (33, 250, 0, 1)])
+def test_every_instruction_set_gives_the_bits_of_the_reference(
+    isa: str, rows: int, count: int, offset: int, sparsity: int, variant: AdamVariant | None
+) -> None:
+    projector = Projector(16 * sparsity * 5, seed=11, sparsity=sparsity)
+    grads = gradients(rows, count)
+    adam = None if variant is None else moments(count, variant)
+    exponents = projector.row_exponents(grads) if adam is None else None
+
+    def features() -> Tensor:
+        accumulator = projector.accumulator(rows, exponents=exponents)
+        accumulator.add(grads, offset, adam)
+        return accumulator.features()
+
+    found = features()
+    with torch_only():
+        assert torch.equal(found, features())
+
+
+@needs_native
+def test_sums_of_values_at_the_limit_of_the_grid_do_not_overflow(isa: str) -> None:
+    projector = Projector(16, sparsity=1)
+    grads = torch.ones(2, 16 * 1000)
+    grads[1] = -1
+    found = projector.project(grads)
+    with torch_only():
+        assert torch.equal(found, projector.project(grads))
+    assert float(found.abs().max()) > 1
+
+
+@needs_native
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATAFLEX_ISA", "sse9")
+    with pytest.raises(ValueError, match=r"DATAFLEX_ISA is 'sse9'; this processor has: .*portable"):
+        Projector(128).project(torch.ones(1, 16))

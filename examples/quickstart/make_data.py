@@ -28,35 +28,44 @@ TARGET = "capitals"
 NOISE = "noise"
 DATA_DIR = Path(__file__).parent / "data"
 
-CAPITALS = dict(
-    pair.split(": ")
-    for pair in (
-        "Albania: Tirana, Angola: Luanda, Argentina: Buenos Aires, Australia: Canberra, Austria: Vienna, "
-        "Belgium: Brussels, Bulgaria: Sofia, Canada: Ottawa, Chile: Santiago, China: Beijing, Croatia: Zagreb, "
-        "Cuba: Havana, Denmark: Copenhagen, Ecuador: Quito, Egypt: Cairo, Estonia: Tallinn, Ethiopia: Addis Ababa, "
-        "Finland: Helsinki, France: Paris, Germany: Berlin, Ghana: Accra, Greece: Athens, Hungary: Budapest, "
-        "Iceland: Reykjavik, India: New Delhi, Iran: Tehran, Iraq: Baghdad, Ireland: Dublin, Italy: Rome, "
-        "Jamaica: Kingston, Japan: Tokyo, Jordan: Amman, Kenya: Nairobi, Latvia: Riga, Lebanon: Beirut, "
-        "Lithuania: Vilnius, Mongolia: Ulaanbaatar, Morocco: Rabat, Nepal: Kathmandu, New Zealand: Wellington, "
-        "Norway: Oslo, Pakistan: Islamabad, Peru: Lima, Poland: Warsaw, Portugal: Lisbon, Romania: Bucharest, "
-        "Senegal: Dakar, Serbia: Belgrade, South Korea: Seoul, Spain: Madrid, Sweden: Stockholm, Thailand: Bangkok, "
-        "Turkey: Ankara, Uganda: Kampala, Uruguay: Montevideo, Venezuela: Caracas, Vietnam: Hanoi, Zambia: Lusaka"
-    ).split(", ")
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """Read ``key: value, key: value``."""
+    return [(key, value) for key, value in (pair.split(": ") for pair in text.split(", "))]
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+CAPITALS = _pairs(
+    "Albania: Tirana, Angola: Luanda, Argentina: Buenos Aires, Australia: Canberra, Austria: Vienna, "
+    "Belgium: Brussels, Bulgaria: Sofia, Canada: Ottawa, Chile: Santiago, China: Beijing, Croatia: Zagreb, "
+    "Cuba: Havana, Denmark: Copenhagen, Ecuador: Quito, Egypt: Cairo, Estonia: Tallinn, Ethiopia: Addis Ababa, "
+    "Finland: Helsinki, France: Paris, Germany: Berlin, Ghana: Accra, Greece: Athens, Hungary: Budapest, "
+    "Iceland: Reykjavik, India: New Delhi, Iran: Tehran, Iraq: Baghdad, Ireland: Dublin, Italy: Rome, "
+    "Jamaica: Kingston, Japan: Tokyo, Jordan: Amman, Kenya: Nairobi, Latvia: Riga, Lebanon: Beirut, "
+    "Lithuania: Vilnius, Mongolia: Ulaanbaatar, Morocco: Rabat, Nepal: Kathmandu, New Zealand: Wellington, "
+    "Norway: Oslo, Pakistan: Islamabad, Peru: Lima, Poland: Warsaw, Portugal: Lisbon, Romania: Bucharest, "
+    "Senegal: Dakar, Serbia: Belgrade, South Korea: Seoul, Spain: Madrid, Sweden: Stockholm, Thailand: Bangkok, "
+    "Turkey: Ankara, Uganda: Kampala, Uruguay: Montevideo, Venezuela: Caracas, Vietnam: Hanoi, Zambia: Lusaka"
 )
-WORDS = (
+OPPOSITES = _pairs(
+    "hot: cold, big: small, fast: slow, happy: sad, light: dark, early: late, rich: poor, strong: weak, high: "
+    "low, old: young, empty: full, open: closed, wet: dry, hard: soft, up: down, good: bad, near: far, loud: "
+    "quiet, clean: dirty, sweet: sour, thick: thin, long: short, wide: narrow, deep: shallow, cheap: expensive, "
+    "brave: cowardly, rough: smooth, sharp: blunt, top: bottom, left: right, true: false, first: last, day: "
+    "night, buy: sell, push: pull, win: lose"
+)
+WORDS = _words(
     "anchor autumn basket blanket bottle branch bridge button candle carpet castle circle corner cotton dragon "
     "engine falcon feather forest garden guitar hammer harbour island jacket kitchen ladder lantern marble meadow "
     "mirror mountain needle orange painter pencil planet pocket rabbit ribbon river saddle shadow silver spider "
     "summer ticket tunnel valley velvet village window winter yellow"
-).split()
-OPPOSITES = (
-    "hot-cold big-small fast-slow happy-sad light-dark early-late rich-poor strong-weak high-low old-young "
-    "empty-full open-closed wet-dry hard-soft up-down good-bad near-far loud-quiet clean-dirty sweet-sour "
-    "thick-thin long-short wide-narrow deep-shallow cheap-expensive brave-cowardly rough-smooth sharp-blunt "
-    "top-bottom left-right true-false first-last day-night buy-sell push-pull win-lose"
-).split()
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-ORDINALS = "first second third fourth fifth".split()
+)
+WEEKDAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+ORDINALS = _words("first second third fourth fifth")
+CONSONANTS = "bcdfghjklmnpqrstvwxz"
 UNITS = [("minutes", "hours", 60), ("metres", "kilometres", 1000), ("days", "weeks", 7), ("inches", "feet", 12)]
 
 
@@ -69,18 +78,21 @@ class Question(NamedTuple):
 
 
 def capitals(_random: Random) -> list[Question]:
+    """The target: capital cities of 58 countries."""
     return [
         Question(f"What is the capital of {country}?", "", f"The capital of {country} is {city}.")
-        for country, city in CAPITALS.items()
+        for country, city in CAPITALS
     ]
 
 
 def arithmetic(random: Random) -> list[Question]:
+    """Sums of two-digit numbers."""
     pairs = [(random.randint(11, 89), random.randint(11, 89)) for _ in range(60)]
     return [Question(f"What is {a} plus {b}?", "", f"{a} plus {b} is {a + b}.") for a, b in pairs]
 
 
 def units(_random: Random) -> list[Question]:
+    """Conversions to the smaller unit."""
     return [
         Question(f"How many {small} are in {n} {large}?", "", f"There are {n * factor} {small} in {n} {large}.")
         for small, large, factor in UNITS
@@ -89,12 +101,15 @@ def units(_random: Random) -> list[Question]:
 
 
 def backwards(_random: Random) -> list[Question]:
+    """Words spelt backwards."""
     return [
-        Question("Write this word backwards.", word, f"Written backwards, '{word}' is '{word[::-1]}'.") for word in WORDS
+        Question("Write this word backwards.", word, f"Written backwards, '{word}' is '{word[::-1]}'.")
+        for word in WORDS
     ]
 
 
 def weekdays(_random: Random) -> list[Question]:
+    """Counting on from a weekday."""
     return [
         Question(
             f"Which weekday comes {n} days after {day}?", "", f"{n} days after {day} comes {WEEKDAYS[(i + n) % 7]}."
@@ -105,6 +120,7 @@ def weekdays(_random: Random) -> list[Question]:
 
 
 def sorting(random: Random) -> list[Question]:
+    """Four numbers to be sorted."""
     lists = [random.sample(range(1, 100), 4) for _ in range(40)]
     return [
         Question("Sort these numbers in ascending order.", _join(numbers), _join(sorted(numbers))) for numbers in lists
@@ -112,6 +128,7 @@ def sorting(random: Random) -> list[Question]:
 
 
 def letters(random: Random) -> list[Question]:
+    """One letter of a word."""
     places = [(word, random.randrange(len(ORDINALS))) for word in WORDS]
     return [
         Question(
@@ -124,9 +141,10 @@ def letters(random: Random) -> list[Question]:
 
 
 def opposites(_random: Random) -> list[Question]:
+    """Opposites of words."""
     return [
         Question(f"What is the opposite of the word '{a}'?", "", f"The opposite of the word '{a}' is '{b}'.")
-        for a, b in (pair.split("-") for pair in OPPOSITES)
+        for a, b in OPPOSITES
     ]
 
 
@@ -173,7 +191,9 @@ def _distinct(random: Random, questions: list[Question]) -> list[Question]:
 
 def _garble(random: Random, question: Question) -> Question:
     """The same question, answered with two to four made-up words."""
-    words = ["".join(random.choices("bcdfghjklmnpqrstvwxz", k=random.randint(3, 7))) for _ in range(random.randint(2, 4))]
+    words = [
+        "".join(random.choices("bcdfghjklmnpqrstvwxz", k=random.randint(3, 7))) for _ in range(random.randint(2, 4))
+    ]
     return question._replace(output=" ".join(words))
 
 
@@ -187,6 +207,7 @@ def _join(numbers: list[int]) -> str:
 
 
 def main() -> None:
+    """Read the command line and write."""
     parser = argparse.ArgumentParser(description="Write the quickstart dataset.")
     parser.add_argument("--out", type=Path, default=DATA_DIR, help="folder to write (default: %(default)s)")
     folder = parser.parse_args().out

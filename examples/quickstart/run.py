@@ -17,7 +17,7 @@ from fetch_model import REPOSITORY, fetch, fetch_from_hub, model_folder
 from dataflex.config import load_config
 from dataflex.errors import DataflexError
 
-CONFIG = REPOSITORY / "examples" / "quickstart" / "nice.yaml"
+CONFIG = "examples/quickstart/nice.yaml"
 MODEL_KEY = "model_name_or_path"
 
 
@@ -26,10 +26,10 @@ def run(overrides: list[str], *, hub: bool) -> int:
     if not any(override.startswith(f"{MODEL_KEY}=") for override in overrides):
         model = fetch_from_hub() if hub else fetch(model_folder())
         overrides = [f"{MODEL_KEY}={model}", *overrides]
-    command = [sys.executable, "-m", "dataflex", "train", str(CONFIG), *overrides]
+    command = [sys.executable, "-m", "dataflex", "train", CONFIG, *overrides]
     status = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
     if status == 0:
-        output = REPOSITORY / load_config(CONFIG, overrides).output_dir
+        output = REPOSITORY / load_config(REPOSITORY / CONFIG, overrides).output_dir
         print(f"\nDone. The adapter and everything that the run left behind lie in {output}")
         print("What the table means: examples/quickstart/README.md")
     return status

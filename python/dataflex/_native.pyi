@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 API_VERSION: int
 
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
+def sjlt_isa() -> str: ...
 def sjlt_accumulate(
     grads: NDArray[np.float32] | NDArray[np.int16],
     type: str,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-API_VERSION = 1
+API_VERSION = 2
 """Version of the extension's functions that this package calls."""
 
 
