@@ -57,9 +57,7 @@ def test_an_adapter_goes_on_from_where_it_was_saved(folder, tmp_path):
     assert (tmp_path / "keep.txt").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     loaded = load_adapter(load_model(str(folder)), tmp_path)
-    for (name, expected), (other, found) in zip(
-        trainable_parameters(saved), trainable_parameters(loaded), strict=True
-    ):
+    for (name, expected), (other, found) in zip(trainable_parameters(saved), trainable_parameters(loaded), strict=True):
         assert name == other
         assert torch.equal(found, expected)
 

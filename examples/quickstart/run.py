@@ -14,7 +14,6 @@ import sys
 
 from fetch_model import REPOSITORY, fetch, fetch_from_hub, model_folder
 
-from dataflex.config import load_config
 from dataflex.errors import DataflexError
 
 CONFIG = "examples/quickstart/nice.yaml"
@@ -29,9 +28,7 @@ def run(overrides: list[str], *, hub: bool) -> int:
     command = [sys.executable, "-m", "dataflex", "train", CONFIG, *overrides]
     status = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
     if status == 0:
-        output = REPOSITORY / load_config(REPOSITORY / CONFIG, overrides).output_dir
-        print(f"\nDone. The adapter and everything that the run left behind lie in {output}")
-        print("What the table means: examples/quickstart/README.md")
+        print(f"\nPaths start at {REPOSITORY}. What the table means: examples/quickstart/README.md")
     return status
 
 

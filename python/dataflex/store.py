@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+SEAL = "dataflex"
 
 
 class FeatureStore:
@@ -82,7 +83,9 @@ class FeatureStore:
             )
         values = features.to(device="cpu", dtype=torch.float32).contiguous()
         with atomic_path(self._file((start, stop))) as temporary:
-            save_file({"features": values}, temporary, metadata={"sha256": _checksum(values), "store": self._digest})
+            # One entry: safetensors writes several in an order that changes from run to run.
+            seal = json.dumps({"sha256": _checksum(values), "store": self._digest})
+            save_file({"features": values}, temporary, metadata={SEAL: seal})
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, ``(rows, k)`` float32) of every shard in order; one shard is in memory at a time.
@@ -131,16 +134,12 @@ class FeatureStore:
             return None
         try:
             with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
+                seal = json.loads((opened.metadata() or {})[SEAL])
                 values: Tensor = opened.get_tensor("features")
-        except (SafetensorError, OSError):
+        except (SafetensorError, OSError, KeyError, ValueError):
             return None
-        sound = (
-            metadata.get("store") == self._digest
-            and values.shape == (shard[1] - shard[0], self.dim)
-            and metadata.get("sha256") == _checksum(values)
-        )
-        return values if sound else None
+        expected = {"sha256": _checksum(values), "store": self._digest}
+        return values if seal == expected and values.shape == (shard[1] - shard[0], self.dim) else None
 
     def _file(self, shard: tuple[int, int]) -> Path:
         return self.path / f"features-{shard[0]:08d}-{shard[1]:08d}.safetensors"

@@ -29,7 +29,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 @pytest.mark.usefixtures("site")
 def test_nice_loads_with_only_the_reward_backend_changed() -> None:
-    config = load_config(NICE, ["component_params.reward_model_backend=metric"], check_component=True)
+    reward = "component_params.reward_backend_params={metric: {metric: exact_match}}"
+    config = load_config(NICE, ["component_params.reward_model_backend=metric", reward], check_component=True)
     assert (config.lora_alpha, config.learning_rate, config.planned_steps) == (8, 1e-4, 30)
     assert config.component().params["reward_model_backend"] == "metric"
     keys = [warning.split(": ")[1] for warning in config.warnings()]

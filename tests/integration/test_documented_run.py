@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers.tiny import tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 from peft import PeftModel
 
 import dataflex
+from helpers.tiny import tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from helpers.scripts import ROOT, load_script
+
+make_figures = load_script("docs/figures/make_figures.py")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize("name", make_figures.FIGURES)
+def test_the_committed_figure_is_what_the_script_draws(name: str) -> None:
+    assert (ROOT / "docs" / "figures" / name).read_text(encoding="utf-8") == make_figures.FIGURES[name]().svg()
+
+
+@pytest.mark.parametrize("name", make_figures.FIGURES)
+def test_a_figure_is_well_formed_and_stays_inside_its_frame(name: str) -> None:
+    root = ET.fromstring(make_figures.FIGURES[name]().svg())
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    assert root.find(f"{SVG}title") is not None
+    boxes = [[float(rect.attrib[key]) for key in ("x", "y", "width", "height")] for rect in root.iter(f"{SVG}rect")]
+    assert boxes
+    assert all(x >= 0 and y >= 0 and x + w <= width and y + h <= height for x, y, w, h in boxes)
+
+
+def test_text_is_escaped() -> None:
+    drawing = make_figures.Drawing(100, 50, "a < b", "c & d")
+    drawing.text(1, 2, "x < y & z")
+    assert [element.text for element in ET.fromstring(drawing.svg()).iter(f"{SVG}text")] == ["x < y & z"]
