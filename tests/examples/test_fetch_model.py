@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -93,6 +94,18 @@ def test_an_incomplete_folder_is_replaced(fetch_model: ModuleType, pipeline: Pip
     fetch_model.fetch(folder)
     assert pipeline.steps == ["download", "convert", "check"]
     assert (folder / "model.safetensors").read_text(encoding="utf-8") == "{}"
+
+
+def test_what_a_killed_conversion_left_is_removed_after_an_hour(
+    fetch_model: ModuleType, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    old, young = tmp_path / ".it.old.tmp", tmp_path / ".it.young.tmp"
+    for leftover in (old, young):
+        leftover.mkdir()
+        (leftover / "model.safetensors").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    fetch_model.fetch(tmp_path / "it")
+    assert {path.name for path in tmp_path.iterdir()} == {"it", young.name}
 
 
 def test_pip_takes_only_the_pinned_file(
