@@ -163,7 +163,7 @@ def _selection(drawing: Drawing) -> None:
     drawing.text(36, 376, "What would raise the reward on the target?", anchor="start")
     prompts = drawing.box(Box(36, 386, 140, 66, PURPLE, "Target prompts", ("q of them",)))
     answers = drawing.box(Box(200, 386, 140, 66, PURPLE, "Answers", ("M for each prompt,", "by the model itself")))
-    rewards = drawing.box(Box(364, 386, 140, 66, PURPLE, "Rewards", ("metric, judge", "or classifier")))
+    rewards = drawing.box(Box(364, 386, 140, 66, PURPLE, "Rewards", ("of a metric", "or a judge")))
     policy = drawing.box(Box(528, 386, 140, 66, PURPLE, "Policy gradient", ("towards the better", "answers")))
     project = drawing.box(
         Box(694, 244, 108, 208, SLATE, "Project", ("at random", "to k numbers,", "both sides", "alike"))
