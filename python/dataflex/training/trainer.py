@@ -369,7 +369,9 @@ class Trainer:
         save_model(self.model, self.tokenizer, out)
         results = self._results()
         write_json(out / "all_results.json", results)
-        write_json(out / "trainer_state.json", {**self.state.to_json(), "history": self.log.history, "indices": None})
+        state = {**self.state.to_json(), "history": self.log.history}
+        del state["indices"]  # in selections/, with scores
+        write_json(out / "trainer_state.json", state)
         base = getattr(self.model, "name_or_path", None)
         outputs.write_model_card(out, {"base_model": base, **_scalars(results)})
         if self.args.plot_loss:
