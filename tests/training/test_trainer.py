@@ -20,6 +20,7 @@ from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.random import RandomSelector
 from dataflex.training import checkpoint
 from dataflex.training.schedule import Schedule
+from dataflex.training.trainer import Trainer
 from dataflex.types import Selection
 from helpers.runs import tiny_nice, tiny_trainer
 from helpers.tiny import tiny_dataset, tiny_lora, tiny_model
@@ -244,3 +245,31 @@ def test_adam_selection_without_warm_up_says_what_to_do(tmp_path):
         tiny_trainer(tmp_path, schedule=Schedule(0, 3, 1)).train()
     tiny_trainer(tmp_path / "sgd", selector=tiny_nice(gradient_type="sgd"), schedule=Schedule(0, 3, 1)).train()
     assert list(selected(tmp_path / "sgd")) == ["step-0.parquet"]
+
+
+def test_gradient_checkpointing_changes_no_loss(tmp_path):
+    for name, recompute in (("plain", False), ("recomputed", True)):
+        tiny_trainer(
+            tmp_path / name, selector=RandomSelector(), schedule=Schedule(2), gradient_checkpointing=recompute
+        ).train()
+    np.testing.assert_allclose(losses(tmp_path / "recomputed"), losses(tmp_path / "plain"), rtol=1e-5)
+
+
+def test_a_full_model_is_trained_and_resumed_too(tmp_path):
+    def trainer(name, **changes):
+        made = tiny_trainer(tmp_path / name, selector=RandomSelector(), schedule=Schedule(2, 2, 1), **changes)
+        return Trainer(
+            tiny_model(num_hidden_layers=1),
+            made.tokenizer,
+            made.train_dataset,
+            made.eval_dataset,
+            RandomSelector(),
+            schedule=made.schedule,
+            args=made.args,
+        )
+
+    trainer("whole", save_steps=3).train()
+    trainer("resumed", resume_from_checkpoint=tmp_path / "whole" / "checkpoint-3").train()
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    saved = [tmp_path / name / "model.safetensors" for name in ("whole", "resumed")]
+    assert saved[0].read_bytes() == saved[1].read_bytes()
