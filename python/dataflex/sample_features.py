@@ -1,4 +1,4 @@
-"""Features of training samples: phi_i = P u_i, batched where the model allows it.
+"""Features of labelled samples: phi_i = P u_i, batched where the model allows it.
 
 The batched rule (:mod:`dataflex.gradient_hooks`) streams every layer's block through Adam normalisation and projection
 into the accumulator of the batch. Before it is trusted, it is compared with a plain backward pass on this very model;
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dataflex.data.collate import Batch, collate
+from dataflex.data.dataset import TokenizedDataset
 from dataflex.features import FEATURE_VERSION, adam_moments, fill_store, state_fingerprint
 from dataflex.gradient_hooks import BatchedGradients, UnsupportedModel
 from dataflex.gradients import sample_gradient
@@ -36,10 +37,11 @@ RAW_BLOCK_VALUES = 1 << 27
 
 
 class SampleFeatures:
-    """Computes features of training samples in the model's current state.
+    """Computes features of a dataset's samples in the model's current state.
 
     Args:
-        context: The selection's context; n candidates.
+        context: The selection's context.
+        dataset: The n samples: candidates, or labelled targets.
         projector: P.
         gradient_type: ``adam`` normalises with the optimizer's moments, ``sgd`` does not.
         adam_variant: Formula of the normalisation.
@@ -49,6 +51,7 @@ class SampleFeatures:
     def __init__(
         self,
         context: SelectionContext,
+        dataset: TokenizedDataset,
         projector: Projector,
         *,
         gradient_type: GradientType,
@@ -56,6 +59,7 @@ class SampleFeatures:
         batch_tokens: int,
     ) -> None:
         self._context = context
+        self._dataset = dataset
         self._projector = projector
         self._adam = adam_moments(context.model, context.optimizer, adam_variant) if gradient_type == "adam" else None
         self._spec = {"type": gradient_type, "adam_variant": adam_variant if self._adam else None}
@@ -64,30 +68,31 @@ class SampleFeatures:
         self._device = next(context.model.parameters()).device
         self._batched: BatchedGradients | None = None
 
-    def fill(self, directory: Path, *, shard_rows: int) -> FeatureStore:
+    def fill(self, directory: Path, *, shard_rows: int, description: str) -> FeatureStore:
         """A complete store of the n rows; rows whose gradient is not finite are NaN.
 
         Args:
             directory: Folder of the store; what the same state left there is used.
             shard_rows: Rows between two writes.
+            description: For the progress bar.
         """
         store = FeatureStore(
             directory,
             {
                 "version": FEATURE_VERSION,
                 "state": state_fingerprint(self._context.model, self._context.optimizer if self._adam else None),
-                "data": self._context.train_dataset.fingerprint,
+                "data": self._dataset.fingerprint,
                 "projection": self._projector.spec(),
                 "gradient": self._spec,
                 "batch_tokens": self._batch_tokens,
             },
-            num_rows=len(self._context.train_dataset),
+            num_rows=len(self._dataset),
             dim=self._projector.dim,
             shard_rows=shard_rows,
         )
         if store.missing():
             self._batched = self._checked_rule()
-        fill_store(store, self._context.model, self.features, batches=self.batches, description="training gradients")
+        fill_store(store, self._context.model, self.features, batches=self.batches, description=description)
         return store
 
     def features(self, rows: Sequence[int]) -> Tensor:
@@ -122,7 +127,7 @@ class SampleFeatures:
 
     def _checked_rule(self) -> BatchedGradients | None:
         """The batched rule if it agrees with plain backward passes on two samples, else None, with a warning."""
-        rows = [0, min(1, len(self._context.train_dataset) - 1)]
+        rows = [0, min(1, len(self._dataset) - 1)]
         dtypes = {parameter.dtype for parameter in self._context.model.parameters()}
         with self._context.autocast():
             if torch.is_autocast_enabled(self._device.type):
@@ -162,8 +167,8 @@ class SampleFeatures:
         return sample_gradient(self._context.model, self._collate([row]), self._context.autocast).float()
 
     def _collate(self, rows: Sequence[int]) -> Batch:
-        examples = [self._context.train_dataset[row] for row in rows]
+        examples = [self._dataset[row] for row in rows]
         return collate(examples, int(self._context.tokenizer.pad_token_id)).to(self._device)
 
     def _length(self, row: int) -> int:
-        return len(self._context.train_dataset[row].input_ids)
+        return len(self._dataset[row].input_ids)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataflex.adam import adam_normalize
@@ -241,6 +241,7 @@ def test_score_answers_keeps_the_order(tmp_path):
     assert [rollout.reward for rollout in scored] == [0.1, 0.2, 0.3] * 3
 
 
+@example([0.0, 5e-324])
 @given(st.lists(st.floats(0, 1), max_size=6))
 def test_advantages(rewards):
     assert advantages(rewards, "none") == rewards

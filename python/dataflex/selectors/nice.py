@@ -156,11 +156,16 @@ class NiceSelector(Selector[NiceConfig]):
         with watch.phase("training gradients"):
             train = SampleFeatures(
                 context,
+                context.train_dataset,
                 projector,
                 gradient_type=self.config.gradient_type,
                 adam_variant=self.config.adam_variant,
                 batch_tokens=self.config.feature_batch_tokens,
-            ).fill(self._round_dir(context) / "train", shard_rows=self.config.save_interval)
+            ).fill(
+                self._round_dir(context) / "train",
+                shard_rows=self.config.save_interval,
+                description="training gradients",
+            )
             unusable = [context.train_dataset[row].sample.id for row in broken_rows(train)]
             report_broken("training", unusable)
         with watch.phase("scores"):
@@ -369,7 +374,7 @@ def advantages(rewards: Sequence[float], baseline: Baseline) -> list[float]:
     """
     if baseline == "none":
         return list(rewards)
-    if len(set(rewards)) < 2:
+    if len(set(rewards)) < 2 or pstdev(rewards) == 0:  # 0 also where the squared differences are too small for a float
         return [0.0] * len(rewards)
     mean = fmean(rewards)
     if baseline == "leave_one_out":
