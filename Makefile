@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE := $(wildcard csrc/*)
+NATIVE := $(shell find csrc -type f)
 
 # Idle threads of torch wait instead of spinning, which matters on few cores.
 export OMP_WAIT_POLICY ?= passive
@@ -34,12 +34,12 @@ test: install ## Run the tests
 lint: install ## Check style of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: install ## Rewrite Python and C++ in style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*
+	$(BIN)/clang-format -i $(NATIVE)
 
 types: install ## Check types
 	$(BIN)/mypy

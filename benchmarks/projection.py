@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 import torch
 
-from dataflex import sjlt
 from dataflex.adam import AdamMoments, adam_normalize
-from dataflex.native import native_status
+from dataflex.kernels import fixed_point, sjlt
+from dataflex.kernels.block import Block, arguments
+from dataflex.kernels.native import native_status
 from dataflex.projection import Projector
 
 
@@ -28,16 +29,14 @@ def variants(rows: int, count: int, dim: int) -> dict[str, Callable[[], object]]
     projector = Projector(dim)
 
     def plain() -> None:
-        sjlt.accumulate(
-            grads,
-            0,
-            adam,
-            torch.full((rows,), sjlt.adam_exponent(adam.betas), dtype=torch.int32),
-            seed=0,
-            sparsity=8,
-            totals=torch.zeros(rows, dim, dtype=torch.int64),
+        sjlt.accumulate_reference(
+            Block(*arguments(grads, 0, adam)),
+            torch.full((rows,), fixed_point.adam_exponent(adam.betas, sjlt.LIMIT), dtype=torch.int32),
+            sums=torch.zeros(rows, dim, dtype=torch.int64),
             not_finite=torch.zeros(rows, dtype=torch.uint8),
             saturated=torch.zeros(rows, dtype=torch.int64),
+            seed=0,
+            sparsity=8,
         )
 
     return {

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/isa.h"
 #include "philox.h"
 #include "sjlt.h"
 
@@ -17,12 +18,14 @@ namespace py = pybind11;
 namespace {
 
 using dataflex::AdamVariant;
+using dataflex::Gradients;
+using dataflex::Totals;
 using dataflex::ValueType;
 using Moments = std::optional<py::array_t<float, py::array::c_style>>;
 template <class T>
 using Dense = py::array_t<T, py::array::c_style>;
 
-constexpr int kApiVersion = 2;  // grows with every change of a signature; dataflex.native knows the one it needs
+constexpr int kApiVersion = 3;  // grows with every change of a signature; dataflex.native knows the one it needs
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("dataflex._native: " + message);
@@ -57,48 +60,57 @@ dataflex::Adam make_adam(const std::string& variant, const std::array<float, 7>&
   return {parsed, exp_avg->data(), exp_avg_sq->data(), c[0], c[1], c[2], c[3], c[4], c[5], c[6]};
 }
 
-void check_shapes(const py::array& grads, const Dense<int32_t>& exponents, int64_t sparsity,
-                  const Dense<int64_t>& totals, const Dense<uint8_t>& not_finite, const Dense<int64_t>& saturated) {
-  require(grads.ndim() == 2 && totals.ndim() == 2, "grads and totals must have two dimensions");
-  const int64_t rows = grads.shape(0), dim = totals.shape(1);
-  require(grads.size() == 0 || grads.shape(1) == 1 || grads.strides(1) == grads.itemsize(),
-          "a row of grads must be contiguous");
+// The block of gradients that every kernel reads. The arrays must outlive it.
+Gradients make_block(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                     const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq) {
+  const ValueType parsed = value_type(type, grads);
+  require(grads.ndim() == 2, "grads must have two dimensions");
+  const int64_t rows = grads.shape(0), count = grads.shape(1);
+  require(grads.size() == 0 || count == 1 || grads.strides(1) == grads.itemsize(), "a row of grads must be contiguous");
   require(grads.strides(0) % grads.itemsize() == 0, "grads are not aligned");
-  require(totals.shape(0) == rows, "totals and grads differ in rows");
-  for (const py::array* column : {static_cast<const py::array*>(&exponents), static_cast<const py::array*>(&not_finite),
-                                  static_cast<const py::array*>(&saturated)}) {
-    require(column->ndim() == 1 && column->shape(0) == rows, "per-row arrays and grads differ in rows");
-  }
-  require(sparsity >= 1 && dim >= 1 && dim <= INT32_MAX && dim % (dataflex::kLanes * sparsity) == 0,
-          "dim must be a multiple of 16 * sparsity");
+  require(offset >= 0 && offset <= INT64_MAX / 2 - count, "offset is out of range");
+  return {grads.data(),
+          parsed,
+          rows,
+          grads.strides(0) / grads.itemsize(),
+          count,
+          offset,
+          make_adam(variant, constants, exp_avg, exp_avg_sq, count)};
+}
+
+void check_rows(const py::array& column, int64_t rows) {
+  require(column.ndim() == 1 && column.shape(0) == rows, "per-row arrays and grads differ in rows");
+}
+
+int32_t check_sums(const py::array& sums, int64_t rows) {
+  require(sums.ndim() == 2 && sums.shape(0) == rows, "totals and grads differ in rows");
+  require(sums.shape(1) >= 1 && sums.shape(1) <= INT32_MAX, "dim is out of range");
+  return static_cast<int32_t>(sums.shape(1));
+}
+
+Totals make_totals(int64_t rows, const Dense<int32_t>& exponents, Dense<int64_t>& sums, Dense<uint8_t>& not_finite,
+                   Dense<int64_t>& saturated) {
+  check_rows(exponents, rows);
+  check_rows(not_finite, rows);
+  check_rows(saturated, rows);
   for (int64_t row = 0; row < rows; ++row) {
     require(exponents.data()[row] >= -126 && exponents.data()[row] <= 127, "exponents must be in [-126, 127]");
   }
+  return {sums.mutable_data(), not_finite.mutable_data(), saturated.mutable_data()};
 }
 
 void sjlt_accumulate(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
                      const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
-                     const Dense<int32_t>& exponents, uint64_t seed, int32_t sparsity, Dense<int64_t>& totals,
+                     const Dense<int32_t>& exponents, uint64_t seed, int32_t sparsity, Dense<int64_t>& sums,
                      Dense<uint8_t>& not_finite, Dense<int64_t>& saturated, int threads) {
-  const ValueType parsed = value_type(type, grads);
-  check_shapes(grads, exponents, sparsity, totals, not_finite, saturated);
-  const int64_t rows = grads.shape(0), count = grads.shape(1);
-  require(offset >= 0 && offset <= INT64_MAX / 2 - count, "offset is out of range");
-  const dataflex::SjltJob job{grads.data(),
-                              parsed,
-                              rows,
-                              grads.strides(0) / grads.itemsize(),
-                              count,
-                              static_cast<uint64_t>(offset),
-                              make_adam(variant, constants, exp_avg, exp_avg_sq, count),
-                              exponents.data(),
-                              seed,
-                              static_cast<int32_t>(totals.shape(1)),
-                              sparsity,
-                              threads};
-  const dataflex::SjltResult result{totals.mutable_data(), not_finite.mutable_data(), saturated.mutable_data()};
+  const Gradients block = make_block(grads, type, offset, variant, constants, exp_avg, exp_avg_sq);
+  const int32_t dim = check_sums(sums, block.rows);
+  require(sparsity >= 1 && dim % (dataflex::kLanes * int64_t{sparsity}) == 0,
+          "dim must be a multiple of 16 * sparsity");
+  const Totals totals = make_totals(block.rows, exponents, sums, not_finite, saturated);
+  const dataflex::SjltJob job{block, exponents.data(), seed, dim, sparsity, threads};
   const py::gil_scoped_release unlocked;
-  dataflex::sjlt_accumulate(job, result);
+  dataflex::sjlt_accumulate(job, totals);
 }
 
 }  // namespace
@@ -111,10 +123,10 @@ PYBIND11_MODULE(_native, module) {
     dataflex::philox4x32(words, key[0], key[1]);
     return std::array<uint32_t, 4>{words.at[0][0], words.at[1][0], words.at[2][0], words.at[3][0]};
   });
-  module.def("sjlt_isa", &dataflex::sjlt_isa);
+  module.def("isa", [] { return dataflex::isa_name(dataflex::current_isa()); });
   module.def("sjlt_accumulate", &sjlt_accumulate, py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"),
              py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
              py::arg("exp_avg_sq").noconvert(), py::arg("exponents").noconvert(), py::arg("seed"), py::arg("sparsity"),
-             py::arg("totals").noconvert(), py::arg("not_finite").noconvert(), py::arg("saturated").noconvert(),
+             py::arg("sums").noconvert(), py::arg("not_finite").noconvert(), py::arg("saturated").noconvert(),
              py::arg("threads"));
 }

@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "platform.h"
+
 namespace dataflex {
 namespace {  // a copy for each instruction set that includes it
 
@@ -15,7 +17,7 @@ struct Words {
 
 // Replaces N counters by their random words.
 template <int N>
-inline void philox4x32(Words<N>& x, uint32_t key0, uint32_t key1) {
+DATAFLEX_INLINE void philox4x32(Words<N>& x, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
     for (int i = 0; i < N; ++i) {
       const uint64_t product0 = uint64_t{0xD2511F53u} * x.at[0][i];

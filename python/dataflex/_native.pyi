@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 API_VERSION: int
 
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
-def sjlt_isa() -> str: ...
+def isa() -> str: ...
 def sjlt_accumulate(
     grads: NDArray[np.float32] | NDArray[np.int16],
     type: str,
@@ -18,7 +18,7 @@ def sjlt_accumulate(
     exponents: NDArray[np.int32],
     seed: int,
     sparsity: int,
-    totals: NDArray[np.int64],
+    sums: NDArray[np.int64],
     not_finite: NDArray[np.uint8],
     saturated: NDArray[np.int64],
     threads: int,

@@ -20,6 +20,7 @@ It holds for m and v of one run that started at zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -112,9 +113,7 @@ class AdamMoments:
 
 
 def adam_normalize(grads: Tensor, adam: AdamMoments) -> Tensor:
-    """Normalise gradients, one IEEE float32 operation at a time.
-
-    This is the reference of the fused kernels: the same operations in the same order, hence the same bits.
+    """Normalise gradients.
 
     Args:
         grads: ``(b, p)`` float32, bfloat16 or float16.
@@ -123,11 +122,19 @@ def adam_normalize(grads: Tensor, adam: AdamMoments) -> Tensor:
     Returns:
         ``(b, p)`` float32 u; NaN where the denominator overflows (|g| beyond 1e20).
     """
-    b1, c1, b2, c2, r1, r2, eps = adam.constants()
-    g = grads.detach().float()  # (b, p)
-    mean = b1 * adam.exp_avg + c1 * g
-    square = b2 * adam.exp_avg_sq + (c2 * g) * g
-    if adam.variant == "adamw":
+    return normalize(grads.detach(), adam.exp_avg, adam.exp_avg_sq, adam.constants(), adam.variant)
+
+
+def normalize(grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, constants: Sequence[float], variant: str) -> Tensor:
+    """:func:`adam_normalize` with the moments' parts, one IEEE float32 operation at a time.
+
+    This is the reference of the fused kernels: the same operations in the same order, hence the same bits.
+    """
+    b1, c1, b2, c2, r1, r2, eps = constants
+    g = grads.float()  # (b, p)
+    mean = b1 * exp_avg + c1 * g
+    square = b2 * exp_avg_sq + (c2 * g) * g
+    if variant == "adamw":
         numerator, denominator = mean * r1, _sqrt(square * r2) + eps
     else:
         numerator, denominator = mean, _sqrt(square + eps)

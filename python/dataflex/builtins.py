@@ -27,8 +27,13 @@ def register_reward_backends(register: Register) -> None:
 @hookimpl
 def register_projections(register: Register) -> None:
     """Projection kinds of dataflex."""
-    register("sjlt", "dataflex.projection:SjltProjection", summary="block-permutation sparse Johnson-Lindenstrauss")
-    register("identity", "dataflex.projection:IdentityProjection", summary="no projection: features are gradients")
+    for name, target, summary in (
+        ("sjlt", "fixed_point:SjltProjection", "block-permutation sparse Johnson-Lindenstrauss; exact sums"),
+        ("rademacher", "fixed_point:RademacherProjection", "dense random signs; exact sums"),
+        ("gaussian", "gaussian:GaussianProjection", "dense normal entries"),
+        ("identity", "identity:IdentityProjection", "no projection: features are gradients"),
+    ):
+        register(name, f"dataflex.projections.{target}", summary=summary)
 
 
 @hookimpl

@@ -5,12 +5,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from dataflex import sjlt
-from helpers.philox import KNOWN_ANSWERS
+from dataflex.kernels import sjlt
 
 
 def matrix(start: int, stop: int, *, dim: int, sparsity: int, seed: int) -> Tensor:
@@ -20,13 +17,6 @@ def matrix(start: int, stop: int, *, dim: int, sparsity: int, seed: int) -> Tens
     for output, negative in sjlt.placements(start, stop, dim=dim, sparsity=sparsity, seed=seed):
         dense[output, columns] += 1 - 2 * negative.double()
     return dense
-
-
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_philox_known_answers(counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]) -> None:
-    c0, c1, c2, c3 = (torch.tensor([word]) for word in counter)
-    words = sjlt.philox4x32((c0, c1, c2, c3), key[0] | key[1] << 32)
-    assert tuple(int(word) for word in words) == expected
 
 
 def test_lane_maps_are_permutations_that_treat_all_pairs_alike() -> None:
@@ -85,27 +75,6 @@ def test_segments_positions_and_signs_are_uniform() -> None:
         pairs = within[:, 3] % 16 * 16 + within[:, 11] % 16
         assert chi_square(torch.bincount(pairs, minlength=256).reshape(16, 16)[~torch.eye(16).bool()]) < 5
         assert negative.double().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(16 * groups))
-
-
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.floats(0, 1))
-def test_row_exponents_use_the_grid_to_its_limit(largest: float, share: float) -> None:
-    row = torch.tensor([[share * largest, -largest, 0.0]])
-    (exponent,) = sjlt.row_exponents(row).tolist()
-    assert abs(largest) * 2.0**exponent <= sjlt.GRID_LIMIT
-    if largest != 0 and exponent < sjlt.MAX_EXPONENT:
-        assert abs(largest) * 2.0**exponent >= sjlt.GRID_LIMIT / 2
-
-
-def test_row_exponents_of_special_rows() -> None:
-    rows = torch.tensor([[0.0, 0.0], [math.nan, 1.0], [1.0, -math.inf], [1e-45, 0.0], [1.0, 0.5], [2.0, -4.0]])
-    assert sjlt.row_exponents(rows).tolist() == [127, -105, -105, 127, 22, 20]
-    assert sjlt.row_exponents(torch.zeros(2, 0)).tolist() == [127, 127]
-    assert sjlt.row_exponents(rows.bfloat16()).dtype == torch.int32
-
-
-def test_adam_exponent_covers_the_bound() -> None:
-    assert sjlt.adam_exponent((0.9, 0.999)) == 20  # |u| <= 7.27 < 2^3
-    assert sjlt.adam_exponent((0.9, 0.9)) == 22  # |u| <= 1, and rounding may pass it
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

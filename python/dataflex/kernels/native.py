@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-API_VERSION = 2
+import torch
+
+API_VERSION = 3
 """Version of the extension's functions that this package calls."""
 
 
@@ -52,3 +55,18 @@ def native_status() -> NativeStatus:
 def announce(message: str) -> None:
     """Warn about a slower path, once a process and message."""
     warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def kernel(kind: str, device: torch.device) -> Callable[..., None] | None:
+    """The native function that accumulates projections of this kind on this device.
+
+    None, announced once with its cost: plain torch has to do.
+    """
+    status = native_status()
+    if device.type == "cpu" and status.module is not None:
+        function: Callable[..., None] = getattr(status.module, f"{kind}_accumulate")
+        return function
+    if device.type != "meta":
+        why = f"there is no kernel for {device.type}" if device.type != "cpu" else status.reason
+        announce(f"{kind} projections run in plain torch, about 10 times slower than the native kernel: {why}")
+    return None

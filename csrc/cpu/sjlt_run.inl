@@ -11,9 +11,9 @@
 #include <immintrin.h>
 #endif
 
+#include "chunk.h"
 #include "philox.h"
 #include "sjlt_run.h"
-#include "values.h"
 
 namespace dataflex {
 namespace {
@@ -132,7 +132,7 @@ void place(const SjltJob& job, int64_t first, int count, Placement* placements) 
       words.at[0][i] = static_cast<uint32_t>(group);
       words.at[1][i] = static_cast<uint32_t>(group >> 32);
       words.at[2][i] = static_cast<uint32_t>(j / 2);
-      words.at[3][i] = kDomain;
+      words.at[3][i] = kSjltDomain;
     }
     philox4x32(words, key0, key1);
     for (int odd = 0; odd < 2 && j + odd < job.sparsity; ++odd) {
@@ -145,37 +145,35 @@ void place(const SjltJob& job, int64_t first, int count, Placement* placements) 
 }
 
 // Fills the grid with the chunk's integers; lanes of the chunk that are outside the block are zero.
-void load(const SjltJob& job, int64_t row, int64_t first_group, int groups, const SjltResult& result,
+void load(const SjltJob& job, int64_t row, int64_t first_group, int groups, const Totals& totals,
           const Workspace& space) {
-  const int64_t offset = static_cast<int64_t>(job.offset);
+  const Gradients& block = job.block;
   const int64_t start = first_group * kLanes, stop = start + groups * kLanes;
-  const int64_t begin = start > offset ? start : offset;
-  const int64_t end = stop < offset + job.count ? stop : offset + job.count;
+  const int64_t begin = start > block.offset ? start : block.offset;
+  const int64_t end = stop < block.offset + block.count ? stop : block.offset + block.count;
   const int count = static_cast<int>(end - begin);
   if (count < groups * kLanes) memset(space.grid, 0, sizeof(int32_t) * groups * kLanes);
-  widen(job.grads, job.type, row * job.row_stride + (begin - offset), count, space.values);
-  if (normalise(job.adam, begin - offset, count, space.values) > 0) result.not_finite[row] = 1;
-  result.saturated[row] +=
-      quantise(space.values, power_of_two(job.exponents[row]), count, space.grid + (begin - start));
+  if (load_values(block, row, begin - block.offset, count, space.values) > 0) totals.not_finite[row] = 1;
+  totals.saturated[row] += quantise(space.values, job.exponents[row], kSjltLimit, count, space.grid + (begin - start));
 }
 
-void flush(int32_t* partial, int64_t* totals, int dim) {
-  for (int i = 0; i < dim; ++i) totals[i] += partial[i];
+void flush(int32_t* partial, int64_t* sums, int dim) {
+  for (int i = 0; i < dim; ++i) sums[i] += partial[i];
   memset(partial, 0, sizeof(int32_t) * dim);
 }
 
 }  // namespace
 
-void DATAFLEX_SJLT_RUN(const SjltJob& job, Range rows, Range groups, const SjltResult& result, const Workspace& space) {
+void DATAFLEX_SJLT_RUN(const SjltJob& job, Range rows, Range groups, const Totals& totals, const Workspace& space) {
   for (int64_t first = groups.begin; first < groups.end; first += kChunkGroups) {
     const int count = static_cast<int>(groups.end - first < kChunkGroups ? groups.end - first : kChunkGroups);
     place(job, first, count, space.placements);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      load(job, row, first, count, result, space);
+      load(job, row, first, count, totals, space);
       for (int i = 0; i < count; ++i) {
         scatter_group(space.grid + i * kLanes, space.placements + i * job.sparsity, job.sparsity, space.partial);
       }
-      flush(space.partial, result.totals + row * job.dim, job.dim);
+      flush(space.partial, totals.sums + row * job.dim, job.dim);
     }
   }
 }

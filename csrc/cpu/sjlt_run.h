@@ -1,4 +1,4 @@
-// What the dispatcher (sjlt_cpu.cpp) and the implementations (sjlt_run.inl, one object file an instruction set) share.
+// What the dispatcher (sjlt.cpp) and the implementations (sjlt_run.inl, one object file an instruction set) share.
 #pragma once
 
 #include <stdint.h>
@@ -31,12 +31,12 @@ struct Workspace {
 };
 
 // Adds the share of `rows` and of `groups` (absolute group numbers) to `result`.
-using SjltRun = void (*)(const SjltJob&, Range rows, Range groups, const SjltResult&, const Workspace&);
+using SjltRun = void (*)(const SjltJob&, Range rows, Range groups, const Totals&, const Workspace&);
 
-void sjlt_run_portable(const SjltJob&, Range rows, Range groups, const SjltResult&, const Workspace&);
+void sjlt_run_portable(const SjltJob&, Range rows, Range groups, const Totals&, const Workspace&);
 #ifdef DATAFLEX_X86
-void sjlt_run_avx2(const SjltJob&, Range rows, Range groups, const SjltResult&, const Workspace&);
-void sjlt_run_avx512(const SjltJob&, Range rows, Range groups, const SjltResult&, const Workspace&);
+void sjlt_run_avx2(const SjltJob&, Range rows, Range groups, const Totals&, const Workspace&);
+void sjlt_run_avx512(const SjltJob&, Range rows, Range groups, const Totals&, const Workspace&);
 #endif
 
 }  // namespace dataflex

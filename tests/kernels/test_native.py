@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex import native
 from dataflex.adam import AdamVariant
-from dataflex.native import native_status
+from dataflex.kernels import native
+from dataflex.kernels.native import native_status
 from dataflex.projection import Projector
 from helpers.philox import KNOWN_ANSWERS
 from helpers.projections import gradients, moments, torch_only
@@ -41,7 +41,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "exponents": np.zeros(2, np.int32),
         "seed": 0,
         "sparsity": 8,
-        "totals": np.zeros((2, 128), np.int64),
+        "sums": np.zeros((2, 128), np.int64),
         "not_finite": np.zeros(2, np.uint8),
         "saturated": np.zeros(2, np.int64),
         "threads": 1,
@@ -65,12 +65,12 @@ def test_philox_known_answers(counter: tuple[int, ...], key: tuple[int, int], ex
         ({"grads": np.ones((2, 5), np.int16), "type": "int16"}, "unknown value type int16"),
         ({"grads": np.ones(5, np.float32)}, "must have two dimensions"),
         ({"grads": np.ones((5, 2), np.float32).T}, "a row of grads must be contiguous"),
-        ({"totals": np.zeros((3, 128), np.int64)}, "totals and grads differ in rows"),
+        ({"sums": np.zeros((3, 128), np.int64)}, "totals and grads differ in rows"),
         ({"exponents": np.zeros(3, np.int32)}, "per-row arrays and grads differ in rows"),
         ({"not_finite": np.zeros((2, 1), np.uint8)}, "per-row arrays and grads differ in rows"),
         ({"saturated": np.zeros(1, np.int64)}, "per-row arrays and grads differ in rows"),
         ({"exponents": np.full(2, 128, np.int32)}, r"exponents must be in \[-126, 127\]"),
-        ({"totals": np.zeros((2, 100), np.int64)}, "dim must be a multiple of 16"),
+        ({"sums": np.zeros((2, 100), np.int64)}, "dim must be a multiple of 16"),
         ({"sparsity": 0}, "dim must be a multiple of 16"),
         ({"offset": -1}, "offset is out of range"),
         ({"offset": 2**62}, "offset is out of range"),
@@ -88,8 +88,8 @@ def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], message:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"totals": np.zeros((2, 128), np.int32)},
-        {"totals": np.zeros((128, 2), np.int64).T},
+        {"sums": np.zeros((2, 128), np.int32)},
+        {"sums": np.zeros((128, 2), np.int64).T},
         {"exponents": np.zeros(2, np.int64)},
         {"exp_avg": np.ones(5, np.float64)},
         {"seed": -1},
@@ -104,7 +104,7 @@ def test_arguments_are_never_converted(changes: dict[str, Any]) -> None:
 @needs_native
 def test_read_only_results_are_refused() -> None:
     values = arguments()
-    values["totals"].flags.writeable = False
+    values["sums"].flags.writeable = False
     with pytest.raises(ValueError, match="not writeable"):
         kernels.sjlt_accumulate(**values)
 
@@ -113,9 +113,9 @@ def test_read_only_results_are_refused() -> None:
 def test_results_are_added_to() -> None:
     values = arguments(variant="none", exponents=np.array([0, 127], np.int32))
     kernels.sjlt_accumulate(**values)
-    once = values["totals"].copy()
+    once = values["sums"].copy()
     kernels.sjlt_accumulate(**values)
-    assert np.array_equal(values["totals"], 2 * once)
+    assert np.array_equal(values["sums"], 2 * once)
     assert np.abs(once[0]).sum() <= 5 * 8
     assert values["saturated"].tolist() == [0, 10]
     assert values["not_finite"].tolist() == [0, 0]
@@ -157,7 +157,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("DATAFLEX_ISA", request.param)
     try:
         assert kernels is not None
-        assert kernels.sjlt_isa() == request.param
+        assert kernels.isa() == request.param
     except ValueError:
         pytest.skip(f"this processor has no {request.param}")
     return str(request.param)

@@ -16,8 +16,7 @@ from torch import Tensor
 from dataflex.adam import AdamMoments
 from dataflex.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.errors import ProjectionError
-
-VALUE_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+from dataflex.kernels.block import VALUE_TYPES
 
 
 class ProjectionConfig(ComponentConfig):
@@ -128,3 +127,9 @@ class ProjectionKind(Configurable[ConfigT], ABC):
     def spec(self) -> dict[str, Any]:
         """JSON-able facts that fix the matrix, for fingerprints."""
         return {"kind": self.name, "version": self.version, **self.config.model_dump(mode="json")}
+
+
+def check_two_dimensions(grads: Tensor) -> None:
+    """Raise ProjectionError unless gradients are ``(b, p)``."""
+    if grads.ndim != 2:
+        raise ProjectionError(f"gradients must have shape (b, p), got {tuple(grads.shape)}")

@@ -1,0 +1,53 @@
+// A chunk of one row: the loops over values.h that the compiler vectorises for each instruction set.
+#pragma once
+
+#include "gradients.h"
+#include "values.h"
+
+namespace dataflex {
+namespace {  // a copy for each instruction set that includes it
+
+// values[i] = gradient of parameter first + i of the block, as float32.
+inline void widen(const Gradients& block, int64_t row, int64_t first, int count, float* values) {
+  const int64_t start = row * block.row_stride + first;
+  if (block.type == ValueType::kFloat32) {
+    memcpy(values, static_cast<const float*>(block.values) + start, count * sizeof(float));
+    return;
+  }
+  const uint16_t* halves = static_cast<const uint16_t*>(block.values) + start;
+  if (block.type == ValueType::kBFloat16) {
+    for (int i = 0; i < count; ++i) values[i] = float_from_bfloat16(halves[i]);
+  } else {
+    for (int i = 0; i < count; ++i) values[i] = float_from_float16(halves[i]);
+  }
+}
+
+// values[i] = u of parameter first + i. Returns the number of values that are not finite.
+inline int load_values(const Gradients& block, int64_t row, int64_t first, int count, float* values) {
+  widen(block, row, first, count, values);
+  int broken = 0;
+  if (block.adam.variant == AdamVariant::kNone) {
+    for (int i = 0; i < count; ++i) broken += !is_finite(values[i]);
+    return broken;
+  }
+  const Adam& adam = block.adam;
+  const float* exp_avg = adam.exp_avg + first;
+  const float* exp_avg_sq = adam.exp_avg_sq + first;
+  for (int i = 0; i < count; ++i) {
+    const Value value = normalised(adam, values[i], exp_avg[i], exp_avg_sq[i]);
+    values[i] = value.u;
+    broken += !value.finite;
+  }
+  return broken;
+}
+
+// grid[i] = values[i] on the grid. Returns the number of saturations.
+inline int quantise(const float* values, int32_t exponent, float limit, int count, int32_t* grid) {
+  const float scale = power_of_two(exponent);
+  int saturated = 0;
+  for (int i = 0; i < count; ++i) grid[i] = on_grid(values[i], scale, limit, saturated);
+  return saturated;
+}
+
+}  // namespace
+}  // namespace dataflex

@@ -1,0 +1,111 @@
+// sjlt.h on the CPU: takes the implementation for this processor and shares the work among threads.
+//
+// With enough rows the workers share the rows; with few rows they share the parameters, each with totals of its own
+// that are added up at the end. All memory is allocated before the threads start.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "isa.h"
+#include "sjlt.h"
+#include "sjlt_run.h"
+#include "threads.h"
+
+namespace dataflex {
+namespace {
+
+constexpr int64_t kValuesPerWorker = 1 << 15;         // less than this is not worth a thread
+constexpr int64_t kPrivateTotals = int64_t{1} << 23;  // 64 MiB of private totals at most
+constexpr size_t kAlignment = 64;
+
+SjltRun implementation() {
+  switch (current_isa()) {
+#ifdef DATAFLEX_X86
+    case Isa::kAvx512:
+      return sjlt_run_avx512;
+    case Isa::kAvx2:
+      return sjlt_run_avx2;
+#endif
+    default:
+      return sjlt_run_portable;
+  }
+}
+
+Range share(int64_t total, int part, int parts) { return {total * part / parts, total * (part + 1) / parts}; }
+
+// Aligned buffers of one worker.
+class Buffers {
+ public:
+  explicit Buffers(const SjltJob& job)
+      : placements_(static_cast<size_t>(job.sparsity) * kChunkGroups),
+        values_(kChunk),
+        integers_(kChunk + job.dim + kAlignment / sizeof(int32_t)) {}
+
+  Workspace view() {
+    void* start = integers_.data();
+    size_t space = integers_.size() * sizeof(int32_t);
+    int32_t* grid = static_cast<int32_t*>(std::align(kAlignment, sizeof(int32_t), start, space));
+    return {placements_.data(), values_.data(), grid, grid + kChunk};
+  }
+
+ private:
+  std::vector<Placement> placements_;
+  std::vector<float> values_;
+  std::vector<int32_t> integers_;
+};
+
+// Totals of one worker that shares the parameters, not the rows.
+struct PrivateTotals {
+  explicit PrivateTotals(const SjltJob& job)
+      : sums(job.block.rows * job.dim), not_finite(job.block.rows), saturated(job.block.rows) {}
+
+  Totals view() { return {sums.data(), not_finite.data(), saturated.data()}; }
+
+  void add_to(const Totals& totals) const {
+    for (size_t i = 0; i < sums.size(); ++i) totals.sums[i] += sums[i];
+    for (size_t row = 0; row < saturated.size(); ++row) {
+      totals.not_finite[row] |= not_finite[row];
+      totals.saturated[row] += saturated[row];
+    }
+  }
+
+  std::vector<int64_t> sums;
+  std::vector<uint8_t> not_finite;
+  std::vector<int64_t> saturated;
+};
+
+void share_rows(const SjltJob& job, Range groups, int workers, const Totals& totals) {
+  const SjltRun run = implementation();
+  std::vector<Buffers> buffers(workers, Buffers(job));
+  run_parallel(workers, [&](int i) { run(job, share(job.block.rows, i, workers), groups, totals, buffers[i].view()); });
+}
+
+void share_groups(const SjltJob& job, Range groups, int workers, const Totals& totals) {
+  const SjltRun run = implementation();
+  std::vector<Buffers> buffers(workers, Buffers(job));
+  std::vector<PrivateTotals> results(workers, PrivateTotals(job));
+  run_parallel(workers, [&](int i) {
+    const Range part = share(groups.end - groups.begin, i, workers);
+    const Range own{groups.begin + part.begin, groups.begin + part.end};
+    run(job, {0, job.block.rows}, own, results[i].view(), buffers[i].view());
+  });
+  for (const PrivateTotals& part : results) part.add_to(totals);
+}
+
+}  // namespace
+
+void sjlt_accumulate(const SjltJob& job, const Totals& totals) {
+  if (job.block.rows == 0 || job.block.count == 0) return;
+  const int64_t offset = job.block.offset;
+  const Range groups{offset / kLanes, (offset + job.block.count + kLanes - 1) / kLanes};
+  const int64_t useful = 1 + job.block.rows * job.block.count / kValuesPerWorker;
+  const int workers = static_cast<int>(std::min<int64_t>(std::max(job.threads, 1), useful));
+  if (job.block.rows >= workers) {
+    share_rows(job, groups, workers, totals);
+  } else {
+    const int64_t affordable = std::max<int64_t>(1, kPrivateTotals / (job.block.rows * job.dim));
+    share_groups(job, groups, static_cast<int>(std::min<int64_t>(workers, affordable)), totals);
+  }
+}
+
+}  // namespace dataflex

@@ -1,0 +1,90 @@
+"""The integer grid on which projections add up exactly.
+
+All sums are integer sums, so features have the same bits whatever the batch size, block split, number of threads,
+instruction set or device. With a row's exponent e and the kind's limit (2^23 for ``sjlt``, 2^15 - 1 for
+``rademacher``)::
+
+    q = round_half_even(clamp(u 2^e, -limit, limit))       T = sum of +-q (int64)       feature = float32(T scale 2^-e)
+
+Adam-normalised values are bounded, so one e serves all rows; raw gradients take e from the row's largest entry. The
+grid moves an entry by at most half a step 2^-e, which is less than 1 / limit of the row's largest entry (raw) or of
+twice the bound (Adam).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dataflex.adam import adam_bound
+from dataflex.kernels.block import Block
+
+MIN_EXPONENT, MAX_EXPONENT = -126, 127
+SCHEMA = "Tensor exponents, Tensor(a!) sums, Tensor(b!) not_finite, Tensor(c!) saturated"
+"""The arguments of an operator that adds to integer sums."""
+
+
+def adam_exponent(betas: tuple[float, float], limit: int) -> int:
+    """The exponent of Adam-normalised rows: the largest with bound * 2^e <= limit, 0.1 % kept in hand."""
+    return math.floor(math.log2(limit / (adam_bound(betas) * (1 + 2**-10))))
+
+
+def row_exponents(grads: Tensor, limit: int) -> Tensor:
+    """The exponent of each raw row: the largest with max|g| * 2^e <= limit, but at most 127.
+
+    Rows of several blocks take the minimum of the blocks' exponents.
+
+    Args:
+        grads: ``(b, p)`` float32, bfloat16 or float16.
+        limit: Largest integer of the grid, at most 2^23.
+
+    Returns:
+        ``(b,)`` int32 on the device of ``grads``; 127 for a row of zeros, -126 for one that is not finite.
+    """
+    if grads.numel() == 0:
+        return torch.full((grads.shape[0],), MAX_EXPONENT, dtype=torch.int32, device=grads.device)
+    low, high = torch.aminmax(grads.detach(), dim=1)
+    largest = torch.maximum(-low, high).double()  # (b,) NaN if the row has one
+    mantissa, exponent = torch.frexp(largest)
+    limit_mantissa, limit_exponent = math.frexp(limit)
+    exponents = limit_exponent - exponent - (mantissa > limit_mantissa).int()
+    exponents = exponents.clamp(max=MAX_EXPONENT).masked_fill(largest == 0, MAX_EXPONENT)
+    return exponents.masked_fill(~largest.isfinite(), MIN_EXPONENT).to(torch.int32)
+
+
+def grid_values(
+    block: Block, exponents: Tensor, limit: int, not_finite: Tensor, saturated: Tensor
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The integers of a block, a few columns at a time.
+
+    Args:
+        block: Gradients of b rows.
+        exponents: ``(b,)`` int32.
+        limit: Largest integer of the grid.
+        not_finite: ``(b,)`` uint8, set to 1 where a value is not finite; such a value is 0 on the grid.
+        saturated: ``(b,)`` int64, added to: values beyond the grid.
+
+    Yields:
+        ``(start, stop, q)`` with ``(b, stop - start)`` int64 q.
+    """
+    scales = torch.ldexp(torch.ones_like(exponents, dtype=torch.float64), exponents).float()[:, None]
+    for start, stop, values in block.pieces():
+        finite = values.isfinite()
+        scaled = values * scales
+        clamped = scaled.clamp(-limit, limit)
+        not_finite |= ~finite.all(dim=1)
+        saturated += (finite & (clamped != scaled)).sum(dim=1)
+        yield start, stop, clamped.masked_fill(~finite, 0).round().long()
+
+
+def features(sums: Tensor, not_finite: Tensor, exponents: Tensor, scale: float) -> Tensor:
+    """Integer sums ``(b, k)`` to features ``(b, k)`` float32; rows that are not finite become NaN.
+
+    The factor ``scale`` 2^-e and the product are float64, rounded to float32 once.
+    """
+    factors = [math.ldexp(scale, -e) for e in exponents.tolist()]
+    factor = torch.tensor(factors, dtype=torch.float64, device=sums.device)
+    return (sums.double() * factor[:, None]).float().masked_fill_(not_finite.bool()[:, None], math.nan)

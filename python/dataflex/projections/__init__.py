@@ -1,0 +1,1 @@
+"""The kinds of projection that come with dataflex, and the contract of others."""
