@@ -42,16 +42,17 @@ struct Value {
   bool finite;  // u and its denominator
 };
 
-// u of a gradient g with moments m and v (ignored for raw gradients).
+// u of a gradient g with moments m and v.
+template <AdamVariant variant>
 DATAFLEX_INLINE Value normalised(const Adam& adam, float g, float m, float v) {
-  if (adam.variant == AdamVariant::kNone) return {g, is_finite(g)};
-  const bool adamw = adam.variant == AdamVariant::kAdamW;
+  static_assert(variant != AdamVariant::kNone, "raw gradients are u already");
+  constexpr bool adamw = variant == AdamVariant::kAdamW;
   const float mean = adam.beta1 * m + adam.one_minus_beta1 * g;
   const float square = adam.beta2 * v + (adam.one_minus_beta2 * g) * g;
   const float numerator = adamw ? mean * adam.correction1 : mean;
   const float denominator = adamw ? sqrtf(square * adam.correction2) + adam.eps : sqrtf(square + adam.eps);
   const float u = numerator / denominator;
-  return {u, is_finite(u) & is_finite(denominator)};
+  return {u, is_finite(u) && is_finite(denominator)};
 }
 
 // The nearest integer, half to even, of |x| <= 2^23: at 2^23 the spacing of floats is 1, so the sum rounds.

@@ -22,22 +22,32 @@ inline void widen(const Gradients& block, int64_t row, int64_t first, int count,
   }
 }
 
-// values[i] = u of parameter first + i. Returns the number of values that are not finite.
-inline int load_values(const Gradients& block, int64_t row, int64_t first, int count, float* values) {
-  widen(block, row, first, count, values);
-  int broken = 0;
-  if (block.adam.variant == AdamVariant::kNone) {
-    for (int i = 0; i < count; ++i) broken += !is_finite(values[i]);
-    return broken;
-  }
-  const Adam& adam = block.adam;
+template <AdamVariant variant>
+int normalise(const Adam& adam, int64_t first, int count, float* values) {
   const float* exp_avg = adam.exp_avg + first;
   const float* exp_avg_sq = adam.exp_avg_sq + first;
+  int broken = 0;
   for (int i = 0; i < count; ++i) {
-    const Value value = normalised(adam, values[i], exp_avg[i], exp_avg_sq[i]);
+    const Value value = normalised<variant>(adam, values[i], exp_avg[i], exp_avg_sq[i]);
     values[i] = value.u;
     broken += !value.finite;
   }
+  return broken;
+}
+
+// values[i] = u of parameter first + i. Returns the number of values that are not finite.
+inline int load_values(const Gradients& block, int64_t row, int64_t first, int count, float* values) {
+  widen(block, row, first, count, values);
+  switch (block.adam.variant) {
+    case AdamVariant::kAdamW:
+      return normalise<AdamVariant::kAdamW>(block.adam, first, count, values);
+    case AdamVariant::kLess:
+      return normalise<AdamVariant::kLess>(block.adam, first, count, values);
+    default:
+      break;
+  }
+  int broken = 0;
+  for (int i = 0; i < count; ++i) broken += !is_finite(values[i]);
   return broken;
 }
 
