@@ -273,9 +273,25 @@ class TestTrain:
         monkeypatch.setattr(dataflex.training.run, "train_from_config", lambda config: 1 / 0)
         assert isinstance(run("train", "run.yaml").exception, ZeroDivisionError)
 
-    def test_force_torchrun_is_not_ignored_silently(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_force_torchrun_becomes_torchrun_with_the_same_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[list[str]] = []
+
+        def execv(path: str, command: list[str]) -> None:
+            assert path == command[0] == sys.executable
+            started.append(command)
+            raise SystemExit(0)
+
         monkeypatch.setenv("FORCE_TORCHRUN", "1")
-        assert run("train", "run.yaml").stderr.startswith("warning: FORCE_TORCHRUN has no effect yet")
+        monkeypatch.setattr(cli.os, "execv", execv)
+        run("train", "run.yaml", "seed=7")
+        assert started[0][1:3] == ["-m", "torch.distributed.run"]
+        assert started[0][-5:] == ["-m", "dataflex", "train", "run.yaml", "seed=7"]
+        assert self.trained == []
+
+    def test_only_the_main_process_reports(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RANK", "1")
+        done = run("train", "run.yaml")
+        assert (done.stdout, len(self.trained)) == ("", 1)
 
     def test_report_prints_the_report_of_a_folder(self) -> None:
         Path("finished").mkdir()

@@ -120,15 +120,26 @@ def train(config: str, overrides: tuple[str, ...]) -> None:
     """Fine-tune as the YAML file CONFIG says.
 
     KEY=VALUE replaces a key of the file: learning_rate=2e-4, component_params.mc_samples=8.
+
+    Several processes: `torchrun -m dataflex train ...`, `accelerate launch -m dataflex train ...`, or
+    FORCE_TORCHRUN=1, which starts torchrun with NPROC_PER_NODE (default: one a GPU), NNODES, NODE_RANK, MASTER_ADDR
+    and MASTER_PORT.
     """
+    from dataflex.launch import is_main_process, torchrun_command
+
     run = _load(config, overrides)
-    if os.environ.get("FORCE_TORCHRUN", "").lower() in ("1", "true", "yes") and "LOCAL_RANK" not in os.environ:
-        logger.warning("FORCE_TORCHRUN has no effect yet: training in this process alone")
-    from dataflex.report import print_report
+    command = torchrun_command(["train", config, *overrides])
+    if command is not None:
+        os.execv(command[0], command)
+    if not is_main_process():
+        logger.setLevel(logging.WARNING)
     from dataflex.training.run import train_from_config
 
     train_from_config(run)
-    print_report(Path(run.output_dir))
+    if is_main_process():
+        from dataflex.report import print_report
+
+        print_report(Path(run.output_dir))
 
 
 @cli.command()

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from dataflex.distributed import Ranks
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -117,7 +119,7 @@ class RewardRequest:
 
 @dataclass(frozen=True)
 class SelectionContext:
-    """What a selector may use at one selection. It is the same on every rank except ``process_index``.
+    """What a selector may use at one selection. It is the same on every rank but for ``ranks.index``.
 
     Attributes:
         model: The model in its current state, adapters included, unwrapped. A selector leaves parameters,
@@ -134,8 +136,7 @@ class SelectionContext:
         output_dir: Folder of the run; rounds write below it.
         optimizer: The optimizer in its current state, or None before training.
         autocast: Returns the context manager under which the trainer runs its forward passes.
-        process_index: Rank of this process.
-        num_processes: Number of processes.
+        ranks: The processes of the run. Every rank must return the same selection; work can be shared among them.
     """
 
     model: torch.nn.Module
@@ -151,8 +152,7 @@ class SelectionContext:
     output_dir: Path
     optimizer: torch.optim.Optimizer | None
     autocast: Autocast
-    process_index: int = 0
-    num_processes: int = 1
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dataflex.distributed import Ranks
 from dataflex.errors import CheckpointError
 from dataflex.files import atomic_directory
 from dataflex.model import trainable_parameters
@@ -45,6 +46,7 @@ def save_checkpoint(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     state: Mapping[str, Any] | None = None,
+    generators: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -54,6 +56,7 @@ def save_checkpoint(
         tokenizer: Saved beside it.
         optimizer: Its moments are saved; None saves a model that cannot be resumed from.
         state: JSON-able state of the run.
+        generators: :func:`random_states`; None for a model that cannot be resumed from.
     """
     with atomic_directory(directory) as staged:
         cast(PreTrainedModel, model).save_pretrained(staged)
@@ -61,7 +64,7 @@ def save_checkpoint(
         if optimizer is not None:
             tensors, steps = _optimizer_state(model, optimizer)
             save_file(tensors, staged / OPTIMIZER)
-            save_file(_rng_tensors(), staged / RNG)
+            save_file(dict(generators or {}), staged / RNG)
             whole = {**(state or {}), "optimizer_steps": steps, "python_rng": _python_rng()}
             (staged / STATE).write_text(json.dumps(whole, allow_nan=False), encoding="utf-8")
         files = sorted(path for path in staged.rglob("*") if path.is_file())
@@ -85,8 +88,12 @@ def load_weights(directory: Path, model: nn.Module) -> None:
         raise CheckpointError(f"{directory} holds no weights for {type(model).__name__}")
 
 
-def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore weights, optimizer moments and random number generators; returns the run's state.
+def load_checkpoint(
+    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> dict[str, Any]:
+    """Restore weights, optimizer moments and this rank's random number generators; returns the run's state.
+
+    A rank that the checkpoint does not know (it was written by fewer processes) keeps the generators it has.
 
     Raises:
         CheckpointError: The checkpoint is damaged, was saved without optimizer state, or is of another model.
@@ -99,7 +106,7 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Op
     state: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
     load_weights(directory, model)
     _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), state.pop("optimizer_steps"))
-    _restore_rng(load_file(directory / RNG), state.pop("python_rng"))
+    _restore_rng(load_file(directory / RNG), state.pop("python_rng"), ranks)
     return state
 
 
@@ -170,11 +177,13 @@ def _restore_optimizer(
         optimizer.state[parameters[name]][entry] = value.to(parameters[name].device)
 
 
-def _rng_tensors() -> dict[str, Tensor]:
-    tensors = {"cpu": torch.get_rng_state()}
-    for device in range(torch.cuda.device_count()):
-        tensors[f"cuda:{device}"] = torch.cuda.get_rng_state(device)
-    return tensors
+def random_states(ranks: Ranks) -> dict[str, Tensor]:
+    """State of torch's generators on every rank: ``cpu-RANK`` and ``cuda-RANK``, uint8."""
+    states = {f"cpu-{rank}": state for rank, state in enumerate(ranks.gather_tensors(torch.get_rng_state()))}
+    if torch.cuda.is_available():
+        gathered = ranks.gather_tensors(torch.cuda.get_rng_state())
+        states |= {f"cuda-{rank}": state for rank, state in enumerate(gathered)}
+    return states
 
 
 def _python_rng() -> dict[str, Any]:
@@ -187,11 +196,11 @@ def _python_rng() -> dict[str, Any]:
     }
 
 
-def _restore_rng(tensors: dict[str, Tensor], python: dict[str, Any]) -> None:
-    torch.set_rng_state(tensors["cpu"])
-    for device in range(torch.cuda.device_count()):
-        if f"cuda:{device}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"cuda:{device}"], device)
+def _restore_rng(tensors: dict[str, Tensor], python: dict[str, Any], ranks: Ranks) -> None:
+    if (state := tensors.get(f"cpu-{ranks.index}")) is not None:
+        torch.set_rng_state(state)
+    if torch.cuda.is_available() and (state := tensors.get(f"cuda-{ranks.index}")) is not None:
+        torch.cuda.set_rng_state(state)
     version, words, gauss = python["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = python["numpy"]

@@ -9,6 +9,7 @@ from torch import nn
 
 from dataflex.data.collate import IGNORE_INDEX, collate
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.distributed import Ranks
 from dataflex.errors import TrainingError
 from dataflex.losses import summed_loss
 from dataflex.model import undisturbed
@@ -17,9 +18,17 @@ from dataflex.types import Autocast
 
 
 def evaluation_loss(
-    model: nn.Module, dataset: TokenizedDataset, *, batch_size: int, pad_token_id: int, autocast: Autocast
+    model: nn.Module,
+    dataset: TokenizedDataset,
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    autocast: Autocast,
+    ranks: Ranks,
 ) -> float:
     """Mean cross-entropy over all label tokens of the dataset, in nats; samples without labels do not count.
+
+    The ranks share the batches; each returns the mean over all of them.
 
     Raises:
         TrainingError: No sample has a label token.
@@ -29,19 +38,20 @@ def evaluation_loss(
         raise TrainingError("no evaluation sample has an answer to compute a loss on", hint="set eval_strategy: no")
     device = next(model.parameters()).device
     order = sorted(labelled, key=lambda example: len(example.input_ids))
-    total, count = 0.0, 0
+    batches = ranks.share([order[start : start + batch_size] for start in range(0, len(order), batch_size)])
+    total, count = 0.0, 0.0
     with (
         undisturbed(model),
         torch.no_grad(),
         autocast(),
-        progress_bar(len(order), "evaluation loss", unit="row") as bar,
+        progress_bar(sum(map(len, batches)), "evaluation loss", unit="row", disable=not ranks.is_main) as bar,
     ):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in batches:
             loss, tokens = summed_loss(model, collate(chosen, pad_token_id).to(device))
             total += float(loss)
             count += tokens
             bar.update(len(chosen))
+    total, count = ranks.sum([total, count])
     return total / count
 
 

@@ -1,16 +1,54 @@
-"""Optimizer, learning-rate schedule and memory settings of the training loop."""
+"""Accelerator, optimizer, learning-rate schedule and memory settings of the training loop."""
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import get_scheduler
 
+from dataflex.errors import TrainingError
 from dataflex.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def create_accelerator(args: TrainingArguments) -> Accelerator:
+    """Accelerate's view of devices and processes, as a launcher (torchrun, accelerate launch) set them up.
+
+    Raises:
+        TrainingError: The processes share parameters or gradients in a way that has no per-sample gradients, or the
+            launcher's processes cannot talk to each other.
+    """
+    # accelerate keeps its settings for the whole process; an earlier run may have had another precision.
+    AcceleratorState._reset_state()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        # Without a GPU accelerate forms a process group only if it is told to use the CPU.
+        cpu=processes > 1 and not torch.accelerator.is_available(),
+        log_with=args.report_to or None,
+        project_dir=str(args.output_dir),
+    )
+    kind = accelerator.distributed_type
+    if kind not in SUPPORTED:
+        raise TrainingError(
+            f"{kind.value} shards parameters or gradients over processes, where the gradient of a single sample cannot "
+            "be computed",
+            hint="one process, or DistributedDataParallel: torchrun, or accelerate launch without fsdp and deepspeed",
+        )
+    if accelerator.num_processes != processes:
+        raise TrainingError(
+            f"WORLD_SIZE says {processes} processes, accelerate formed a group of {accelerator.num_processes}",
+            hint="start with torchrun or accelerate launch, or unset WORLD_SIZE",
+        )
+    return accelerator
 
 
 def create_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.AdamW:

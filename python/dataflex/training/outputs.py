@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
 from dataflex.files import atomic_path, write_text
 from dataflex.types import Selection, group_names
@@ -33,6 +35,18 @@ def check_selection(selection: Selection, num_candidates: int, num_samples: int)
         problems.append(f"scores have shape {selection.scores.shape}, expected ({num_candidates},)")
     if problems:
         raise SelectionError(f"selector {selection.selector!r} returned a wrong selection: {'; '.join(problems)}")
+
+
+def check_agreement(selection: Selection, ranks: Ranks) -> None:
+    """Raise SelectionError on every rank unless all of them selected the same samples in the same order."""
+    digests = ranks.gather(hashlib.sha256(selection.indices.tobytes()).hexdigest())
+    different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if different:
+        raise SelectionError(
+            f"selector {selection.selector!r} selected other samples on rank {different[0]} than on rank 0",
+            hint="a selector must not depend on the rank: draw from (context.seed, context.round), and gather what "
+            "ranks compute with context.ranks",
+        )
 
 
 def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset, task_column: str) -> None:

@@ -1,31 +1,27 @@
 """The training loop: phases of steps, a selection before each phase that wants one.
 
-The loss of a step is the token cross-entropy over all label tokens of its global batch, as in transformers; the global
-batch is per_device_train_batch_size x gradient_accumulation_steps samples. Which samples a step sees follows from the
-seed, the step number and the selection alone, so that a resumed run sees what the unbroken one would have seen.
+The global batch of a step is per_device_train_batch_size x gradient_accumulation_steps x processes samples. Which
+samples a step sees follows from the seed, the step number and the selection alone, so that a resumed run sees what the
+unbroken one would have seen. Every process holds all samples and the same selection; the main one writes the files.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dataflex.data.collate import collate
+from dataflex.distributed import Ranks
 from dataflex.errors import TrainingError
 from dataflex.files import write_json, write_text
-from dataflex.losses import summed_loss
-from dataflex.model import save_model, trainable_parameters
+from dataflex.model import save_model
 from dataflex.plugins import registry
 from dataflex.progress import Stopwatch, progress_bar
 from dataflex.selectors.base import Selector
@@ -34,9 +30,15 @@ from dataflex.training.arguments import TrainingArguments
 from dataflex.training.evaluation import evaluation_loss
 from dataflex.training.folder import prepare_output_dir
 from dataflex.training.inputs import as_dataset, as_template
-from dataflex.training.optimization import create_optimizer, create_scheduler, enable_gradient_checkpointing
+from dataflex.training.optimization import (
+    create_accelerator,
+    create_optimizer,
+    create_scheduler,
+    enable_gradient_checkpointing,
+)
 from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
 from dataflex.training.state import RunState
+from dataflex.training.steps import Stepper
 from dataflex.training.tracking import PLOT_FILE, RunLog, check_trackers, plot_losses
 from dataflex.types import SelectionContext
 
@@ -90,12 +92,11 @@ class Trainer:
         )
         self.phases = schedule.phases(args.num_train_epochs)
         self.total_steps = schedule.total_steps(args.num_train_epochs)
-        self.global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
         check_trackers(args.report_to)
-        # accelerate keeps its settings for the whole process; an earlier run may have had another precision.
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision, log_with=args.report_to or None, project_dir=str(args.output_dir)
+        self.accelerator = create_accelerator(args)
+        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device)
+        self.global_batch = (
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         )
         self._check()
         self.model = model.to(self.accelerator.device)
@@ -118,17 +119,29 @@ class Trainer:
             TrainingError: The output folder is taken, or the loss is not finite.
             DataflexError: Whatever the selector raises; the checkpoint before the selection stays.
         """
-        set_seed(self.args.seed)
+        # The ranks' dropout masks differ, as they do in transformers.
+        set_seed(self.args.seed + self.ranks.index)
         if self.selector is not None:
             self.selector.check(self._context(num_samples=0, round_number=0))
-        self._restore(prepare_output_dir(self.args))
-        if self.run_config is not None:
+        source = self.ranks.on_main(lambda: _text(prepare_output_dir(self.args)))
+        self._restore(None if source is None else Path(source))
+        if self.run_config is not None and self.ranks.is_main:
             write_text(self.args.output_dir / "config.yaml", self.run_config)
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         self.accelerator.init_trackers("dataflex", config=_scalars(self.args.model_dump(mode="json")))
-        self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+        self.stepper = Stepper(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            self.args,
+            self.accelerator,
+            self.ranks,
+            int(self.tokenizer.pad_token_id),
+        )
         try:
-            with progress_bar(self.total_steps, "training", unit="step", initial=self.state.step) as self.bar:
+            with progress_bar(
+                self.total_steps, "training", unit="step", initial=self.state.step, disable=not self.ranks.is_main
+            ) as self.bar:
                 for phase in self.phases:
                     if self.state.step < phase.stop and not self._stopped_early():
                         self._run_phase(phase, self._phase_order(phase))
@@ -148,6 +161,7 @@ class Trainer:
             batch_size=self.args.per_device_eval_batch_size,
             pad_token_id=int(self.tokenizer.pad_token_id),
             autocast=self.accelerator.autocast,
+            ranks=self.ranks,
         )
         return {"eval_loss": loss}
 
@@ -155,10 +169,6 @@ class Trainer:
         """Everything that can be known to go wrong before the first step, at once."""
         n = len(self.train_dataset)
         problems = []
-        if self.accelerator.num_processes > 1:
-            problems.append(
-                f"{self.accelerator.num_processes} processes were started; this version trains in a single process"
-            )
         if self.selector is None and self.schedule.update_times and self.schedule.update_step:
             problems.append("the schedule has selections but there is no selector")
         if self.selector is not None and self.selector.needs_eval_dataset and not self.eval_dataset:
@@ -188,7 +198,7 @@ class Trainer:
             "selector": self.selector.name if self.selector else None,
         }
         if source is not None:
-            stored = checkpoint.load_checkpoint(source, self.model, self.optimizer)
+            stored = checkpoint.load_checkpoint(source, self.model, self.optimizer, self.ranks)
             self.state = RunState.from_json(stored)
             different = [key for key in facts if self.state.facts.get(key) != facts[key]]
             if different:
@@ -236,13 +246,15 @@ class Trainer:
         with self.watch.phase("selection"):
             selection = self.selector.select(context)
         outputs.check_selection(selection, len(self.train_dataset), context.num_samples)
-        registry().call("on_selection", selection=selection, context=context)
-        outputs.write_selection(
-            self.args.output_dir / "selections" / f"step-{self.state.step}.parquet",
-            selection,
-            self.train_dataset,
-            self.args.task_column,
-        )
+        outputs.check_agreement(selection, self.ranks)
+        if self.ranks.is_main:
+            registry().call("on_selection", selection=selection, context=context)
+            outputs.write_selection(
+                self.args.output_dir / "selections" / f"step-{self.state.step}.parquet",
+                selection,
+                self.train_dataset,
+                self.args.task_column,
+            )
         self.state.round = phase.round
         self.state.indices = selection.indices.tolist()
         self.log.add(self.state.step, {"selection_round": phase.round, "selected": len(selection.indices)})
@@ -262,47 +274,18 @@ class Trainer:
             output_dir=self.args.output_dir,
             optimizer=self.optimizer,
             autocast=self.accelerator.autocast,
-            process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
+            ranks=self.ranks,
         )
 
     def _run_phase(self, phase: Phase, order: NDArray[np.int64]) -> None:
         while self.state.step < phase.stop and not self._stopped_early():
             offset = (self.state.step - phase.start) * self.global_batch
             with self.watch.phase("training"):
-                values = self._train_step(order[offset : offset + self.global_batch].tolist())
+                indices = order[offset : offset + self.global_batch].tolist()
+                values = self.stepper.step([self.train_dataset[index] for index in indices], self.state.step + 1)
+            self.state.step += 1
             self.bar.update()
             self._after_step(values, phase)
-
-    def _train_step(self, indices: list[int]) -> dict[str, float]:
-        """One optimizer step on one global batch."""
-        self.wrapped.train()
-        size = self.args.per_device_train_batch_size
-        examples = [self.train_dataset[index] for index in indices]
-        pad_token_id = int(self.tokenizer.pad_token_id)
-        batches = [collate(examples[start : start + size], pad_token_id) for start in range(0, len(examples), size)]
-        tokens = sum(int((batch.labels[:, 1:] >= 0).sum()) for batch in batches)
-        total = 0.0
-        for batch in batches:
-            with self.accelerator.autocast():
-                loss, _ = summed_loss(self.wrapped, batch.to(self.accelerator.device))
-            self.accelerator.backward(loss / tokens)
-            total += float(loss.detach())
-        if not math.isfinite(total):
-            ids = [example.sample.id for example in examples]
-            raise TrainingError(
-                f"the loss of step {self.state.step + 1} is {total}; samples: {', '.join(ids[:10])}",
-                hint="a smaller learning rate, bf16 in place of fp16, or a look at these samples",
-            )
-        values = {"loss": total / tokens, "learning_rate": float(self.scheduler.get_last_lr()[0])}
-        if self.args.max_grad_norm > 0:
-            parameters = [parameter for _, parameter in trainable_parameters(self.model)]
-            values["grad_norm"] = float(self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm))
-        self.stepper.step()
-        self.scheduler.step()
-        self.stepper.zero_grad()
-        self.state.step += 1
-        return values
 
     def _after_step(self, values: dict[str, float], phase: Phase) -> None:
         """Log, evaluate and save as the arguments ask for."""
@@ -333,7 +316,9 @@ class Trainer:
             min_delta=self.args.early_stopping_min_delta,
         )
         if self.args.load_best_model_at_end and self.state.best.step == step:
-            checkpoint.save_checkpoint(self.args.output_dir / BEST_MODEL, self.model, self.tokenizer)
+            self.ranks.on_main(
+                lambda: checkpoint.save_checkpoint(self.args.output_dir / BEST_MODEL, self.model, self.tokenizer)
+            )
         if self._stopped_early():
             logger.info("stopping early at step %d: no progress in %d evaluations", step, self.state.best.stale)
 
@@ -344,21 +329,27 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         """Save ``checkpoint-STEP`` unless it is there already (a resumed run comes by again)."""
         directory = self.args.output_dir / f"{checkpoint.PREFIX}{self.state.step}"
-        if directory.exists() and checkpoint.damage(directory) is None:
+        if self.ranks.on_main(lambda: directory.exists() and checkpoint.damage(directory) is None):
             return
         self.state.scheduler = self.scheduler.state_dict()
         self.state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         self.state.selector = self.selector.state_dict() if self.selector else {}
         self.state.history = self.log.history
         self.state.seconds = self.watch.seconds
-        checkpoint.save_checkpoint(
-            directory,
-            self.model,
-            self.tokenizer,
-            optimizer=None if self.args.save_only_model else self.optimizer,
-            state=self.state.to_json(),
-        )
-        checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit)
+        generators = checkpoint.random_states(self.ranks)
+
+        def save() -> None:
+            checkpoint.save_checkpoint(
+                directory,
+                self.model,
+                self.tokenizer,
+                optimizer=None if self.args.save_only_model else self.optimizer,
+                state=self.state.to_json(),
+                generators=generators,
+            )
+            checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit)
+
+        self.ranks.on_main(save)
 
     def _finish(self) -> dict[str, Any]:
         """Restore the best model where that is wanted, save everything, tell the plugins."""
@@ -366,8 +357,13 @@ class Trainer:
         if self.args.load_best_model_at_end and self.state.best.step is not None:
             checkpoint.load_weights(out / BEST_MODEL, self.model)
             logger.info("loaded the best model, of step %d", self.state.best.step)
-        save_model(self.model, self.tokenizer, out)
         results = self._results()
+        self.ranks.on_main(lambda: self._write_results(results))
+        return results
+
+    def _write_results(self, results: dict[str, Any]) -> None:
+        out = self.args.output_dir
+        save_model(self.model, self.tokenizer, out)
         write_json(out / "all_results.json", results)
         state = {**self.state.to_json(), "history": self.log.history}
         del state["indices"]  # in selections/, with scores
@@ -377,7 +373,6 @@ class Trainer:
         if self.args.plot_loss:
             plot_losses(self.log.history, out / PLOT_FILE)
         registry().call("on_train_end", output_dir=str(out), results=results)
-        return results
 
     def _results(self) -> dict[str, Any]:
         losses = [entry["loss"] for entry in self.log.history if "loss" in entry]
@@ -393,6 +388,10 @@ class Trainer:
             "best_step": self.state.best.step,
             "seconds": dict(self.watch.seconds),
         }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""What the processes of a run say to each other; alone, nothing is said.
+
+Values travel as JSON and tensors, never as pickles. An error on the main process is raised on all of them, so that none
+waits for a process that has given up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dataflex.errors import DataflexError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the run.
+
+    Attributes:
+        index: Rank, from 0; rank 0 is the main process, which writes files and talks to reward backends.
+        count: Number of processes.
+        device: Where tensors that travel must lie (a GPU under nccl).
+    """
+
+    index: int = 0
+    count: int = 1
+    device: torch.device | str = "cpu"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.index == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's items: every ``count``-th. The shares of all ranks are all items."""
+        return list(items[self.index :: self.count])
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.gather(None)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON-able values of all ranks, by rank, on every rank."""
+        if self.count == 1:
+            return [value]
+        return [json.loads(bytes(tensor.tolist())) for tensor in self._gather_bytes(json.dumps(value).encode())]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums of numbers over ranks, added by rank in float64: the same on every rank."""
+        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
+
+    def gather_tensors(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all ranks, by rank, on the CPU; shapes may differ, the dtype may not."""
+        if self.count == 1:
+            return [tensor.detach().cpu()]
+        import torch
+
+        flat = tensor.detach().cpu().contiguous()
+        shapes = self.gather(list(flat.shape))
+        parts = self._gather_bytes(flat.flatten().view(torch.uint8).numpy().tobytes())
+        return [part.view(flat.dtype).reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns on the main process, on every rank; it runs on the main process alone.
+
+        Args:
+            work: Returns a JSON-able value. An error that it raises is raised on every rank.
+
+        Raises:
+            DataflexError: On the other ranks, with the main process's message.
+        """
+        if self.count == 1:
+            return work()
+        outcome: dict[str, Any] = {}
+        failure: BaseException | None = None
+        if self.is_main:
+            try:
+                outcome = {"value": work()}
+            except BaseException as error:
+                failure = error
+                outcome = {"error": str(error) or type(error).__name__}
+        outcome = self.gather(outcome)[0]
+        if failure is not None:
+            raise failure
+        if "error" in outcome:
+            raise DataflexError(f"the main process failed: {outcome['error']}")
+        value: T = outcome["value"]
+        return value
+
+    def _gather_bytes(self, data: bytes) -> list[torch.Tensor]:
+        """uint8 tensors of all ranks on the CPU, lengths first, then padded to the longest."""
+        import torch
+        import torch.distributed as dist
+
+        length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
+        lengths = [torch.zeros_like(length) for _ in range(self.count)]
+        dist.all_gather(lengths, length)
+        sizes = [int(size) for size in lengths]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        parts = [torch.zeros_like(padded) for _ in range(self.count)]
+        dist.all_gather(parts, padded)
+        return [part[:size].cpu() for part, size in zip(parts, sizes, strict=True)]

@@ -1,0 +1,104 @@
+"""One optimizer step on one global batch, on this process's share of it.
+
+The loss of a step is the token cross-entropy over all label tokens of its global batch, as in transformers. Its
+gradient is a sum over micro-batches and ranks; DistributedDataParallel averages over ranks, so each rank's loss is
+scaled by their number. The step then does not depend on how many ranks share a global batch, up to float rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from dataflex.data.collate import IGNORE_INDEX, collate
+from dataflex.data.dataset import Example
+from dataflex.distributed import Ranks
+from dataflex.errors import TrainingError
+from dataflex.losses import summed_loss
+from dataflex.model import trainable_parameters
+from dataflex.training.arguments import TrainingArguments
+
+
+class Stepper:
+    """Takes optimizer steps.
+
+    Args:
+        model: The unwrapped model on its device.
+        optimizer: Owns its trainable parameters.
+        scheduler: Learning-rate schedule.
+        args: Batch size, accumulation, clipping.
+        accelerator: Wraps model and optimizer.
+        ranks: The processes of the run.
+        pad_token_id: Fills batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        pad_token_id: int,
+    ) -> None:
+        self._parameters = [parameter for _, parameter in trainable_parameters(model)]
+        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        self._scheduler = scheduler
+        self._args = args
+        self._accelerator = accelerator
+        self._ranks = ranks
+        self._pad_token_id = pad_token_id
+
+    def step(self, examples: Sequence[Example], number: int) -> dict[str, float]:
+        """One step.
+
+        Args:
+            examples: The global batch, the same on every rank.
+            number: Number of this step, for messages.
+
+        Returns:
+            Loss a token of the global batch (nats), learning rate and gradient norm.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        self._wrapped.train()
+        tokens = sum(sum(label != IGNORE_INDEX for label in example.labels[1:]) for example in examples)
+        loss = self._backward(examples, tokens)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of step {number} is {loss}; samples: "
+                f"{', '.join(example.sample.id for example in examples[:10])}",
+                hint="a smaller learning rate, bf16 in place of fp16, or a look at these samples",
+            )
+        values = {"loss": loss / tokens, "learning_rate": float(self._scheduler.get_last_lr()[0])}
+        if self._args.max_grad_norm > 0:
+            norm = self._accelerator.clip_grad_norm_(self._parameters, self._args.max_grad_norm)
+            values["grad_norm"] = float(norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
+        return values
+
+    def _backward(self, examples: Sequence[Example], tokens: int) -> float:
+        """Gradients of the global batch into ``.grad``; returns its summed loss."""
+        size = self._args.per_device_train_batch_size
+        micro = [examples[start : start + size] for start in range(0, len(examples), size)]
+        own = self._ranks.share(micro)
+        total = 0.0
+        for number, part in enumerate(own, start=1):
+            last = number == len(own)
+            with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
+                batch = collate(part, self._pad_token_id).to(self._accelerator.device)
+                with self._accelerator.autocast():
+                    loss, _ = summed_loss(self._wrapped, batch)
+                self._accelerator.backward(loss * (self._ranks.count / tokens))
+            total += float(loss.detach())
+        return self._ranks.sum([total])[0]

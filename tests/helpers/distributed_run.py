@@ -1,0 +1,38 @@
+"""A tiny run under torchrun; a script for the processes that it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from dataflex.selectors.random import RandomSelector
+from helpers.runs import tiny_nice, tiny_trainer
+
+SELECTORS = {"random": RandomSelector, "nice": tiny_nice}
+
+
+def main(output_dir: str, selector: str) -> None:
+    """Train with a global batch of 4, whatever the number of processes."""
+    torch.set_num_threads(1)
+    tiny_trainer(
+        Path(output_dir),
+        selector=SELECTORS[selector](),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4 // processes(),
+        eval_strategy="steps",
+        eval_steps=4,
+        save_steps=4,
+        resume_from_checkpoint=True,
+    ).train()
+
+
+def processes() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

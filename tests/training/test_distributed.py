@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+TESTS = Path(__file__).parents[1]
+SCRIPT = TESTS / "helpers" / "distributed_run.py"
+
+
+def launch(output_dir: Path, selector: str, processes: int) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(output_dir), selector],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def losses(output_dir: Path, key: str) -> list[float]:
+    entries = [json.loads(line) for line in (output_dir / "trainer_log.jsonl").read_text().splitlines()]
+    return [entry[key] for entry in entries if key in entry]
+
+
+def selections(output_dir: Path) -> list[tuple[list[int], np.ndarray]]:
+    found = []
+    for file in sorted((output_dir / "selections").iterdir()):
+        table = pq.read_table(file).to_pydict()
+        chosen = [index for index, is_chosen in zip(table["index"], table["chosen"], strict=True) if is_chosen]
+        found.append((chosen, np.array(table["score"], dtype=np.float64)))
+    return found
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.parametrize("selector", ["random"])
+def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, selector, 1)
+    launch(two, selector, 2)
+    assert losses(two, "loss") == pytest.approx(losses(one, "loss"), rel=1e-5)
+    assert losses(two, "eval_loss") == pytest.approx(losses(one, "eval_loss"), rel=1e-5)
+    assert len(selections(one)) == 2
+    for (chosen, scores), (expected, expected_scores) in zip(selections(two), selections(one), strict=True):
+        assert chosen == expected
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-5)
+    # A run of two processes goes on as one: the next selection is the same.
+    for later in two.glob("checkpoint-5"):
+        shutil.rmtree(later)
+    second = selections(two)[1]
+    (two / "selections" / "step-5.parquet").unlink()
+    launch(two, selector, 1)
+    assert selections(two)[1][0] == second[0]
