@@ -142,6 +142,26 @@ def train(config: str, overrides: tuple[str, ...]) -> None:
         print_report(Path(run.output_dir))
 
 
+@cli.command(name="export")
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+def export_model(config: str, overrides: tuple[str, ...]) -> None:
+    """Merge adapters into their base model as the YAML file CONFIG says.
+
+    Keys: model_name_or_path, adapter_name_or_path, template, export_dir, export_size (GB), export_device,
+    trust_remote_code.
+    """
+    from dataflex.config import load_export_config
+
+    run = load_export_config(config, overrides)
+    from dataflex.export import export
+
+    done = export(run)
+    difference = done["largest_logit_difference"]
+    checked = "" if difference is None else f"; largest difference of a logit from base and adapter: {difference:.2g}"
+    click.echo(f"{done['export_dir']}: {done['dtype']}, {len(done['files'])} files{checked}")
+
+
 @cli.command()
 @click.argument("output_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(output_dir: Path) -> None:

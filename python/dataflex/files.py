@@ -47,6 +47,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for file in sorted(temporary.rglob("*")):
+            if file.is_file():  # safetensors makes files that nobody else may read
+                file.chmod(0o666 & ~_umask())
             fsync(file)
         fsync(temporary)
         replaced = None

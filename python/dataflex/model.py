@@ -21,8 +21,13 @@ from transformers.pytorch_utils import Conv1D
 from dataflex.errors import ModelError
 from dataflex.files import atomic_directory, fsync
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16", "stored"]
+DTYPES: dict[Precision, torch.dtype | Literal["auto"]] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "stored": "auto",
+}
 
 
 def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -43,7 +48,7 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Pre
 
 
 def load_model(name_or_path: str, *, precision: Precision = "fp32", trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a causal language model with weights in ``precision``; only safetensors weights are read.
+    """Load a causal language model with weights in ``precision`` (``stored``: as on disk); only safetensors are read.
 
     Raises:
         ModelError: The folder or hub id does not hold a loadable causal language model.
@@ -100,14 +105,14 @@ def add_lora(
     return adapted
 
 
-def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
-    """Put an existing adapter on ``model`` and go on training it.
+def load_adapter(model: PreTrainedModel, path: str | Path, *, trainable: bool = True) -> PeftModel:
+    """Put an existing adapter on ``model``, to go on training it or to use it as it is.
 
     Raises:
         ModelError: ``path`` holds no adapter in safetensors form.
     """
     try:
-        adapted = PeftModel.from_pretrained(model, str(path), is_trainable=True, use_safetensors=True)
+        adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise _load_error("adapter", str(path), error) from error
     return adapted

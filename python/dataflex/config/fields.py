@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from dataflex.config.origin import Origin
+from dataflex.config.paths import locate, resolve_path
 from dataflex.config.values import (
     DDP_TIMEOUT_SECONDS,
     BestMetric,
@@ -51,6 +53,22 @@ class FileConfig(BaseModel):
     def origin(self) -> Origin:
         """Where the values were written."""
         return self._origin
+
+    def resolve(self, value: str | Path) -> Path:
+        """The existing file or folder that ``value`` names, from the working directory or the file's folder.
+
+        Raises:
+            ConfigError: It is in neither place; both are named.
+        """
+        return resolve_path(value, self.origin.folder)
+
+    def locate(self, value: str) -> str:
+        """The absolute path of a local file or folder, or ``value`` itself if it can be a hub id.
+
+        Raises:
+            ConfigError: ``value`` can only be a path and does not exist.
+        """
+        return locate(value, self.origin.folder)
 
     def warnings(self) -> list[str]:
         """Keys that were given and have no effect; one line each."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -10,7 +9,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from dataflex.config import checks
 from dataflex.config.components import ComponentSpec, components_file, resolve_component
 from dataflex.config.fields import FileConfig, RunFields
-from dataflex.config.paths import locate, resolve_path
 from dataflex.config.provenance import replayable_yaml
 from dataflex.config.values import Int, Names, Text
 from dataflex.errors import ConfigError
@@ -52,22 +50,6 @@ class RunConfig(RunFields):
             ConfigError: The file, the entry or the selector does not exist, or the file is malformed.
         """
         return resolve_component(self)
-
-    def resolve(self, value: str | Path) -> Path:
-        """The existing file or folder that ``value`` names, from the working directory or the file's folder.
-
-        Raises:
-            ConfigError: It is in neither place; both are named.
-        """
-        return resolve_path(value, self.origin.folder)
-
-    def locate(self, value: str) -> str:
-        """The absolute path of a local file or folder, or ``value`` itself if it can be a hub id.
-
-        Raises:
-            ConfigError: ``value`` can only be a path and does not exist.
-        """
-        return locate(value, self.origin.folder)
 
     def warnings(self) -> list[str]:
         """What was given and has no effect, or not the effect that its author must expect; one line each."""
