@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,33 @@ def check_agreement(selection: Selection, ranks: Ranks) -> None:
             hint="a selector must not depend on the rank: draw from (context.seed, context.round), and gather what "
             "ranks compute with context.ranks",
         )
+
+
+def selection_statistics(selection: Selection, previous: Sequence[int]) -> dict[str, float | int]:
+    """Numbers about a selection for logs and trackers.
+
+    Args:
+        selection: The new selection.
+        previous: Positions that the last one chose; empty before the first.
+
+    Returns:
+        ``selection_round``, ``selected``; where the method has scores their mean over the chosen and over all usable
+        candidates; ``selection_overlap``, the share of the chosen that the last selection chose too; and the seconds
+        of each phase that the selector reports.
+    """
+    statistics: dict[str, float | int] = {
+        "selection_round": selection.round,
+        "selected": len(selection.indices),
+    }
+    if selection.scores is not None:
+        usable = selection.scores[np.isfinite(selection.scores)]
+        statistics["selection_mean_score"] = float(selection.scores[selection.indices].mean())
+        statistics["selection_mean_score_of_all"] = float(usable.mean())
+    if previous:
+        statistics["selection_overlap"] = float(np.isin(selection.indices, previous).mean())
+    for phase, seconds in selection.report.get("seconds", {}).items():
+        statistics[f"selection_seconds/{phase.replace(' ', '_')}"] = round(seconds, 3)
+    return statistics
 
 
 def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset, task_column: str) -> None:

@@ -255,9 +255,9 @@ class Trainer:
                 self.train_dataset,
                 self.args.task_column,
             )
+        self.log.add(self.state.step, outputs.selection_statistics(selection, self.state.indices))
         self.state.round = phase.round
         self.state.indices = selection.indices.tolist()
-        self.log.add(self.state.step, {"selection_round": phase.round, "selected": len(selection.indices)})
 
     def _context(self, num_samples: int, round_number: int) -> SelectionContext:
         return SelectionContext(
