@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc -type f)
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install test lint format types imports check demo bench clean
+.PHONY: help venv install test kills lint format types imports check demo bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ install: $(STAMP) ## Install the package, editable, with its development tools (
 test: export HF_HUB_OFFLINE = 1
 test: install ## Run the tests
 	$(BIN)/python -m pytest
+
+kills: export HF_HUB_OFFLINE = 1
+kills: export DATAFLEX_TEST_KILLS = 20
+kills: install ## Kill a run at twenty random moments and compare what its resumption gives
+	$(BIN)/python -m pytest tests/integration/test_kills.py
 
 lint: install ## Check style of Python and C++
 	$(BIN)/ruff check .
