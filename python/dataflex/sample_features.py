@@ -23,7 +23,7 @@ from dataflex.gradient_hooks import BatchedGradients, UnsupportedModel
 from dataflex.gradients import sample_gradient
 from dataflex.model import trainable_parameters, undisturbed
 from dataflex.projection import AdamVariant, Projector
-from dataflex.store import FeatureStore
+from dataflex.store import FeatureDtype, FeatureStore
 from dataflex.types import SelectionContext
 
 logger = logging.getLogger(__name__)
@@ -68,13 +68,16 @@ class SampleFeatures:
         self._device = next(context.model.parameters()).device
         self._batched: BatchedGradients | None = None
 
-    def fill(self, directory: Path, *, shard_rows: int, description: str) -> FeatureStore:
+    def fill(
+        self, directory: Path, *, shard_rows: int, description: str, dtype: FeatureDtype = "float32"
+    ) -> FeatureStore:
         """A complete store of the n rows; rows whose gradient is not finite are NaN.
 
         Args:
             directory: Folder of the store; what the same state left there is used.
             shard_rows: Rows between two writes.
             description: For the progress bar.
+            dtype: Type of the features on disk.
         """
         store = FeatureStore(
             directory,
@@ -89,6 +92,7 @@ class SampleFeatures:
             num_rows=len(self._dataset),
             dim=self._projector.dim,
             shard_rows=shard_rows,
+            dtype=dtype,
         )
         if store.missing():
             self._batched = self._checked_rule()

@@ -7,6 +7,7 @@ over them (:mod:`dataflex.similarity`).
 
 from __future__ import annotations
 
+import logging
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,26 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 from torch import Tensor
 
+from dataflex.data.collate import IGNORE_INDEX
 from dataflex.errors import SelectionError
-from dataflex.features import broken_rows, report_broken
+from dataflex.features import report_broken
 from dataflex.progress import Stopwatch
 from dataflex.projection import AdamVariant, Projector
 from dataflex.sample_features import GradientType, SampleFeatures
 from dataflex.selectors.base import Selector, SelectorConfig
-from dataflex.similarity import Aggregate, cosine_scores, target_directions, top_k
-from dataflex.store import FeatureStore
+from dataflex.similarity import (
+    Aggregate,
+    Influence,
+    Scores,
+    influence_scores,
+    target_directions,
+    top_k,
+    unusual_rows,
+)
+from dataflex.store import FeatureDtype, FeatureStore
 from dataflex.types import Sample, Selection, SelectionContext, group_names
+
+logger = logging.getLogger(__name__)
 
 
 class GradientConfig(SelectorConfig):
@@ -39,8 +51,8 @@ class GradientConfig(SelectorConfig):
     seed: int = Field(123, ge=0, description="seed of the projection and of whatever the selector draws")
     save_interval: int = Field(16, ge=1, description="rows between two writes of the feature store")
     feature_batch_tokens: int = Field(4096, ge=1, description="padded tokens of one batch of training gradients")
+    features_dtype: FeatureDtype = Field("float32", description="type of the features on disk; 16 bits halve them")
     keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
-    aggregate: Aggregate = Field("mean", description="rule over the evaluation samples")
     task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")
 
 
@@ -76,10 +88,15 @@ class GradientSelector(Selector[GradientConfigT]):
         """
 
     def check(self, context: SelectionContext) -> None:
-        """Check the projection and the evaluation set before training starts."""
+        """Check the projection, the evaluation set and the optimizer before training starts."""
         self.projector()
         if not context.eval_dataset:
             raise SelectionError(f"{self.name} needs an evaluation set", hint="set eval_dataset")
+        if self.config.gradient_type == "adam" and context.optimizer is None:
+            raise SelectionError(
+                f"{self.name}: gradient_type 'adam' normalises with an optimizer's moments, and there is no optimizer",
+                hint="gradient_type: sgd, or a checkpoint that holds the optimizer's state (checkpoint)",
+            )
 
     def select(self, context: SelectionContext) -> Selection:
         """Run one round: targets, training features, scores.
@@ -92,18 +109,13 @@ class GradientSelector(Selector[GradientConfigT]):
         targets = self.targets(context, projector, watch)
         with watch.phase("training gradients"):
             train = self.training_features(context, projector)
-            unusable = [context.train_dataset[row].sample.id for row in broken_rows(train)]
-            report_broken("training", unusable)
         with watch.phase("scores"):
-            scores = cosine_scores(train.blocks(), targets.directions, len(context.train_dataset))
-            indices = top_k(scores, context.num_samples)
+            scores = influence_scores([Influence(train.blocks(), targets.directions)], len(context.train_dataset))
+            report_unusable(scores, context.train_dataset.samples)
+            indices = top_k(scores.values, context.num_samples)
         self._prune(context)
-        report = {
-            "seconds": watch.seconds,
-            "candidates": {"total": len(scores), "not_finite": len(unusable)},
-            **targets.report,
-        }
-        return Selection(indices, scores, self.name, context.step, context.round, report)
+        report = {"seconds": watch.seconds, "candidates": candidate_facts(scores), **targets.report}
+        return Selection(indices, scores.values, self.name, context.step, context.round, report)
 
     def projector(self) -> Projector:
         """The configured projection."""
@@ -111,31 +123,75 @@ class GradientSelector(Selector[GradientConfigT]):
 
     def training_features(self, context: SelectionContext, projector: Projector) -> FeatureStore:
         """Features of all candidates in the model's current state."""
-        features = SampleFeatures(
+        return SampleFeatures(
             context,
             context.train_dataset,
             projector,
             gradient_type=self.config.gradient_type,
             adam_variant=self.config.adam_variant,
             batch_tokens=self.config.feature_batch_tokens,
-        )
-        return features.fill(
-            self.round_dir(context) / "train", shard_rows=self.config.save_interval, description="training gradients"
+        ).fill(
+            self.round_dir(context) / "train",
+            shard_rows=self.config.save_interval,
+            description="training gradients",
+            dtype=self.config.features_dtype,
         )
 
-    def directions(self, store: FeatureStore, samples: Sequence[Sample]) -> tuple[Tensor, list[str]]:
-        """Directions of the usable evaluation rows, and the ids of those whose gradient is not finite.
+    def reference_features(self, context: SelectionContext, projector: Projector) -> tuple[FeatureStore, list[Sample]]:
+        """Features of the reference answers: plain gradients, never Adam-normalised.
+
+        Returns:
+            The store and the sample of each of its rows: the evaluation samples that have an answer.
+
+        Raises:
+            SelectionError: No evaluation sample has one.
+        """
+        answered, without = split_answered(context)
+        if not answered:
+            raise SelectionError(
+                "no evaluation sample has a reference answer to take a gradient of", hint="add answers to eval_dataset"
+            )
+        if without:
+            logger.warning(
+                "%d evaluation samples have no reference answer and are left out: %s", len(without), _shown(without)
+            )
+        assert context.eval_dataset is not None
+        dataset = context.eval_dataset.select(answered)
+        store = SampleFeatures(
+            context,
+            dataset,
+            projector,
+            gradient_type="sgd",
+            adam_variant=self.config.adam_variant,
+            batch_tokens=self.config.feature_batch_tokens,
+        ).fill(
+            self.round_dir(context) / "eval",
+            shard_rows=self.config.save_interval,
+            description="evaluation gradients",
+            dtype=self.config.features_dtype,
+        )
+        return store, dataset.samples
+
+    def directions(
+        self, store: FeatureStore, samples: Sequence[Sample], aggregate: Aggregate
+    ) -> tuple[Tensor, dict[str, list[str]]]:
+        """Directions of the usable evaluation rows, and the ids of the unusual ones.
 
         Args:
             store: Features of the targets, one row a sample.
             samples: The samples of these rows.
+            aggregate: Rule over the targets.
+
+        Returns:
+            Directions ``(d, k)`` float64, and the ids of rows that are not finite (left out) and zero (cosine 0).
         """
-        broken = set(broken_rows(store))
-        ids = [samples[row].id for row in sorted(broken)]
-        report_broken("evaluation", ids)
-        usable = [row for row in range(len(samples)) if row not in broken]
-        groups = group_names([samples[row] for row in usable], self.config.task_column)
-        return target_directions(store.load()[usable], self.config.aggregate, groups), ids
+        not_finite, zero = unusual_rows(store.blocks())
+        facts = {"not_finite": [samples[row].id for row in not_finite], "zero": [samples[row].id for row in zero]}
+        report_broken("evaluation", facts["not_finite"])
+        if zero:
+            logger.warning("%d evaluation samples have a gradient of zero: %s", len(zero), _shown(facts["zero"]))
+        groups = group_names(samples, self.config.task_column)
+        return target_directions(store.blocks(), aggregate, groups, leave_out=set(not_finite)), facts
 
     def work_dir(self, context: SelectionContext) -> Path:
         """Folder of everything that rounds leave behind."""
@@ -152,3 +208,33 @@ class GradientSelector(Selector[GradientConfigT]):
             keep = self.config.keep_features == "all" or (self.config.keep_features == "last" and path == current)
             if not keep:
                 shutil.rmtree(path)
+
+
+def split_answered(context: SelectionContext) -> tuple[list[int], list[str]]:
+    """Positions of the evaluation samples that have a token with loss, and the ids of the others."""
+    answered: list[int] = []
+    without: list[str] = []
+    for row, example in enumerate(context.eval_dataset or ()):
+        # The first token is never predicted.
+        if any(label != IGNORE_INDEX for label in example.labels[1:]):
+            answered.append(row)
+        else:
+            without.append(example.sample.id)
+    return answered, without
+
+
+def report_unusable(scores: Scores, samples: Sequence[Sample]) -> None:
+    """Warn about candidates without a score, by id."""
+    report_broken("training", [samples[row].id for row in scores.not_finite])
+    if scores.zero:
+        ids = [samples[row].id for row in scores.zero]
+        logger.warning("%d training samples have a gradient of zero and are left out: %s", len(ids), _shown(ids))
+
+
+def candidate_facts(scores: Scores) -> dict[str, int]:
+    """Counts of the candidates, for the report."""
+    return {"total": len(scores.values), "not_finite": len(scores.not_finite), "zero": len(scores.zero)}
+
+
+def _shown(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")

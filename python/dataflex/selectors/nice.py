@@ -36,6 +36,7 @@ from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
 from dataflex.selectors.gradient import GradientConfig, GradientSelector, Targets
+from dataflex.similarity import Aggregate
 from dataflex.store import FeatureStore
 from dataflex.types import RewardRequest, Sample, SelectionContext
 
@@ -63,6 +64,7 @@ class NiceConfig(GradientConfig):
     rollout_batch_size: int = Field(16, ge=1, description="answers that are generated at once")
     baseline: Baseline = Field("none", description="advantage: the reward itself, minus the others' mean, or scaled")
     length_normalize: bool = Field(False, description="mean over an answer's tokens in place of the sum")
+    aggregate: Aggregate = Field("mean", description="rule over the evaluation samples")
     on_no_signal: Literal["raise", "reference"] = Field(
         "raise", description="no prompt with a non-zero advantage: stop, or use the reference answers' gradient"
     )
@@ -125,11 +127,11 @@ class NiceSelector(GradientSelector[NiceConfig]):
         with watch.phase("evaluation gradients"):
             store = self._evaluation_features(context, projector, prompts)
             kept = [samples[prompt.row] for prompt in prompts] or samples
-            directions, broken = self.directions(store, kept)
+            directions, unusual = self.directions(store, kept, self.config.aggregate)
         report = {
             "rewards": reward_facts(rollouts),
             "reward_backend": {"name": self.reward.name, **self.reward.stats()},
-            "prompts": {"total": len(samples), "with_signal": len(prompts), "not_finite": broken},
+            "prompts": {"total": len(samples), "with_signal": len(prompts), **unusual},
             "target": "policy gradient" if prompts else "reference answers",
         }
         return Targets(directions, report)
@@ -219,6 +221,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
             num_rows=len(prompts) or len(examples),
             dim=projector.dim,
             shard_rows=self.config.save_interval,
+            dtype=self.config.features_dtype,
         )
         device = next(context.model.parameters()).device
 
