@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dataflex.projection import AdamMoments, ProjectionKind, Projector
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selector, SelectorConfig
+    from dataflex.selectors.less import LessSelector
     from dataflex.selectors.nice import NiceSelector
     from dataflex.selectors.random import RandomSelector
     from dataflex.training.arguments import TrainingArguments
@@ -31,6 +32,7 @@ _HOMES = {
     "DataflexError": "dataflex.errors",
     "DatasetFormat": "dataflex.data.formats",
     "HOOK_API_VERSION": "dataflex.hookspecs",
+    "LessSelector": "dataflex.selectors.less",
     "NiceSelector": "dataflex.selectors.nice",
     "ProjectionKind": "dataflex.projection",
     "Projector": "dataflex.projection",
@@ -61,6 +63,7 @@ __all__ = [
     "ChatTemplate",
     "DataflexError",
     "DatasetFormat",
+    "LessSelector",
     "NiceSelector",
     "ProjectionKind",
     "Projector",

@@ -13,6 +13,11 @@ def register_selectors(register: Register) -> None:
         "dataflex.selectors.nice:NiceSelector",
         summary="training gradients against reward-weighted policy gradients of the evaluation set",
     )
+    register(
+        "less",
+        "dataflex.selectors.less:LessSelector",
+        summary="training gradients against the gradients of the evaluation set's answers",
+    )
     register("random", "dataflex.selectors.random:RandomSelector", summary="uniform draw; the baseline")
 
 
