@@ -48,6 +48,24 @@ def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -
     return -losses.view_as(targets)
 
 
+def label_log_probs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Summed log-probability of the label tokens of every sample of a batch.
+
+    Args:
+        model: Causal language model.
+        batch: ``(b, t)`` tensors; some row has a label token after position 0.
+        temperature: Temperature T of the sampling distribution, > 0.
+
+    Returns:
+        ``(b,)`` sums, float32 or wider, and ``(b,)`` int64 numbers of label tokens.
+    """
+    targets = batch.labels[:, 1:]
+    first = int((targets != IGNORE_INDEX).any(dim=0).nonzero()[0])
+    targets = targets[:, first:]
+    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, targets.shape[1] + 1)[:, :-1]
+    return token_log_probs(logits, targets, temperature).sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
+
+
 def mean_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Mean token cross-entropy of every sample of a batch on its own.
 
@@ -58,11 +76,8 @@ def mean_losses(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         ``(b,)``, float32 or wider.
     """
-    targets = batch.labels[:, 1:]
-    first = int((targets != IGNORE_INDEX).any(dim=0).nonzero()[0])
-    targets = targets[:, first:]
-    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, targets.shape[1] + 1)[:, :-1]
-    return -token_log_probs(logits, targets).sum(dim=1) / (targets != IGNORE_INDEX).sum(dim=1)
+    totals, counts = label_log_probs(model, batch)
+    return -totals / counts
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:

@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from dataflex.errors import ModelError
@@ -154,6 +155,38 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing inside the block also in eval mode, where transformers leaves it out.
+
+    It is turned on for the layers that recompute in training, if that is the only use that they make of their
+    ``training`` flag; the modules in them stay in eval mode.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and not module.training and _recomputes(module)
+    ]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def _recomputes(layer: GradientCheckpointingLayer) -> bool:
+    """Whether the layer has non-reentrant checkpointing (the other kind allows no ``torch.autograd.grad``)."""
+    if not layer.gradient_checkpointing:
+        return False
+    function: Any = layer._gradient_checkpointing_func
+    return (
+        getattr(function, "keywords", {}).get("use_reentrant") is False
+        and "training" not in type(layer).forward.__code__.co_names
+    )
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from torch import Tensor
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.errors import SelectionError
 from dataflex.features import report_broken
+from dataflex.memory import BatchTokens
 from dataflex.progress import Stopwatch
 from dataflex.projection import AdamVariant, Projector
 from dataflex.sample_features import GradientType, SampleFeatures
@@ -50,7 +51,7 @@ class GradientConfig(SelectorConfig):
     projection: str = Field("sjlt", description="kind of projection")
     seed: int = Field(123, ge=0, description="seed of the projection and of whatever the selector draws")
     save_interval: int = Field(16, ge=1, description="rows between two writes of the feature store")
-    feature_batch_tokens: int = Field(4096, ge=1, description="padded tokens of one batch of training gradients")
+    feature_batch_tokens: BatchTokens = Field(2048, description="padded tokens of one batch of gradients, or auto")
     features_dtype: FeatureDtype = Field("float32", description="type of the features on disk; 16 bits halve them")
     keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
     task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")

@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from dataflex.data.collate import collate
 from dataflex.errors import SelectionError
-from dataflex.features import FEATURE_VERSION, fill_store, fingerprint, state_fingerprint
-from dataflex.gradients import policy_gradient, sample_gradient
+from dataflex.features import state_fingerprint
+from dataflex.policy_features import PolicyFeatures, WeightedPrompt
 from dataflex.progress import Stopwatch
 from dataflex.projection import Projector
 from dataflex.rewards import resolve_reward
@@ -82,16 +80,6 @@ class NiceConfig(GradientConfig):
         return resolve_reward(reward, params)
 
 
-@dataclass(frozen=True, slots=True)
-class WeightedPrompt:
-    """One evaluation prompt with its answers and their weights; ``row`` is its place in the evaluation set."""
-
-    row: int
-    prompt_ids: list[int]
-    answers: list[list[int]]
-    weights: list[float]
-
-
 class NiceSelector(GradientSelector[NiceConfig]):
     """Selects the candidates whose optimizer step raises the expected reward on the evaluation set most.
 
@@ -125,8 +113,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         rollouts = self._rollouts(context, samples, watch)
         prompts = self._weighted_prompts(context, samples, rollouts)
         with watch.phase("evaluation gradients"):
-            store = self._evaluation_features(context, projector, prompts)
-            kept = [samples[prompt.row] for prompt in prompts] or samples
+            store, kept = self._evaluation_features(context, projector, prompts)
             directions, unusual = self.directions(store, kept, self.config.aggregate)
         report = {
             "rewards": reward_facts(rollouts),
@@ -203,53 +190,33 @@ class NiceSelector(GradientSelector[NiceConfig]):
 
     def _evaluation_features(
         self, context: SelectionContext, projector: Projector, prompts: Sequence[WeightedPrompt]
-    ) -> FeatureStore:
-        """Features of the prompts; without any, of the reference answers (``on_no_signal: reference``)."""
+    ) -> tuple[FeatureStore, list[Sample]]:
+        """Features of the prompts, or of the reference answers without any (``on_no_signal: reference``).
+
+        Returns:
+            The store and the sample of each of its rows.
+        """
         assert context.eval_dataset is not None
-        examples = context.eval_dataset
-        store = FeatureStore(
-            self.round_dir(context) / "eval",
-            {
-                "version": FEATURE_VERSION,
-                "state": state_fingerprint(context.model),
-                "data": examples.fingerprint,
-                "projection": projector.spec(),
-                "targets": fingerprint([(prompt.row, prompt.answers, prompt.weights) for prompt in prompts]),
-                "temperature": self.config.generation_temperature,
-                "max_prompt_length": self.config.max_prompt_length,
-            },
-            num_rows=len(prompts) or len(examples),
-            dim=projector.dim,
-            shard_rows=self.config.save_interval,
-            dtype=self.config.features_dtype,
-        )
-        device = next(context.model.parameters()).device
-
-        def reference_feature(rows: list[int]) -> Tensor:
-            batch = collate([examples[rows[0]]], int(context.tokenizer.pad_token_id)).to(device)
-            return projector.project(sample_gradient(context.model, batch, context.autocast).float()[None])
-
-        def prompt_feature(rows: list[int]) -> Tensor:
-            prompt = prompts[rows[0]]
-            gradient = policy_gradient(
-                context.model,
-                prompt.prompt_ids,
-                prompt.answers,
-                prompt.weights,
-                temperature=self.config.generation_temperature,
-                autocast=context.autocast,
-            )
-            return projector.project(gradient.float()[None])
-
         if not prompts:
             logger.warning(
                 "no evaluation prompt carries a reward signal at step %d: selecting by the gradient of the reference "
                 "answers instead (on_no_signal: reference)",
                 context.step,
             )
-        features = prompt_feature if prompts else reference_feature
-        fill_store(store, context.model, features, description="evaluation gradients")
-        return store
+            return self.reference_features(context, projector)
+        store = PolicyFeatures(
+            context,
+            prompts,
+            projector,
+            temperature=self.config.generation_temperature,
+            batch_tokens=self.config.feature_batch_tokens,
+        ).fill(
+            self.round_dir(context) / "eval",
+            shard_rows=self.config.save_interval,
+            description="evaluation gradients",
+            dtype=self.config.features_dtype,
+        )
+        return store, [context.eval_dataset.samples[prompt.row] for prompt in prompts]
 
     def _prompt_ids(self, context: SelectionContext, sample: Sample) -> list[int]:
         return context.template.encode_prompt(sample.prompt, sample.tools, self.config.max_prompt_length)
