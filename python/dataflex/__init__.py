@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from dataflex.projection import AdamMoments, ProjectionKind, Projector
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selector, SelectorConfig
+    from dataflex.selectors.delta_loss import DeltaLossSelector
     from dataflex.selectors.less import LessSelector
+    from dataflex.selectors.loss import LossSelector
     from dataflex.selectors.nice import NiceSelector
     from dataflex.selectors.random import RandomSelector
     from dataflex.training.arguments import TrainingArguments
@@ -31,8 +33,10 @@ _HOMES = {
     "ChatTemplate": "dataflex.data.templates",
     "DataflexError": "dataflex.errors",
     "DatasetFormat": "dataflex.data.formats",
+    "DeltaLossSelector": "dataflex.selectors.delta_loss",
     "HOOK_API_VERSION": "dataflex.hookspecs",
     "LessSelector": "dataflex.selectors.less",
+    "LossSelector": "dataflex.selectors.loss",
     "NiceSelector": "dataflex.selectors.nice",
     "ProjectionKind": "dataflex.projection",
     "Projector": "dataflex.projection",
@@ -63,7 +67,9 @@ __all__ = [
     "ChatTemplate",
     "DataflexError",
     "DatasetFormat",
+    "DeltaLossSelector",
     "LessSelector",
+    "LossSelector",
     "NiceSelector",
     "ProjectionKind",
     "Projector",
