@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dataflex.data.templates import ChatTemplate
     from dataflex.errors import DataflexError
     from dataflex.hookspecs import HOOK_API_VERSION, hookimpl
+    from dataflex.offline.api import less_static, select
+    from dataflex.offline.selection import OfflineSelection
     from dataflex.projection import AdamMoments, ProjectionKind, Projector
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selector, SelectorConfig
@@ -38,6 +40,7 @@ _HOMES = {
     "LessSelector": "dataflex.selectors.less",
     "LossSelector": "dataflex.selectors.loss",
     "NiceSelector": "dataflex.selectors.nice",
+    "OfflineSelection": "dataflex.offline.selection",
     "ProjectionKind": "dataflex.projection",
     "Projector": "dataflex.projection",
     "RandomSelector": "dataflex.selectors.random",
@@ -55,8 +58,10 @@ _HOMES = {
     "TrainingArguments": "dataflex.training.arguments",
     "__version__": "dataflex.version",
     "hookimpl": "dataflex.hookspecs",
+    "less_static": "dataflex.offline.api",
     "load_config": "dataflex.config",
     "load_samples": "dataflex.data.sources",
+    "select": "dataflex.offline.api",
     "tokenize": "dataflex.data.dataset",
     "train": "dataflex.training.run",
 }
@@ -71,6 +76,7 @@ __all__ = [
     "LessSelector",
     "LossSelector",
     "NiceSelector",
+    "OfflineSelection",
     "ProjectionKind",
     "Projector",
     "RandomSelector",
@@ -88,8 +94,10 @@ __all__ = [
     "TrainingArguments",
     "__version__",
     "hookimpl",
+    "less_static",
     "load_config",
     "load_samples",
+    "select",
     "tokenize",
     "train",
 ]
