@@ -126,9 +126,13 @@ class GradientFeatures(ABC):
             dtype=dtype,
         )
         if store.missing():
-            self._rule = self._checked_rule()
+            self.prepare()
         fill_store(store, self._model, self.features, batches=self.batches, description=description)
         return store
+
+    def prepare(self) -> None:
+        """Decide whether the rules can be trusted; :meth:`fill` does, others must before :meth:`batches`."""
+        self._rule = self._checked_rule()
 
     @property
     def batch_tokens(self) -> int:

@@ -34,6 +34,7 @@ from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
 from dataflex.selectors.gradient import GradientConfig, GradientSelector, Targets
+from dataflex.selectors.plan import Plan
 from dataflex.similarity import Aggregate
 from dataflex.store import FeatureStore
 from dataflex.types import RewardRequest, Sample, SelectionContext
@@ -101,6 +102,11 @@ class NiceSelector(GradientSelector[NiceConfig]):
         self.reward.check()
         if self.config.generation_top_p < 1 or self.config.generation_top_k > 0:
             logger.warning("a truncated sampling distribution (top_p, top_k) biases the policy gradient of NICE")
+
+    def plan(self, context: SelectionContext) -> Plan:
+        """Gradients of all candidates; answers and rewards are counted, not timed."""
+        answers = len(context.eval_dataset or ()) * self.config.mc_samples
+        return Plan(super().plan(context).parts, {"answers to sample": answers, "reward calls": answers})
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
         """Answers, rewards and policy gradients of the evaluation prompts.
