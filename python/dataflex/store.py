@@ -2,9 +2,11 @@
 
 A folder holds ``manifest.json`` (fingerprint, number of rows, dimension, rows a shard, type of the values) and one file
 ``features-START-STOP.safetensors`` a shard, written aside, fsynced and renamed. The plan of shards depends on the
-number of rows alone, never on who computes them. Each shard carries the SHA-256 of its values and the fingerprint's
-digest in its metadata: one that is torn, altered or foreign counts as missing and is computed again. Rows are read
-memory-mapped, a bounded block at a time, however large the shards are.
+number of rows alone, never on who computes them. Each shard carries the CRC-32 of its values and the fingerprint's
+SHA-256 in its metadata: one that is torn, altered or foreign counts as missing and is computed again. (The checksum is
+against accidents: it finds every change of up to 32 neighbouring bits, and it is ten times as fast as SHA-256, which
+would take longer than the scores.) Rows are read memory-mapped, a bounded block at a time, however large the shards
+are.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 import logging
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +33,9 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SEAL = "dataflex"
-BLOCK_VALUES = 1 << 22
-"""Values (rows x k) that are read at once: 32 MiB once they are float64."""
+BLOCK_VALUES = 1 << 20
+"""Values (rows x k) that are read at once: 8 MiB once they are float64, which malloc still recycles; blocks four times
+as large cost six times the time in page faults."""
 LARGEST_LOSS = 0.01
 """Largest relative change of a row by rounding; bfloat16 stays below 0.004, float16 overflows and underflows."""
 _CHUNK = 1 << 20
@@ -116,11 +120,11 @@ class FeatureStore:
             )
         values = features.to(device="cpu", dtype=self.dtype).contiguous()
         self._check_rounding(start, features.to("cpu"), values)
-        digest = hashlib.sha256(values.view(torch.uint8).numpy().data).hexdigest()
+        checksum = zlib.crc32(values.view(torch.uint8).numpy().data)
         file = self._file(shard)
         with atomic_path(file) as temporary:
             # One entry: safetensors writes several in an order that changes from run to run.
-            seal = json.dumps({"sha256": digest, "store": self._digest})
+            seal = json.dumps({"crc32": checksum, "store": self._digest})
             save_file({"features": values}, temporary, metadata={SEAL: seal})
         self._verified[shard] = _signature(file)
 
@@ -192,7 +196,7 @@ class FeatureStore:
         rows = shard[1] - shard[0]
         if shape != [rows, self.dim] or dtype != self.dtype:
             return f"holds {dtype} {tuple(shape)}, expected {self.dtype} {(rows, self.dim)}"
-        if seal.get("sha256") != _values_digest(file):
+        if seal.get("crc32") != _checksum(file):
             return "holds values that do not match their checksum"
         self._verified[shard] = _signature(file)
         return None
@@ -229,14 +233,14 @@ def _signature(file: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _values_digest(file: Path) -> str:
-    """SHA-256 of the values of a safetensors file with one entry: what follows the header."""
-    digest = hashlib.sha256()
+def _checksum(file: Path) -> int:
+    """CRC-32 of the values of a safetensors file with one entry: what follows the header."""
+    found = 0
     with file.open("rb") as opened:
         opened.seek(int.from_bytes(opened.read(8), "little"), 1)
         while chunk := opened.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+            found = zlib.crc32(chunk, found)
+    return found
 
 
 def _read_json(file: Path) -> Any:

@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataflex.adam import adam_normalize
 from dataflex.data import ChatTemplate, tokenize
-from dataflex.data.collate import collate
 from dataflex.errors import ConfigError, SelectionError
-from dataflex.features import adam_moments
-from dataflex.gradients import sample_gradient
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.less import LessSelector
 from helpers.context import tiny_context
+from helpers.influence import by_task, full_cosines
 from helpers.tiny import tiny_dataset, tiny_samples, tiny_tokenizer
 
 
@@ -27,35 +24,12 @@ def unprojected(context, **params):
     return tiny_less(projection="identity", proj_dim=parameters, **params)
 
 
-def cosines(context, gradient_type="adam", adam_variant="adamw"):
-    """(n, q) cosines of full gradients in float64, one plain backward pass a sample."""
-
-    def gradients(dataset):
-        return torch.stack([sample_gradient(context.model, collate([e], 2), context.autocast) for e in dataset])
-
-    candidates = gradients(context.train_dataset)
-    if gradient_type == "adam":
-        candidates = adam_normalize(candidates, adam_moments(context.model, context.optimizer, adam_variant))
-    unit = [
-        rows / rows.norm(dim=1, keepdim=True)
-        for rows in (candidates.double(), gradients(context.eval_dataset).double())
-    ]
-    return (unit[0] @ unit[1].T).numpy()
-
-
-def by_task(context, full):
-    tasks = [sample.metadata["task"] for sample in context.eval_dataset.samples]
-    return np.stack([full[:, [t == task for t in tasks]].mean(axis=1) for task in sorted(set(tasks))], axis=1).max(
-        axis=1
-    )
-
-
 @pytest.mark.parametrize(
     "params", [{}, {"adam_variant": "less"}, {"gradient_type": "sgd"}, {"aggregate": "mean"}, {"aggregate": "max"}]
 )
 def test_scores_follow_the_definition(tmp_path, params):
     context = tiny_context(tmp_path, eval_dataset=tiny_dataset(6, seed=100))
-    full = cosines(context, **{key: value for key, value in params.items() if key != "aggregate"})
+    full = full_cosines(context, **{key: value for key, value in params.items() if key != "aggregate"})
     rule = params.get("aggregate")
     expected = full.mean(axis=1) if rule == "mean" else full.max(axis=1) if rule == "max" else by_task(context, full)
     selection = unprojected(context, **params).select(context)
@@ -119,7 +93,7 @@ def test_targets_that_are_not_finite_or_zero(tmp_path, caplog, monkeypatch):
 
     monkeypatch.setattr(SampleFeatures, "features", features)
     context = tiny_context(tmp_path, eval_dataset=tiny_dataset(6, seed=100))
-    full = cosines(context)
+    full = full_cosines(context)
     full[:, 3] = 0
     selection = unprojected(context, aggregate="mean").select(context)
     expected = np.delete(full, 2, axis=1).mean(axis=1)

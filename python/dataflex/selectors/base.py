@@ -38,7 +38,8 @@ class Selector(Configurable[ConfigT], ABC):
         """Select ``context.num_samples`` candidates.
 
         Returns:
-            A selection whose ``indices`` are distinct positions in ``context.train_dataset``, best first.
+            A selection whose ``indices`` are positions in ``context.train_dataset``, best first; distinct, unless it
+            says ``repeats``.
 
         Raises:
             SelectionError: No valid selection of that size exists.
