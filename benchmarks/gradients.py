@@ -61,8 +61,9 @@ class Setting:
         self.dataset = tokenize(samples, template, options.cutoff, progress=False)
         self.pad = int(tokenizer.pad_token_id)
         optimizer = torch.optim.AdamW((p for _, p in trainable_parameters(self.model)), lr=1e-4)
-        for start in (0, 8):
-            mean_losses(self.model, self.batch(list(range(start, min(start + 8, len(self.dataset)))))).mean().backward()
+        for step in range(2):
+            rows = [(8 * step + number) % len(self.dataset) for number in range(8)]
+            mean_losses(self.model, self.batch(rows)).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
         self.adam = adam_moments(self.model, optimizer)
