@@ -131,7 +131,7 @@ class GradientFeatures(ABC):
         return store
 
     def prepare(self) -> None:
-        """Decide whether the rules can be trusted; :meth:`fill` does, others must before :meth:`batches`."""
+        """Compare the batched rules with plain backward passes; without this, every item gets a pass of its own."""
         self._rule = self._checked_rule()
 
     @property
@@ -153,7 +153,10 @@ class GradientFeatures(ABC):
         return self._batch_tokens
 
     def features(self, items: Sequence[int]) -> Tensor:
-        """Features ``(g, k)`` float32 of g items, computed together where the rules apply."""
+        """Features ``(g, k)`` float32 of g items, computed together where the rules apply.
+
+        The model is in eval mode (:func:`dataflex.model.undisturbed`), and :meth:`prepare` was called.
+        """
         if self._rule is not None:
             try:
                 return self._batched(self._rule, items)

@@ -80,7 +80,8 @@ def embedding(module: nn.Embedding, inputs: Tensor, gradient: Tensor) -> dict[st
 
     On a GPU the repeats of one id in a row are added in no fixed order.
     """
-    outgoing = _positions(gradient) * float(getattr(module, "embed_scale", 1.0))  # (b, t, d)
+    scale = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(module.weight.dtype)  # as the module rounds it
+    outgoing = _positions(gradient) * float(scale)  # (b, t, d)
     rows, width = outgoing.shape[0], outgoing.shape[2]
     row = torch.arange(rows, device=inputs.device).repeat_interleave(outgoing.shape[1])  # (b * t,)
     ids, order = inputs.flatten().sort(stable=True)  # so that a range of the vocabulary is a range of positions

@@ -42,8 +42,10 @@ def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -
     Returns:
         ``(b, t)``, the dtype of ``logits``.
     """
+    if temperature != 1:  # a copy of the largest tensor of the pass
+        logits = logits / temperature
     losses = nn.functional.cross_entropy(
-        (logits / temperature).flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
     return -losses.view_as(targets)
 
