@@ -10,6 +10,7 @@ from dataflex.model import (
     load_adapter,
     load_model,
     load_tokenizer,
+    recomputing,
     save_model,
     trainable_parameters,
 )
@@ -92,3 +93,29 @@ def test_a_frozen_model_is_said():
     model.requires_grad_(False)
     with pytest.raises(ModelError, match="no trainable parameters"):
         trainable_parameters(model)
+
+
+def test_recomputing_follows_training_and_keeps_eval_mode():
+    model = tiny_model().eval()
+    layers = list(model.model.layers)
+    with recomputing(model):
+        assert not any(module.training for module in model.modules())
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with recomputing(model):
+        assert [module for module in model.modules() if module.training] == layers
+    assert not any(module.training for module in model.modules())
+
+
+def test_layers_that_cannot_recompute_in_eval_mode_do_not(monkeypatch):
+    model = tiny_model().eval()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with recomputing(model):
+        assert not any(module.training for module in model.modules())
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def forward(self, hidden_states, **kwargs):
+        return torch.nn.functional.dropout(hidden_states, training=self.training)
+
+    monkeypatch.setattr(type(model.model.layers[0]), "forward", forward)
+    with recomputing(model):
+        assert not any(module.training for module in model.modules())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflex.errors import SelectionError
-from dataflex.similarity import cosine_scores, normalized_rows, target_directions, top_k
+from dataflex.similarity import Influence, influence_scores, normalized_rows, target_directions, top_k, unusual_rows
 
 
 def cosines(candidates, targets):
@@ -17,45 +17,85 @@ def cosines(candidates, targets):
     return a @ b.T
 
 
-def blocks(features, size):
+def blocks(features, size=4):
     return [(start, features[start : start + size]) for start in range(0, len(features), size)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_scores_equal_the_full_matrix(size):
+def test_scores_equal_the_full_matrix(size, dtype):
     torch.manual_seed(size)
-    candidates, targets = torch.randn(17, 8), torch.randn(5, 8)
+    candidates, targets = torch.randn(17, 8).to(dtype), torch.randn(5, 8).to(dtype)
     full = cosines(candidates, targets)
-    tasks = ["a", "b", "a", "b", "b"]
+    tasks = ["b", "a", "b", "a", "a"]
     by_task = torch.stack([full[:, [0, 2]].mean(dim=1), full[:, [1, 3, 4]].mean(dim=1)], dim=1)
     expected = {"mean": full.mean(dim=1), "max": full.amax(dim=1), "task_max": by_task.amax(dim=1)}
     for aggregate, reference in expected.items():
-        directions = target_directions(targets, aggregate, tasks)
-        found = cosine_scores(reversed(blocks(candidates, size)), directions, 17)
-        np.testing.assert_allclose(found, reference.numpy(), rtol=0, atol=1e-12)
+        directions = target_directions(blocks(targets, size), aggregate, tasks)
+        found = influence_scores([Influence(blocks(candidates, size), directions)], 17)
+        np.testing.assert_allclose(found.values, reference.numpy(), rtol=0, atol=1e-12)
+        assert found.not_finite == found.zero == []
+
+
+def test_states_are_summed_before_the_maximum_over_tasks():
+    torch.manual_seed(0)
+    states = [(torch.randn(11, 6), torch.randn(4, 6)) for _ in range(3)]
+    weights, tasks = [0.5, 0.3, 0.2], ["a", "a", "b", "b"]
+    full = sum(weight * cosines(*state) for weight, state in zip(weights, states, strict=True))
+    expected = torch.stack([full[:, :2].mean(dim=1), full[:, 2:].mean(dim=1)], dim=1).amax(dim=1)
+    parts = [
+        Influence(blocks(candidates), target_directions(blocks(targets), "task_max", tasks), weight)
+        for weight, (candidates, targets) in zip(weights, states, strict=True)
+    ]
+    np.testing.assert_allclose(influence_scores(parts, 11).values, expected.numpy(), rtol=0, atol=1e-12)
+    parts[1] = Influence(blocks(states[1][0], 3), parts[1].directions)
+    with pytest.raises(ValueError, match="same blocks"):
+        influence_scores(parts, 11)
 
 
 def test_zero_and_broken_rows():
     candidates = torch.tensor([[1.0, 0.0], [0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0], [0.0, 2.0]])
-    scores = cosine_scores([(0, candidates)], target_directions(torch.tensor([[3.0, 0.0]])), 6)
-    assert scores.tolist() == [1.0, -np.inf, -np.inf, -np.inf, 0.0, -np.inf]
-    zero_target = target_directions(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+    direction = target_directions(blocks(torch.tensor([[3.0, 0.0]])))
+    scores = influence_scores([Influence(blocks(candidates, 2), direction)], 6)
+    assert scores.values.tolist() == [1.0, -np.inf, -np.inf, -np.inf, 0.0, -np.inf]
+    assert (scores.not_finite, scores.zero) == ([2, 3], [1])
+    assert unusual_rows(blocks(candidates, 2)) == ([2, 3], [1])
+    zero_target = target_directions(blocks(torch.tensor([[2.0, 0.0], [0.0, 0.0]])))
     assert zero_target.tolist() == [[0.5, 0.0]]
 
 
+def test_a_row_counts_unless_it_is_broken_somewhere_or_zero_everywhere():
+    first = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    second = torch.tensor([[float("nan"), 0.0], [0.0, 0.0], [2.0, 0.0]])
+    direction = target_directions(blocks(torch.tensor([[3.0, 0.0]])))
+    scores = influence_scores(
+        [Influence(blocks(first), direction, 0.75), Influence(blocks(second), direction, 0.25)], 3
+    )
+    assert scores.values.tolist() == [-np.inf, -np.inf, 0.25]
+    assert (scores.not_finite, scores.zero) == ([0], [1])
+
+
 def test_targets_must_be_usable():
-    with pytest.raises(SelectionError, match="no evaluation sample"):
-        target_directions(torch.zeros((0, 4)))
+    with pytest.raises(SelectionError, match="no evaluation sample is left to"):
+        target_directions(blocks(torch.zeros((0, 4))))
+    broken = torch.tensor([[1.0, 0.0], [float("nan"), 1.0]])
     with pytest.raises(SelectionError, match="not finite"):
-        target_directions(torch.tensor([[float("nan"), 1.0]]))
-    with pytest.raises(SelectionError, match="task_max"):
-        target_directions(torch.ones(2, 4), "task_max", ["a", None])
+        target_directions(blocks(broken))
+    assert target_directions(blocks(broken), leave_out={1}).tolist() == [[1.0, 0.0]]
+    with pytest.raises(SelectionError, match="no evaluation sample of task 'b' is left"):
+        target_directions(blocks(broken), "task_max", ["a", "b"], leave_out={1})
+    with pytest.raises(SelectionError, match="needs the task of every"):
+        target_directions(blocks(torch.ones(2, 4)), "task_max", ["a", None])
 
 
-def test_scale_of_a_row_does_not_matter():
-    rows = torch.randn(4, 6, dtype=torch.float64)
-    scaled = rows * torch.tensor([[1e-30], [1.0], [1e30], [3.0]], dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_scale_of_a_row_does_not_matter(dtype):
+    rows = torch.randn(4, 6, dtype=dtype)
+    scaled = rows * torch.tensor([[1e-30], [1.0], [1e30], [3.0]], dtype=dtype)
     torch.testing.assert_close(normalized_rows(scaled), normalized_rows(rows))
+    direction = target_directions(blocks(rows[:1]))
+    scores = [influence_scores([Influence(blocks(values), direction)], 4).values for values in (rows, scaled)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-6)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0, float("-inf")]), min_size=1, max_size=30), st.data())

@@ -4,25 +4,69 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dataflex import store as store_module
 from dataflex.errors import StoreError
 from dataflex.store import FeatureStore
 
 
-def filled(path, fingerprint=None, rows=10, dim=3, shard_rows=4):
-    store = FeatureStore(path, fingerprint or {"state": "a", "projection": {"seed": 1}}, rows, dim, shard_rows)
+def filled(path, fingerprint=None, rows=10, dim=3, shard_rows=4, dtype="float32"):
+    store = FeatureStore(path, fingerprint or {"state": "a", "projection": {"seed": 1}}, rows, dim, shard_rows, dtype)
     values = torch.arange(rows * dim, dtype=torch.float32).view(rows, dim)
     for start, stop in store.missing():
         store.write(start, values[start:stop])
     return store, values
 
 
-def test_rows_come_back_as_written(tmp_path):
-    store, values = filled(tmp_path / "s")
+def files_of(store):
+    return sorted(store.path.glob("features-*.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_rows_come_back_as_written(tmp_path, dtype):
+    store, values = filled(tmp_path / "s", dtype=dtype)
     assert store.shards == [(0, 4), (4, 8), (8, 10)]
     assert store.missing() == []
     assert torch.equal(store.load(), values)
     assert [start for start, _ in store.blocks()] == [0, 4, 8]
+    assert all(rows.dtype == getattr(torch, dtype) for _, rows in store.blocks())
+    assert store.num_bytes == 30 * (4 if dtype == "float32" else 2)
+    again, _ = filled(tmp_path / "s", dtype=dtype)
+    assert torch.equal(again.load(), values)
+
+
+def test_blocks_are_bounded_and_follow_the_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "BLOCK_VALUES", 3 * 3)
+    store, values = filled(tmp_path / "s")
+    blocks = list(store.blocks())
+    assert [(start, len(rows)) for start, rows in blocks] == [(0, 3), (3, 1), (4, 3), (7, 1), (8, 2)]
+    assert torch.equal(torch.cat([rows for _, rows in blocks]), values)
+    monkeypatch.setattr(store_module, "BLOCK_VALUES", 1)
+    assert [len(rows) for _, rows in store.blocks()] == [1] * 10
+
+
+def test_16_bits_round_to_nearest_and_keep_what_is_not_finite(tmp_path):
+    values = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) * 1e-20
+    values[2, 5] = float("nan")
+    store = FeatureStore(tmp_path / "s", {}, 4, 64, 4, "bfloat16")
+    store.write(0, values)
+    assert torch.equal(store.load()[:2], values[:2].bfloat16().float())
+    assert store.load()[2].isnan().sum() == 1
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_rows_that_a_type_cannot_hold_are_refused(tmp_path, scale):
+    store = FeatureStore(tmp_path / "s", {}, 4, 8, 2, "float16")
+    store.write(0, torch.ones(2, 8))
+    values = torch.ones(2, 8)
+    values[1] *= scale / 10
+    with pytest.raises(StoreError, match=r"1 rows from row 3 on do not fit float16.*\n.*bfloat16"):
+        store.write(2, values)
+    assert store.missing() == [(2, 4)]
+    store.write(2, torch.zeros(2, 8))
+    assert store.missing() == []
 
 
 def test_a_store_goes_on_where_it_stopped(tmp_path):
@@ -30,39 +74,78 @@ def test_a_store_goes_on_where_it_stopped(tmp_path):
     first.write(4, torch.ones(4, 3))
     again = FeatureStore(tmp_path / "s", {"state": "a"}, 10, 3, 4)
     assert again.missing() == [(0, 4), (8, 10)]
-    with pytest.raises(StoreError, match="missing or damaged"):
+    with pytest.raises(StoreError, match=r"00000000-00000004\.safetensors is missing"):
         again.load()
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "foreign"])
-def test_damaged_shards_are_computed_again(tmp_path, harm, caplog):
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("truncate", "it cannot be read (SafetensorError"),
+        ("empty", "it cannot be read (SafetensorError"),
+        ("flip", "it holds values that do not match their checksum"),
+        ("foreign", "it belongs to another store"),
+        ("name", "it cannot be read (SafetensorError"),
+    ],
+)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_damaged_shards_are_named_and_computed_again(tmp_path, harm, message, reopened, caplog):
     store, _ = filled(tmp_path / "s")
-    file = sorted((tmp_path / "s").glob("features-*.safetensors"))[1]
+    file = files_of(store)[1]
     data = bytearray(file.read_bytes())
     if harm == "truncate":
         file.write_bytes(data[:-7])
+    elif harm == "empty":
+        file.write_bytes(b"")
     elif harm == "flip":
         data[-1] ^= 1
         file.write_bytes(data)
-    else:
+    elif harm == "foreign":
         other, _ = filled(tmp_path / "other", {"state": "b"})
-        file.write_bytes(sorted(other.path.glob("features-*.safetensors"))[1].read_bytes())
+        file.write_bytes(files_of(other)[1].read_bytes())
+    else:
+        file.write_bytes(data.replace(b'"features"', b'"featurez"'))
+    if reopened:
+        store = FeatureStore(tmp_path / "s", {"state": "a", "projection": {"seed": 1}}, 10, 3, 4)
+    with pytest.raises(StoreError, match=r"00000004-00000008.safetensors .*"):
+        store.load()
     assert store.missing() == [(4, 8)]
-    assert "damaged" in caplog.text
+    assert f"{file} is damaged: {message}" in caplog.text
+    assert "rows 4 to 7 are computed again" in caplog.text
     assert not file.exists()
+
+
+@given(st.data())
+def test_every_flipped_bit_is_found(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("store")
+    store, values = filled(folder / "s", rows=2, shard_rows=2)
+    [file] = files_of(store)
+    whole = file.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    changed = bytearray(whole)
+    changed[place] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(changed)
+    again = FeatureStore(folder / "s", {"state": "a", "projection": {"seed": 1}}, 2, 3, 2)
+    assert again.missing() == [(0, 2)]
+    again.write(0, values)
+    assert file.read_bytes() == whole
 
 
 def test_another_fingerprint_is_never_reused(tmp_path, caplog):
     filled(tmp_path / "s")
-    store = FeatureStore(tmp_path / "s", {"state": "a", "projection": {"seed": 2}}, 10, 3, 4)
+    store = FeatureStore(tmp_path / "s", {"state": "c", "projection": {"seed": 2}}, 10, 3, 4, "bfloat16")
     assert len(store.missing()) == 3
     assert "fingerprint.projection.seed differs: 1 on disk, 2 now" in caplog.text
+    assert "fingerprint.state differs: 'a' on disk, 'c' now" in caplog.text
+    assert "dtype differs: 'float32' on disk, 'bfloat16' now" in caplog.text
+    assert "num_rows" not in caplog.text
 
 
-def test_a_damaged_manifest_starts_over(tmp_path):
+def test_a_damaged_manifest_starts_over(tmp_path, caplog):
     filled(tmp_path / "s")
     (tmp_path / "s" / "manifest.json").write_text("{", encoding="utf-8")
     store, values = filled(tmp_path / "s")
+    assert "the manifest is damaged" in caplog.text
     assert torch.equal(store.load(), values)
     assert json.loads((tmp_path / "s" / "manifest.json").read_text(encoding="utf-8"))["num_rows"] == 10
 

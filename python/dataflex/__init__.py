@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from dataflex.data.templates import ChatTemplate
     from dataflex.errors import DataflexError
     from dataflex.hookspecs import HOOK_API_VERSION, hookimpl
+    from dataflex.offline.api import less_static, select
+    from dataflex.offline.selection import OfflineSelection
     from dataflex.projection import AdamMoments, ProjectionKind, Projector
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selector, SelectorConfig
+    from dataflex.selectors.delta_loss import DeltaLossSelector
+    from dataflex.selectors.less import LessSelector
+    from dataflex.selectors.loss import LossSelector
     from dataflex.selectors.nice import NiceSelector
     from dataflex.selectors.random import RandomSelector
     from dataflex.training.arguments import TrainingArguments
@@ -30,8 +35,12 @@ _HOMES = {
     "ChatTemplate": "dataflex.data.templates",
     "DataflexError": "dataflex.errors",
     "DatasetFormat": "dataflex.data.formats",
+    "DeltaLossSelector": "dataflex.selectors.delta_loss",
     "HOOK_API_VERSION": "dataflex.hookspecs",
+    "LessSelector": "dataflex.selectors.less",
+    "LossSelector": "dataflex.selectors.loss",
     "NiceSelector": "dataflex.selectors.nice",
+    "OfflineSelection": "dataflex.offline.selection",
     "ProjectionKind": "dataflex.projection",
     "Projector": "dataflex.projection",
     "RandomSelector": "dataflex.selectors.random",
@@ -49,8 +58,10 @@ _HOMES = {
     "TrainingArguments": "dataflex.training.arguments",
     "__version__": "dataflex.version",
     "hookimpl": "dataflex.hookspecs",
+    "less_static": "dataflex.offline.api",
     "load_config": "dataflex.config",
     "load_samples": "dataflex.data.sources",
+    "select": "dataflex.offline.api",
     "tokenize": "dataflex.data.dataset",
     "train": "dataflex.training.run",
 }
@@ -61,7 +72,11 @@ __all__ = [
     "ChatTemplate",
     "DataflexError",
     "DatasetFormat",
+    "DeltaLossSelector",
+    "LessSelector",
+    "LossSelector",
     "NiceSelector",
+    "OfflineSelection",
     "ProjectionKind",
     "Projector",
     "RandomSelector",
@@ -79,8 +94,10 @@ __all__ = [
     "TrainingArguments",
     "__version__",
     "hookimpl",
+    "less_static",
     "load_config",
     "load_samples",
+    "select",
     "tokenize",
     "train",
 ]

@@ -13,6 +13,17 @@ def register_selectors(register: Register) -> None:
         "dataflex.selectors.nice:NiceSelector",
         summary="training gradients against reward-weighted policy gradients of the evaluation set",
     )
+    register(
+        "less",
+        "dataflex.selectors.less:LessSelector",
+        summary="training gradients against the gradients of the evaluation set's answers",
+    )
+    register("loss", "dataflex.selectors.loss:LossSelector", summary="a draw that favours low, medium or high losses")
+    register(
+        "delta_loss",
+        "dataflex.selectors.delta_loss:DeltaLossSelector",
+        summary="a draw that follows how far losses have fallen since the first selection",
+    )
     register("random", "dataflex.selectors.random:RandomSelector", summary="uniform draw; the baseline")
 
 

@@ -54,7 +54,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if config.template is not None:
         tokenizer.chat_template = ChatTemplate.load(config.template, tokenizer).source
     model = load_model(
-        config.locate(config.model_name_or_path), precision="stored", trust_remote_code=config.trust_remote_code
+        config.locate(config.model_name_or_path), precision=None, trust_remote_code=config.trust_remote_code
     )
     model.to(torch.device(device))  # type: ignore[arg-type]  # a decorator of transformers hides the signature
     differences = []

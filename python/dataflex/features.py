@@ -127,15 +127,6 @@ def fill_store(
             store.write(start, shard)
 
 
-def broken_rows(store: FeatureStore) -> list[int]:
-    """Rows with a value that is not finite."""
-    return [
-        start + int(row)
-        for start, values in store.blocks()
-        for row in (~torch.isfinite(values).all(dim=1)).nonzero().flatten()
-    ]
-
-
 def report_broken(what: str, ids: Sequence[str]) -> None:
     """Warn about samples whose gradient is not finite, by id."""
     if ids:

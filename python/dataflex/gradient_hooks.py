@@ -1,22 +1,21 @@
-"""Per-sample gradients of a whole batch from one backward pass.
+"""Per-sample gradients of a whole batch from one forward and one backward pass.
 
-For a linear layer with inputs a ``(b, t, in)`` and output gradients d ``(b, t, out)`` of sum_i L_i, sample i's gradient
-is
+Every module that owns a trainable parameter is tapped: the identity is put on its output, and in the backward pass it
+hands the module's input and output gradient to the module's rule (:mod:`dataflex.gradient_rules`). The block of
+gradients that comes out goes to a sink and is freed. The parameters are frozen during the pass, so that autograd
+computes no weight gradient, and the pass goes back no further than the first tapped module.
 
-    grad_W L_i = sum_t d_it a_it^T,        grad_bias L_i = sum_t d_it,
+A parameter that is used more than once (tied embeddings, a module that is called twice) reaches the sink when the last
+of its uses has come, as their sum. Autograd keeps the tapped inputs as it keeps any saved tensor, so that layers under
+(non-reentrant) checkpointing keep none and hand on the recomputed one.
 
-since row i of the batch enters L_i alone (Goodfellow 2015, arXiv 1510.01799). Forward hooks catch a, tensor hooks catch
-d, and the pair becomes a block of that layer's parameters at once, is handed to a sink and freed: never more than one
-layer's gradients are in memory. The parameters themselves are frozen during the pass, so no weight gradient is
-computed that nobody wants.
-
-What the rule does not cover (other trainable modules, layers that are called twice or on reshaped inputs) is refused
-with :class:`UnsupportedModel`; the caller then takes one backward pass a sample.
+What the rules do not cover is refused with :class:`UnsupportedModel`; the caller then takes one backward pass a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,87 +23,85 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.data.collate import Batch
-from dataflex.losses import mean_losses
-from dataflex.model import base_model, trainable_parameters
-from dataflex.types import Autocast
+from dataflex.gradient_rules import Piece, Rule, find_rule
+from dataflex.model import trainable_parameters
 
 Sink = Callable[[Tensor, int], None]
-"""Takes a block ``(b, n)`` float32 and the parameter index of its first column."""
+"""Takes a block ``(g, n)``, float32 or wider, and the parameter index of its first column."""
+
+BLOCK_VALUES = 1 << 24
+"""Most gradients (b x n) that a rule makes at once: 64 MiB in float32."""
 
 
 class UnsupportedModel(Exception):  # noqa: N818 -- control flow between two paths, never shown as an error
-    """The batched rule does not give this model's per-sample gradients; the message says why."""
+    """The rules do not give this model's per-sample gradients; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class LinearLayer:
-    """A linear layer with trainable parameters and where they lie in the parameter index."""
+class Slot:
+    """A trainable parameter's name and the parameter index of its first value."""
 
     name: str
-    module: nn.Linear
-    weight_offset: int | None
-    bias_offset: int | None
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TappedModule:
+    """A module with trainable parameters, by their names in it, and the rule for their gradients."""
+
+    name: str
+    module: nn.Module
+    rule: Rule
+    parameters: dict[str, nn.Parameter]
 
 
 class BatchedGradients:
-    """Streams the per-sample gradients of a batch, layer by layer.
+    """Streams the per-sample gradients of a batch, parameter by parameter.
 
     Args:
-        model: Model whose trainable parameters all belong to linear layers (LoRA's A and B are such).
+        model: Model whose trainable parameters all belong to modules with a rule (LoRA's A and B are linear layers).
 
     Raises:
-        UnsupportedModel: Another kind of module owns a trainable parameter, or two modules share one.
+        UnsupportedModel: Another kind of module owns a trainable parameter.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._layers = _linear_layers(model)
+        self._slots = parameter_slots(model)
+        self._tapped = _tapped_modules(model, self._slots)
 
-    def run(self, batch: Batch, autocast: Autocast, sink: Sink) -> None:
+    def run(
+        self,
+        rows: int,
+        losses: Callable[[], Tensor],
+        sink: Sink,
+        *,
+        groups: Sequence[int] | None = None,
+    ) -> None:
         """One forward and one backward pass; every trainable parameter reaches the sink exactly once.
 
         Args:
-            batch: ``(b, t)`` tensors on the model's device, right-padded; every row has label tokens.
-            autocast: The trainer's forward context.
-            sink: Receives the blocks in the order of the backward pass.
+            rows: b, the first dimension of everything in the forward pass.
+            losses: Runs the forward pass and returns the losses ``(b,)``, of which row i alone enters the i-th.
+            sink: Receives blocks of g rows in the order of the backward pass.
+            groups: Numbers of consecutive rows that are summed into one, g in all; None: every row stands alone.
 
         Raises:
-            UnsupportedModel: A layer was called twice, or its input is not ``(b, t, in)``.
+            UnsupportedModel: A module's input does not have the b rows in front, or a parameter is used in another
+                way than by calling its module.
         """
-        rows = len(batch.input_ids)
-        calls: dict[str, Tensor] = {}
-        done: set[str] = set()
-
-        def forward_hook(layer: LinearLayer) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-                del module
-                if layer.name in calls:
-                    raise UnsupportedModel(f"{layer.name} is called more than once")
-                if inputs[0].ndim != 3 or inputs[0].shape[0] != rows:
-                    raise UnsupportedModel(f"{layer.name} sees an input of shape {tuple(inputs[0].shape)}")
-                calls[layer.name] = inputs[0].detach()
-                output.register_hook(lambda gradient: backward_hook(layer, gradient))  # type: ignore[no-untyped-call]
-
-            return hook
-
-        def backward_hook(layer: LinearLayer, gradient: Tensor) -> None:
-            _stream(layer, calls[layer.name], gradient, sink)
-            calls[layer.name] = gradient.new_empty(0)
-            done.add(layer.name)
-
-        handles = [layer.module.register_forward_hook(forward_hook(layer)) for layer in self._layers]
-        try:
-            with frozen(self._model), torch.enable_grad(), _embeddings(self._model) as embedded:
-                with autocast():
-                    losses = mean_losses(self._model, batch)
-                torch.autograd.grad(losses.sum(), embedded)
-        finally:
-            for handle in handles:
-                handle.remove()
-        missed = [layer.name for layer in self._layers if layer.name not in done]
-        if missed:
-            raise UnsupportedModel(f"no gradient reaches {missed[0]}")
+        with frozen(self._model), torch.enable_grad():
+            state = _Pass(self._slots, rows, sink, groups)
+            handles = [tapped.module.register_forward_hook(state.hook(tapped)) for tapped in self._tapped]
+            try:
+                total = losses().sum()
+                state.counting = False
+                if total.requires_grad:
+                    torch.autograd.grad(total, [state.anchor], allow_unused=True)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        state.finish()
 
 
 @contextmanager
@@ -120,52 +117,108 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@contextmanager
-def _embeddings(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the embeddings' outputs and makes them require gradients, which starts the graph there."""
-    collected: list[Tensor] = []
+class _Tap(torch.autograd.Function):
+    """The identity on a module's output that hands input and output gradient on."""
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        del module, inputs
-        leaf = output.detach().requires_grad_()
-        collected.append(leaf)
-        return leaf
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, output: Tensor, inputs: Tensor, arrived: Any) -> Tensor:
+        """``anchor`` requires a gradient, and so does whatever is tapped, even where nothing before it does."""
+        del anchor
+        ctx.save_for_backward(inputs)
+        ctx.arrived = arrived
+        return output.view_as(output)
 
-    inner: Any = base_model(model)
-    handle = inner.get_input_embeddings().register_forward_hook(hook)
-    try:
-        yield collected
-    finally:
-        handle.remove()
-
-
-def _stream(layer: LinearLayer, inputs: Tensor, gradient: Tensor, sink: Sink) -> None:
-    """Hand over one layer's blocks: ``(b, out * in)`` for the weight, ``(b, out)`` for the bias."""
-    outgoing = gradient.to(torch.promote_types(gradient.dtype, torch.float32))  # (b, t, out)
-    if layer.weight_offset is not None:
-        incoming = inputs.to(outgoing.dtype)  # (b, t, in)
-        sink(torch.bmm(outgoing.transpose(1, 2), incoming).flatten(1), layer.weight_offset)
-    if layer.bias_offset is not None:
-        sink(outgoing.sum(dim=1), layer.bias_offset)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (inputs,) = ctx.saved_tensors
+        ctx.arrived(inputs, gradients[0])
+        return None, gradients[0], None, None
 
 
-def _linear_layers(model: nn.Module) -> list[LinearLayer]:
-    offsets: dict[nn.Parameter, int] = {}
+class _Pass:
+    """What one forward and backward pass has collected: pieces of each parameter's gradient, one a use."""
+
+    def __init__(self, slots: dict[nn.Parameter, Slot], rows: int, sink: Sink, groups: Sequence[int] | None) -> None:
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.counting = True  # off in the backward pass, where checkpointing calls modules again
+        self._slots, self._rows, self._sink, self._groups = slots, rows, sink, groups
+        self._uses: Counter[nn.Parameter] = Counter()
+        self._pieces: dict[nn.Parameter, list[Piece]] = {parameter: [] for parameter in slots}
+
+    def hook(self, tapped: TappedModule) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        """The forward hook that taps a module."""
+
+        def arrived(inputs: Tensor, gradient: Tensor) -> None:
+            self._collect(tapped, inputs, gradient)
+
+        def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            del module
+            if not torch.is_grad_enabled():  # a rule that probes its module
+                return None
+            if len(inputs) != 1:
+                raise UnsupportedModel(f"{tapped.name} is called with {len(inputs)} inputs")
+            given, output = (self._with_rows(tapped.name, values) for values in (inputs[0].detach(), output))
+            if self.counting:
+                self._uses.update(tapped.parameters.values())
+            result: Tensor = _Tap.apply(self.anchor, output, given, arrived)  # type: ignore[no-untyped-call]
+            return result
+
+        return forward_hook
+
+    def finish(self) -> None:
+        """Stream what the loss does not depend on, which is zero, or does through some of its uses only."""
+        for parameter in list(self._pieces):
+            if not self._uses[parameter]:
+                raise UnsupportedModel(f"the module that owns {self._slots[parameter].name} is never called")
+            self._stream(parameter)
+
+    def _with_rows(self, name: str, values: Tensor) -> Tensor:
+        """The tensor, once a row where the whole batch shares it (GPT-2's position embeddings)."""
+        if values.shape[:1] == (1,):
+            return values.expand(self._rows, *values.shape[1:])
+        if values.shape[:1] != (self._rows,):
+            raise UnsupportedModel(f"{name} sees a tensor of shape {tuple(values.shape)} in a batch of {self._rows}")
+        return values
+
+    def _collect(self, tapped: TappedModule, inputs: Tensor, gradient: Tensor) -> None:
+        pieces = tapped.rule(tapped.module, inputs, gradient)
+        for name, parameter in tapped.parameters.items():
+            self._pieces[parameter].append(pieces[name])
+            if len(self._pieces[parameter]) == self._uses[parameter]:
+                self._stream(parameter)
+
+    def _stream(self, parameter: nn.Parameter) -> None:
+        """Hand the sum of a parameter's pieces to the sink, a bounded range at a time."""
+        pieces = self._pieces.pop(parameter)
+        length, width = parameter.shape[0], parameter[0].numel()
+        step = max(1, BLOCK_VALUES // (self._rows * width))
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            blocks = [piece(start, stop).flatten(1) for piece in pieces]  # (b, (stop - start) * width) each
+            block = sum(blocks[1:], blocks[0]) if blocks else parameter.new_zeros(self._rows, (stop - start) * width)
+            if self._groups is not None:
+                block = torch.stack([rows.sum(dim=0) for rows in torch.split(block, list(self._groups))])
+            self._sink(block, self._slots[parameter].offset + start * width)
+
+
+def parameter_slots(model: nn.Module) -> dict[nn.Parameter, Slot]:
+    """Where the trainable parameters lie in the parameter index."""
+    slots: dict[nn.Parameter, Slot] = {}
     end = 0
-    for _, parameter in trainable_parameters(model):
-        offsets[parameter] = end
+    for name, parameter in trainable_parameters(model):
+        slots[parameter] = Slot(name, end)
         end += parameter.numel()
-    owners: dict[nn.Parameter, str] = {}
-    layers = []
+    return slots
+
+
+def _tapped_modules(model: nn.Module, slots: dict[nn.Parameter, Slot]) -> list[TappedModule]:
+    tapped = []
     for name, module in model.named_modules():
-        own = [parameter for parameter in module.parameters(recurse=False) if parameter in offsets]
-        for parameter in own:
-            if parameter in owners:
-                raise UnsupportedModel(f"{owners[parameter]} and {name} share a parameter")
-            owners[parameter] = name
-        if own and type(module) is not nn.Linear:
+        own = {key: value for key, value in module.named_parameters(recurse=False) if value in slots}
+        if not own:
+            continue
+        rule = find_rule(module)
+        if rule is None:
             raise UnsupportedModel(f"{name} is a {type(module).__name__}")
-        if own and isinstance(module, nn.Linear):
-            at = {key: offsets.get(parameter) for key, parameter in module.named_parameters(recurse=False)}
-            layers.append(LinearLayer(name, module, at.get("weight"), at.get("bias")))
-    return layers
+        tapped.append(TappedModule(name, module, rule, own))
+    return tapped

@@ -42,10 +42,30 @@ def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -
     Returns:
         ``(b, t)``, the dtype of ``logits``.
     """
+    if temperature != 1:  # a copy of the largest tensor of the pass
+        logits = logits / temperature
     losses = nn.functional.cross_entropy(
-        (logits / temperature).flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
     return -losses.view_as(targets)
+
+
+def label_log_probs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Summed log-probability of the label tokens of every sample of a batch.
+
+    Args:
+        model: Causal language model.
+        batch: ``(b, t)`` tensors; some row has a label token after position 0.
+        temperature: Temperature T of the sampling distribution, > 0.
+
+    Returns:
+        ``(b,)`` sums, float32 or wider, and ``(b,)`` int64 numbers of label tokens.
+    """
+    targets = batch.labels[:, 1:]
+    first = int((targets != IGNORE_INDEX).any(dim=0).nonzero()[0])
+    targets = targets[:, first:]
+    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, targets.shape[1] + 1)[:, :-1]
+    return token_log_probs(logits, targets, temperature).sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
 
 
 def mean_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -58,11 +78,8 @@ def mean_losses(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         ``(b,)``, float32 or wider.
     """
-    targets = batch.labels[:, 1:]
-    first = int((targets != IGNORE_INDEX).any(dim=0).nonzero()[0])
-    targets = targets[:, first:]
-    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, targets.shape[1] + 1)[:, :-1]
-    return -token_log_probs(logits, targets).sum(dim=1) / (targets != IGNORE_INDEX).sum(dim=1)
+    totals, counts = label_log_probs(model, batch)
+    return -totals / counts
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:

@@ -10,24 +10,20 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from dataflex.errors import ModelError
 from dataflex.files import atomic_directory, fsync
 
-Precision = Literal["fp32", "bf16", "fp16", "stored"]
-DTYPES: dict[Precision, torch.dtype | Literal["auto"]] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "stored": "auto",
-}
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -47,15 +43,18 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Pre
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_model(name_or_path: str, *, precision: Precision = "fp32", trust_remote_code: bool = False) -> PreTrainedModel:
-    """Load a causal language model with weights in ``precision`` (``stored``: as on disk); only safetensors are read.
+def load_model(
+    name_or_path: str, *, precision: Precision | None = "fp32", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model with weights in ``precision`` (None: as stored); only safetensors are read.
 
     Raises:
         ModelError: The folder or hub id does not hold a loadable causal language model.
     """
+    dtype = "auto" if precision is None else DTYPES[precision]
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=DTYPES[precision], trust_remote_code=trust_remote_code, use_safetensors=True
+            name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise _load_error("model", name_or_path, error) from error
@@ -159,6 +158,38 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing inside the block also in eval mode, where transformers leaves it out.
+
+    It is turned on for the layers that recompute in training, if that is the only use that they make of their
+    ``training`` flag; the modules in them stay in eval mode.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and not module.training and _recomputes(module)
+    ]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+def _recomputes(layer: GradientCheckpointingLayer) -> bool:
+    """Whether the layer has non-reentrant checkpointing (the other kind allows no ``torch.autograd.grad``)."""
+    if not layer.gradient_checkpointing:
+        return False
+    function: Any = layer._gradient_checkpointing_func
+    return (
+        getattr(function, "keywords", {}).get("use_reentrant") is False
+        and "training" not in type(layer).forward.__code__.co_names
+    )
 
 
 def base_model(model: nn.Module) -> nn.Module:

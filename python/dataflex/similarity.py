@@ -6,11 +6,19 @@ With features phi, the score of candidate i under mean aggregation is
 
 one inner product with a mean direction: nothing of size n x q is formed. The other rules are a maximum over several
 directions: ``max`` has one direction a target, ``task_max`` the mean direction of each task (LESS, arXiv 2402.04333).
+
+Features of several model states (LESS's checkpoints) count with weights eta_c that sum to one. The sum goes inside the
+maximum, as in LESS:
+
+    s_i = max_d sum_c eta_c <phi_ci / |phi_ci|, direction_cd>.
+
+Features stream by in blocks and are converted to float64 a block at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -21,6 +29,38 @@ from torch import Tensor
 from dataflex.errors import SelectionError
 
 Aggregate = Literal["mean", "max", "task_max"]
+Blocks = Iterable[tuple[int, Tensor]]
+"""(first row, ``(rows, k)`` features), the rows in order without gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """Features of the candidates in one model state, and what they are compared with.
+
+    Attributes:
+        blocks: Features of the n candidates.
+        directions: ``(d, k)`` float64 from :func:`target_directions`.
+        weight: eta_c.
+    """
+
+    blocks: Blocks
+    directions: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of all candidates and why some have none.
+
+    Attributes:
+        values: ``(n,)`` float64; -inf for the rows below.
+        not_finite: Rows with a feature that is not finite (in any of the model states).
+        zero: Other rows whose features are all zero (in every model state).
+    """
+
+    values: NDArray[np.float64]
+    not_finite: list[int]
+    zero: list[int]
 
 
 def normalized_rows(features: Tensor) -> Tensor:
@@ -31,64 +71,91 @@ def normalized_rows(features: Tensor) -> Tensor:
     """
     rows = features.to(torch.float64)
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    unit = torch.where(norms > 0, rows / norms, torch.zeros_like(rows))
-    return torch.where(torch.isfinite(norms), unit, torch.full_like(rows, float("nan")))
+    unit: Tensor = rows / norms.masked_fill(norms == 0, 1.0)
+    return unit.masked_fill_(~torch.isfinite(norms), float("nan"))
+
+
+def unusual_rows(blocks: Blocks) -> tuple[list[int], list[int]]:
+    """Rows with a value that is not finite, and rows that are all zero."""
+    not_finite: list[int] = []
+    zero: list[int] = []
+    for start, features in blocks:
+        finite = torch.isfinite(features).all(dim=1)
+        not_finite += (start + (~finite).nonzero().flatten()).tolist()
+        zero += (start + (finite & ~features.any(dim=1)).nonzero().flatten()).tolist()
+    return not_finite, zero
 
 
 def target_directions(
-    features: Tensor, aggregate: Aggregate = "mean", groups: Sequence[str | None] | None = None
+    blocks: Blocks,
+    aggregate: Aggregate = "mean",
+    groups: Sequence[str | None] = (),
+    *,
+    leave_out: Collection[int] = (),
 ) -> Tensor:
     """Directions whose largest inner product with a unit candidate is its score.
 
     Args:
-        features: ``(q, k)`` features of the targets that count; zero rows score 0.
+        blocks: Features of the q targets; zero rows count, with a cosine of 0.
         aggregate: Rule over the targets.
         groups: Task of each target, for ``task_max``.
+        leave_out: Rows that do not count.
 
     Returns:
-        ``(1, k)``, ``(q, k)`` or ``(tasks, k)`` float64.
+        ``(1, k)``, ``(targets, k)`` or ``(tasks, k)`` float64; tasks in the order of their first target.
 
     Raises:
-        SelectionError: There are no targets, one is not finite, or a task is missing.
+        SelectionError: No target is left (of a task), one is not finite, or a task is missing.
     """
-    if len(features) == 0:
+    names = _group_of_each(aggregate, groups)
+    order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    sums: dict[int, Tensor] = {}
+    counts: dict[int, int] = {}
+    for start, features in blocks:
+        unit = normalized_rows(features)
+        for row in (row for row in range(start, start + len(features)) if row not in leave_out):
+            # max: every target is a group of its own; mean: all are one group.
+            group = row if aggregate == "max" else order[names[row]] if names else 0
+            sums[group] = sums[group] + unit[row - start] if group in sums else unit[row - start]
+            counts[group] = counts.get(group, 0) + 1
+    if not sums:
         raise SelectionError("no evaluation sample is left to compare with")
-    unit = normalized_rows(features)
-    if not torch.isfinite(unit).all():
+    empty = [name for name, place in order.items() if place not in sums]
+    if empty:
+        raise SelectionError(f"no evaluation sample of task {empty[0]!r} is left to compare with")
+    directions = torch.stack([sums[group] / counts[group] for group in sorted(sums)])
+    if not torch.isfinite(directions).all():
         raise SelectionError("evaluation features hold values that are not finite; leave those rows out first")
-    if aggregate == "max":
-        return unit
-    if aggregate == "mean":
-        return unit.mean(dim=0, keepdim=True)
-    if groups is None or any(group is None for group in groups):
-        raise SelectionError(
-            "aggregate 'task_max' needs the task of every evaluation sample",
-            hint="name the column with task_column, or use aggregate: mean",
-        )
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(str(group), []).append(row)
-    return torch.stack([unit[rows].mean(dim=0) for rows in members.values()])
+    return directions
 
 
-def cosine_scores(blocks: Iterable[tuple[int, Tensor]], directions: Tensor, num_rows: int) -> NDArray[np.float64]:
+def influence_scores(parts: Sequence[Influence], num_rows: int) -> Scores:
     """Score every candidate while its features stream by.
 
     Args:
-        blocks: (first row, ``(rows, k)`` features) in any order.
-        directions: ``(d, k)`` float64 from :func:`target_directions`.
+        parts: One a model state; all with the same rows in the same blocks and with as many directions.
         num_rows: n.
-
-    Returns:
-        ``(n,)`` float64; -inf for rows that are zero, not finite or absent.
     """
-    scores = np.full(num_rows, -np.inf)
-    for start, features in blocks:
-        unit = normalized_rows(features)
-        usable = torch.isfinite(unit).all(dim=1) & (unit != 0).any(dim=1)
-        best = (unit @ directions.T).amax(dim=1)
-        scores[start : start + len(features)] = torch.where(usable, best, float("-inf")).numpy()
-    return scores
+    values = np.full(num_rows, -np.inf)
+    not_finite: list[int] = []
+    zero: list[int] = []
+    for states in zip(*(part.blocks for part in parts), strict=True):
+        start = states[0][0]
+        if len({(first, len(features)) for first, features in states}) > 1:
+            raise ValueError("the model states' features must come in the same blocks")
+        total, finite, nonzero = None, torch.tensor(True), torch.tensor(False)
+        for part, (_, features) in zip(parts, states, strict=True):
+            rows = features.to(torch.float64)  # (rows, k)
+            norms = torch.linalg.vector_norm(rows, dim=1)
+            cosines = (rows @ part.directions.T) / norms.masked_fill(norms == 0, 1.0)[:, None]  # (rows, d)
+            total = part.weight * cosines if total is None else total + part.weight * cosines
+            finite, nonzero = finite & norms.isfinite(), nonzero | (norms > 0)
+        assert total is not None
+        best = total.amax(dim=1).masked_fill(~(finite & nonzero), float("-inf"))
+        values[start : start + len(best)] = best.numpy()
+        not_finite += (start + (~finite).nonzero().flatten()).tolist()
+        zero += (start + (finite & ~nonzero).nonzero().flatten()).tolist()
+    return Scores(values, not_finite, zero)
 
 
 def top_k(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
@@ -103,3 +170,16 @@ def top_k(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
             f"{count} samples are to be selected and {usable} of {len(scores)} candidates have a usable score"
         )
     return np.argsort(-scores, kind="stable")[:count].astype(np.int64)
+
+
+def _group_of_each(aggregate: Aggregate, groups: Sequence[str | None]) -> list[str]:
+    """The task of every target for ``task_max``, else nothing."""
+    if aggregate != "task_max":
+        return []
+    names = [group for group in groups if group is not None]
+    if not names or len(names) < len(groups):
+        raise SelectionError(
+            "aggregate 'task_max' needs the task of every evaluation sample",
+            hint="name the column with task_column, or use aggregate: mean",
+        )
+    return names

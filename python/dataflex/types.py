@@ -160,12 +160,13 @@ class Selection:
     """The outcome of one selection.
 
     Attributes:
-        indices: ``(num_samples,)`` int64 positions in the candidate dataset, best first, no repeats.
+        indices: ``(num_samples,)`` int64 positions in the candidate dataset, best first.
         scores: ``(n,)`` float64 score of every candidate, -inf for unusable ones; None if the method has none.
         selector: Name of the selector.
         step: Optimizer steps taken before the selection.
         round: Which selection of the run, from 1.
         report: Plain JSON facts for the report (counts, seconds, rewards, ...).
+        repeats: A position may occur more than once: the draw was one with replacement.
     """
 
     indices: NDArray[np.int64]
@@ -174,6 +175,7 @@ class Selection:
     step: int
     round: int
     report: Mapping[str, Any] = field(default_factory=dict)
+    repeats: bool = False
 
 
 def group_names(samples: Sequence[Sample], column: str) -> list[str | None]:

@@ -159,7 +159,7 @@ def test_no_signal_may_use_the_reference_answers(tmp_path, caplog):
     context = tiny_context(tmp_path)
     selection = tiny_nice(reward=Fixed([0.0]), on_no_signal="reference").select(context)
     assert selection.report["target"] == "reference answers"
-    assert selection.report["prompts"] == {"total": 3, "with_signal": 0, "not_finite": []}
+    assert selection.report["prompts"] == {"total": 3, "with_signal": 0, "not_finite": [], "zero": []}
     assert "no evaluation prompt carries a reward signal" in caplog.text
 
 
@@ -197,7 +197,7 @@ def test_a_candidate_that_is_not_finite_is_left_out(tmp_path, caplog, monkeypatc
     assert selection.scores[4] == -np.inf
     assert np.isfinite(np.delete(selection.scores, 4)).all()
     assert 4 not in selection.indices
-    assert selection.report["candidates"] == {"total": 12, "not_finite": 1}
+    assert selection.report["candidates"] == {"total": 12, "not_finite": 1, "zero": 0}
     assert f"left out: {context.train_dataset[4].sample.id}" in caplog.text
     with pytest.raises(SelectionError, match="11 of 12 candidates have a usable score"):
         tiny_nice().select(replace(context, num_samples=12))

@@ -35,6 +35,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def row_texts(path: Path) -> list[str] | None:
+    """The rows of a JSON Lines file, or of a folder of them, as they are written; None for other kinds of files.
+
+    They are in the order of :func:`read_rows`, which must have accepted the path.
+    """
+    if path.is_dir():
+        parts = [row_texts(file) for file in sorted(file for file in path.iterdir() if file.suffix in READERS)]
+        return None if None in parts else [text for part in parts for text in part or ()]
+    return [line.strip() for line in _lines(path) if line.strip()] if path.suffix == ".jsonl" else None
+
+
 def _read_json(path: Path) -> list[dict[str, Any]]:
     text = _text(path)
     try:
@@ -57,8 +68,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     problems = []
-    # Only line feeds end a line: a JSON string may hold other Unicode line separators.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -109,6 +119,11 @@ READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
+
+
+def _lines(path: Path) -> list[str]:
+    # Only line feeds end a line: a JSON string may hold other Unicode line separators.
+    return _text(path).split("\n")
 
 
 def _text(path: Path) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dataflex.data.hints import nearest_hint
-from dataflex.data.readers import READERS, arrow_rows, read_rows
+from dataflex.data.readers import READERS, arrow_rows, read_rows, row_texts
 from dataflex.data.registry_file import FILE_NAME, Entry, parse_entry, read_registry
 from dataflex.data.rows import Layout, convert_rows, unique_ids
 from dataflex.errors import DataError
@@ -33,12 +35,30 @@ _DRAW_SEED = 0
 
 @dataclass(frozen=True)
 class _Source:
-    """All rows of one source, and the numbers of those to read."""
+    """All rows of one source, the numbers of those to read, and the file or folder that they come from."""
 
     where: str
     rows: Rows
     numbers: Sequence[int]
     layout: Layout
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalRow:
+    """A row as its source has it.
+
+    Attributes:
+        where: Name of the source, for messages.
+        number: Number in its source, from 0.
+        value: The row.
+        text: The row's own JSON, where it comes from a JSON Lines file.
+    """
+
+    where: str
+    number: int
+    value: Mapping[str, Any]
+    text: str | None
 
 
 @dataclass(frozen=True)
@@ -79,9 +99,7 @@ def load_samples(
     """
     if max_samples is not None and max_samples < 1:
         raise DataError(f"max_samples is {max_samples}, expected a positive number")
-    bases = tuple(Path(base) for base in base_dirs)
-    folder = None if dataset_dir is None else _find(Path(dataset_dir), bases) or Path(dataset_dir)
-    lookup = _Lookup(folder, bases, split, formatting)
+    lookup = _lookup(dataset_dir, base_dirs, split, formatting)
     samples: list[Sample] = []
     offset = 0
     for source in _open(spec, lookup):
@@ -90,6 +108,51 @@ def load_samples(
         samples += convert_rows(rows, source.where, layout=source.layout, numbers=numbers, offset=offset)
         offset += len(source.rows)
     return unique_ids(samples)
+
+
+def original_rows(
+    spec: Spec,
+    rows: Sequence[int],
+    *,
+    dataset_dir: str | Path | None = None,
+    split: str = "train",
+    base_dirs: Sequence[str | Path] = (),
+) -> list[OriginalRow]:
+    """Rows by their ``Sample.row``, as they stand in their sources.
+
+    Args:
+        spec: What :func:`load_samples` was given.
+        rows: Row numbers over all sources, in the order that is wanted.
+        dataset_dir: As for :func:`load_samples`.
+        split: As for :func:`load_samples`.
+        base_dirs: As for :func:`load_samples`.
+
+    Raises:
+        DataError: The source cannot be read, or has fewer rows.
+    """
+    sources = _open(spec, _lookup(dataset_dir, base_dirs, split, None))
+    ends = list(accumulate(len(source.rows) for source in sources))
+    wanted: dict[int, set[int]] = {}
+    for row in rows:
+        if not 0 <= row < ends[-1]:
+            raise DataError(f"there is no row {row}: the data has {ends[-1]} rows")
+        wanted.setdefault(bisect_right(ends, row), set()).add(row)
+    found: dict[int, OriginalRow] = {}
+    for place, chosen in wanted.items():
+        source, start = sources[place], ends[place] - len(sources[place].rows)
+        texts = row_texts(source.path) if source.path else None
+        numbers = sorted(row - start for row in chosen)
+        for number, value in zip(numbers, _taken(source.rows, numbers), strict=True):
+            found[start + number] = OriginalRow(source.where, number, value, texts[number] if texts else None)
+    return [found[row] for row in rows]
+
+
+def _lookup(
+    dataset_dir: str | Path | None, base_dirs: Sequence[str | Path], split: str, formatting: str | None
+) -> _Lookup:
+    bases = tuple(Path(base) for base in base_dirs)
+    folder = None if dataset_dir is None else _find(Path(dataset_dir), bases) or Path(dataset_dir)
+    return _Lookup(folder, bases, split, formatting)
 
 
 def _open(spec: Spec, lookup: _Lookup) -> list[_Source]:
@@ -119,8 +182,8 @@ def _split(text: str, lookup: _Lookup) -> list[str]:
     return names
 
 
-def _whole(where: str, rows: Rows, layout: Layout) -> _Source:
-    return _Source(where, rows, range(len(rows)), layout)
+def _whole(where: str, rows: Rows, layout: Layout, path: Path | None = None) -> _Source:
+    return _Source(where, rows, range(len(rows)), layout, path)
 
 
 def _taken(rows: Rows, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -137,7 +200,7 @@ def _open_name(name: str, lookup: _Lookup) -> _Source:
     places = (*lookup.base_dirs, *([lookup.dataset_dir] if lookup.dataset_dir else []))
     path = _find(Path(name), places)
     if path is not None:
-        return _whole(str(path), _path_rows(path, lookup.split), Layout(lookup.formatting))
+        return _whole(str(path), _path_rows(path, lookup.split), Layout(lookup.formatting), path)
     if _HUB_ID.fullmatch(name) and Path(name).suffix not in READERS:
         return _whole(f"hub dataset {name!r}", _hub_rows(name, split=lookup.split), Layout(lookup.formatting))
     raise _not_found(name, places, list(entries), lookup.dataset_dir)
@@ -155,6 +218,7 @@ def _not_found(name: str, places: Sequence[Path], entries: list[str], dataset_di
 
 def _open_entry(entry: Entry, lookup: _Lookup) -> _Source:
     layout = entry.layout
+    path: Path | None = None
     rows: Rows
     if layout.is_empty():
         layout = Layout(lookup.formatting)
@@ -168,7 +232,7 @@ def _open_entry(entry: Entry, lookup: _Lookup) -> _Source:
         if not path.exists():
             raise DataError(f"{entry.where}: {path} does not exist")
         rows = _path_rows(path, entry.split or lookup.split)
-    return _Source(entry.where, rows, _drawn(entry, len(rows)), layout)
+    return _Source(entry.where, rows, _drawn(entry, len(rows)), layout, path)
 
 
 def _drawn(entry: Entry, total: int) -> Sequence[int]:

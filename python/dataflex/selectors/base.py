@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from dataflex.configurable import ComponentConfig, ConfigT, Configurable
+from dataflex.selectors.plan import Plan
 from dataflex.types import Selection, SelectionContext
 
 
@@ -38,11 +39,20 @@ class Selector(Configurable[ConfigT], ABC):
         """Select ``context.num_samples`` candidates.
 
         Returns:
-            A selection whose ``indices`` are distinct positions in ``context.train_dataset``, best first.
+            A selection whose ``indices`` are positions in ``context.train_dataset``, best first; distinct, unless it
+            says ``repeats``.
 
         Raises:
             SelectionError: No valid selection of that size exists.
         """
+
+    def plan(self, context: SelectionContext) -> Plan:
+        """What :meth:`select` would compute with this context, for a dry run; nothing is computed here.
+
+        The default plans nothing: the selection costs no time worth predicting.
+        """
+        del context
+        return Plan()
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state that a resumed run needs; empty for selectors without memory."""

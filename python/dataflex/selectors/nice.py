@@ -17,56 +17,36 @@ baseline, and the sampled tokens are used as they were sampled.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from dataflex.data.collate import collate
 from dataflex.errors import SelectionError
-from dataflex.features import (
-    FEATURE_VERSION,
-    broken_rows,
-    fill_store,
-    fingerprint,
-    report_broken,
-    state_fingerprint,
-)
-from dataflex.gradients import policy_gradient, sample_gradient
+from dataflex.features import state_fingerprint
+from dataflex.policy_features import PolicyFeatures, WeightedPrompt
 from dataflex.progress import Stopwatch
-from dataflex.projection import AdamVariant, Projector
+from dataflex.projection import Projector
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
-from dataflex.sample_features import GradientType, SampleFeatures
-from dataflex.selectors.base import Selector, SelectorConfig
-from dataflex.similarity import Aggregate, cosine_scores, target_directions, top_k
+from dataflex.selectors.gradient import GradientConfig, GradientSelector, Targets
+from dataflex.selectors.plan import Plan
+from dataflex.similarity import Aggregate
 from dataflex.store import FeatureStore
-from dataflex.types import RewardRequest, Sample, Selection, SelectionContext, group_names
+from dataflex.types import RewardRequest, Sample, SelectionContext
 
 logger = logging.getLogger(__name__)
 
 Baseline = Literal["none", "leave_one_out", "mean_std"]
 
 
-class NiceConfig(SelectorConfig):
+class NiceConfig(GradientConfig):
     """Parameters of NICE."""
 
-    cache_dir: Path | None = Field(None, description="folder of features and answers; null: inside output_dir")
-    gradient_type: GradientType = Field("adam", description="normalise training gradients as Adam would, or not (sgd)")
-    adam_variant: AdamVariant = Field("adamw", description="torch's AdamW step, or the formula of LESS")
-    proj_dim: int = Field(4096, ge=1, description="dimension k of the projected features")
-    projection: str = Field("sjlt", description="kind of projection")
-    seed: int = Field(123, ge=0, description="seed of the projection and of the sampled answers")
-    save_interval: int = Field(16, ge=1, description="rows between two writes of the feature store")
-    feature_batch_tokens: int = Field(4096, ge=1, description="padded tokens of one batch of training gradients")
-    keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
     reward: str | dict[str, Any] | RewardBackend[Any] | None = Field(
         None, description="name of a metric or backend, {name, params}, or a backend; before reward_model_backend"
     )
@@ -84,7 +64,6 @@ class NiceConfig(SelectorConfig):
     baseline: Baseline = Field("none", description="advantage: the reward itself, minus the others' mean, or scaled")
     length_normalize: bool = Field(False, description="mean over an answer's tokens in place of the sum")
     aggregate: Aggregate = Field("mean", description="rule over the evaluation samples")
-    task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")
     on_no_signal: Literal["raise", "reference"] = Field(
         "raise", description="no prompt with a non-zero advantage: stop, or use the reference answers' gradient"
     )
@@ -102,17 +81,7 @@ class NiceConfig(SelectorConfig):
         return resolve_reward(reward, params)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One evaluation prompt with its answers and their weights; ``row`` is its place in the evaluation set."""
-
-    row: int
-    prompt_ids: list[int]
-    answers: list[list[int]]
-    weights: list[float]
-
-
-class NiceSelector(Selector[NiceConfig]):
+class NiceSelector(GradientSelector[NiceConfig]):
     """Selects the candidates whose optimizer step raises the expected reward on the evaluation set most.
 
     Example:
@@ -120,7 +89,6 @@ class NiceSelector(Selector[NiceConfig]):
     """
 
     name: ClassVar[str] = "nice"
-    needs_eval_dataset: ClassVar[bool] = True
     Config = NiceConfig
 
     @cached_property
@@ -130,57 +98,36 @@ class NiceSelector(Selector[NiceConfig]):
 
     def check(self, context: SelectionContext) -> None:
         """Check the reward backend, the projection and the evaluation set before training starts."""
-        Projector(self.config.proj_dim, self.config.projection, self.config.seed)
+        super().check(context)
         self.reward.check()
-        if not context.eval_dataset:
-            raise SelectionError("NICE needs an evaluation set", hint="set eval_dataset")
         if self.config.generation_top_p < 1 or self.config.generation_top_k > 0:
             logger.warning("a truncated sampling distribution (top_p, top_k) biases the policy gradient of NICE")
 
-    def select(self, context: SelectionContext) -> Selection:
-        """Run one round: answers, rewards, both sides' features, scores.
+    def plan(self, context: SelectionContext) -> Plan:
+        """Gradients of all candidates; answers and rewards are counted, not timed."""
+        answers = len(context.eval_dataset or ()) * self.config.mc_samples
+        return Plan(super().plan(context).parts, {"answers to sample": answers, "reward calls": answers})
+
+    def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
+        """Answers, rewards and policy gradients of the evaluation prompts.
 
         Raises:
-            SelectionError: No prompt carries a signal and ``on_no_signal`` is ``raise``, or too few candidates have
-                a usable gradient.
+            SelectionError: No prompt carries a signal and ``on_no_signal`` is ``raise``.
             RewardError: The reward backend failed.
         """
-        watch = Stopwatch()
-        projector = Projector(self.config.proj_dim, self.config.projection, self.config.seed)
         samples = context.eval_dataset.samples if context.eval_dataset else []
         rollouts = self._rollouts(context, samples, watch)
-        targets = self._targets(context, samples, rollouts)
+        prompts = self._weighted_prompts(context, samples, rollouts)
         with watch.phase("evaluation gradients"):
-            evaluation = self._evaluation_features(context, projector, targets)
-            directions, broken = self._directions(samples, evaluation, targets)
-        with watch.phase("training gradients"):
-            train = SampleFeatures(
-                context,
-                context.train_dataset,
-                projector,
-                gradient_type=self.config.gradient_type,
-                adam_variant=self.config.adam_variant,
-                batch_tokens=self.config.feature_batch_tokens,
-            ).fill(
-                self._round_dir(context) / "train",
-                shard_rows=self.config.save_interval,
-                description="training gradients",
-            )
-            unusable = [context.train_dataset[row].sample.id for row in broken_rows(train)]
-            report_broken("training", unusable)
-        with watch.phase("scores"):
-            scores = cosine_scores(train.blocks(), directions, len(context.train_dataset))
-            indices = top_k(scores, context.num_samples)
-        self._prune(context)
+            store, kept = self._evaluation_features(context, projector, prompts)
+            directions, unusual = self.directions(store, kept, self.config.aggregate)
         report = {
-            "seconds": watch.seconds,
             "rewards": reward_facts(rollouts),
             "reward_backend": {"name": self.reward.name, **self.reward.stats()},
-            "prompts": {"total": len(samples), "with_signal": len(targets), "not_finite": broken},
-            "candidates": {"total": len(scores), "not_finite": len(unusable)},
-            "target": "policy gradient" if targets else "reference answers",
+            "prompts": {"total": len(samples), "with_signal": len(prompts), **unusual},
+            "target": "policy gradient" if prompts else "reference answers",
         }
-        return Selection(indices, scores, self.name, context.step, context.round, report)
+        return Targets(directions, report)
 
     def close(self) -> None:
         """Free the reward backend."""
@@ -190,7 +137,7 @@ class NiceSelector(Selector[NiceConfig]):
     def _rollouts(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[Rollout]:
         """Sampled and scored answers of the round, from disk where the same round left them."""
         file = RolloutFile(
-            self._work_dir(context) / "rollouts" / f"step-{context.step}.jsonl",
+            self.work_dir(context) / "rollouts" / f"step-{context.step}.jsonl",
             {
                 "state": state_fingerprint(context.model),
                 "data": context.eval_dataset.fingerprint if context.eval_dataset else None,
@@ -225,15 +172,15 @@ class NiceSelector(Selector[NiceConfig]):
         file.write(scored)
         return scored
 
-    def _targets(
+    def _weighted_prompts(
         self, context: SelectionContext, samples: Sequence[Sample], rollouts: Sequence[Rollout]
-    ) -> list[Target]:
+    ) -> list[WeightedPrompt]:
         """Prompts whose scored answers have at least one advantage that is not zero."""
         answers: dict[str, list[Rollout]] = {}
         for rollout in rollouts:
             if rollout.reward is not None:
                 answers.setdefault(rollout.sample_id, []).append(rollout)
-        targets = []
+        prompts = []
         for row, sample in enumerate(samples):
             scored = answers.get(sample.id, [])
             weights = advantages([float(rollout.reward or 0.0) for rollout in scored], self.config.baseline)
@@ -242,89 +189,43 @@ class NiceSelector(Selector[NiceConfig]):
             if self.config.length_normalize:
                 weights = [w / len(rollout.token_ids) for w, rollout in zip(weights, scored, strict=True)]
             token_ids = [rollout.token_ids for rollout in scored]
-            targets.append(Target(row, self._prompt_ids(context, sample), token_ids, weights))
-        if not targets and self.config.on_no_signal == "raise":
+            prompts.append(WeightedPrompt(row, self._prompt_ids(context, sample), token_ids, weights))
+        if not prompts and self.config.on_no_signal == "raise":
             raise SelectionError(no_signal_message(samples, rollouts, self.config.baseline), hint=NO_SIGNAL_HINT)
-        return targets
+        return prompts
 
     def _evaluation_features(
-        self, context: SelectionContext, projector: Projector, targets: Sequence[Target]
-    ) -> FeatureStore:
-        """Features of the targets; without any, of the reference answers (``on_no_signal: reference``)."""
+        self, context: SelectionContext, projector: Projector, prompts: Sequence[WeightedPrompt]
+    ) -> tuple[FeatureStore, list[Sample]]:
+        """Features of the prompts, or of the reference answers without any (``on_no_signal: reference``).
+
+        Returns:
+            The store and the sample of each of its rows.
+        """
         assert context.eval_dataset is not None
-        examples = context.eval_dataset
-        store = FeatureStore(
-            self._round_dir(context) / "eval",
-            {
-                "version": FEATURE_VERSION,
-                "state": state_fingerprint(context.model),
-                "data": examples.fingerprint,
-                "projection": projector.spec(),
-                "targets": fingerprint([(target.row, target.answers, target.weights) for target in targets]),
-                "temperature": self.config.generation_temperature,
-                "max_prompt_length": self.config.max_prompt_length,
-            },
-            num_rows=len(targets) or len(examples),
-            dim=projector.dim,
-            shard_rows=self.config.save_interval,
-        )
-        device = next(context.model.parameters()).device
-
-        def reference_feature(rows: list[int]) -> Tensor:
-            batch = collate([examples[rows[0]]], int(context.tokenizer.pad_token_id)).to(device)
-            return projector.project(sample_gradient(context.model, batch, context.autocast).float()[None])
-
-        def target_feature(rows: list[int]) -> Tensor:
-            target = targets[rows[0]]
-            gradient = policy_gradient(
-                context.model,
-                target.prompt_ids,
-                target.answers,
-                target.weights,
-                temperature=self.config.generation_temperature,
-                autocast=context.autocast,
-            )
-            return projector.project(gradient.float()[None])
-
-        if not targets:
+        if not prompts:
             logger.warning(
                 "no evaluation prompt carries a reward signal at step %d: selecting by the gradient of the reference "
                 "answers instead (on_no_signal: reference)",
                 context.step,
             )
-        features = target_feature if targets else reference_feature
-        fill_store(store, context.model, features, description="evaluation gradients")
-        return store
-
-    def _directions(
-        self, samples: Sequence[Sample], store: FeatureStore, targets: Sequence[Target]
-    ) -> tuple[Tensor, list[str]]:
-        """Directions of the usable evaluation rows, and the ids of those whose gradient is not finite."""
-        rows = [target.row for target in targets] or list(range(len(samples)))
-        kept = [samples[row] for row in rows]
-        features = store.load()
-        broken = set(broken_rows(store))
-        report_broken("evaluation", [kept[row].id for row in sorted(broken)])
-        usable = [row for row in range(len(kept)) if row not in broken]
-        groups = group_names([kept[row] for row in usable], self.config.task_column)
-        return target_directions(features[usable], self.config.aggregate, groups), [kept[r].id for r in sorted(broken)]
+            return self.reference_features(context, projector)
+        store = PolicyFeatures(
+            context,
+            prompts,
+            projector,
+            temperature=self.config.generation_temperature,
+            batch_tokens=self.config.feature_batch_tokens,
+        ).fill(
+            self.round_dir(context) / "eval",
+            shard_rows=self.config.save_interval,
+            description="evaluation gradients",
+            dtype=self.config.features_dtype,
+        )
+        return store, [context.eval_dataset.samples[prompt.row] for prompt in prompts]
 
     def _prompt_ids(self, context: SelectionContext, sample: Sample) -> list[int]:
         return context.template.encode_prompt(sample.prompt, sample.tools, self.config.max_prompt_length)
-
-    def _work_dir(self, context: SelectionContext) -> Path:
-        return self.config.cache_dir or context.output_dir
-
-    def _round_dir(self, context: SelectionContext) -> Path:
-        return self._work_dir(context) / "features" / f"step-{context.step}"
-
-    def _prune(self, context: SelectionContext) -> None:
-        """Remove the features that ``keep_features`` does not keep."""
-        current = self._round_dir(context)
-        for path in sorted(current.parent.glob("step-*")):
-            keep = self.config.keep_features == "all" or (self.config.keep_features == "last" and path == current)
-            if not keep:
-                shutil.rmtree(path)
 
 
 SAMPLING_FIELDS = {

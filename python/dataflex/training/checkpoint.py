@@ -37,6 +37,8 @@ OPTIMIZER = "optimizer.safetensors"
 RNG = "rng.safetensors"
 ADAPTER = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
+ADAM_SETTINGS = ("betas", "eps")
+"""What the moments cannot be interpreted without; the trainer's groups share them."""
 
 
 def save_checkpoint(
@@ -65,7 +67,8 @@ def save_checkpoint(
             tensors, steps = _optimizer_state(model, optimizer)
             save_file(tensors, staged / OPTIMIZER)
             save_file(dict(generators or {}), staged / RNG)
-            whole = {**(state or {}), "optimizer_steps": steps, "python_rng": _python_rng()}
+            settings = {key: optimizer.param_groups[0][key] for key in ADAM_SETTINGS}
+            whole = {**(state or {}), "optimizer_steps": steps, "adam": settings, "python_rng": _python_rng()}
             (staged / STATE).write_text(json.dumps(whole, allow_nan=False), encoding="utf-8")
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         sums = {str(path.relative_to(staged)): _sha256(path) for path in files}
@@ -98,16 +101,48 @@ def load_checkpoint(
     Raises:
         CheckpointError: The checkpoint is damaged, was saved without optimizer state, or is of another model.
     """
-    problem = damage(directory)
-    if problem:
-        raise CheckpointError(f"{directory}: {problem}")
-    if not (directory / STATE).exists():
+    state = read_state(directory)
+    if state is None:
         raise CheckpointError(f"{directory} was saved with save_only_model: it cannot be resumed from")
-    state: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
+    del state["adam"]  # the run's own arguments count
     load_weights(directory, model)
     _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), state.pop("optimizer_steps"))
     _restore_rng(load_file(directory / RNG), state.pop("python_rng"), ranks)
     return state
+
+
+def read_state(directory: Path) -> dict[str, Any] | None:
+    """The run's state in an intact checkpoint; None if it was saved with ``save_only_model``.
+
+    Raises:
+        CheckpointError: The folder is no checkpoint, or a damaged one.
+    """
+    problem = damage(directory)
+    if problem:
+        raise CheckpointError(f"{directory}: {problem}", hint="name a folder checkpoint-STEP that the trainer wrote")
+    if not (directory / STATE).exists():
+        return None
+    state: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def load_optimizer(directory: Path, model: nn.Module) -> torch.optim.AdamW:
+    """The optimizer of a checkpoint, with its moments, betas and eps, over the trainable parameters of ``model``.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, was saved without optimizer state, or is of another model.
+    """
+    state = read_state(directory)
+    if state is None:
+        raise CheckpointError(
+            f"{directory} was saved with save_only_model: it holds no optimizer state",
+            hint="gradient_type: sgd needs none; or train again with save_only_model: false",
+        )
+    betas, eps = (state["adam"][key] for key in ADAM_SETTINGS)
+    parameters = [parameter for _, parameter in trainable_parameters(model)]
+    optimizer = torch.optim.AdamW(parameters, betas=(betas[0], betas[1]), eps=eps)
+    _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), state["optimizer_steps"])
+    return optimizer
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:

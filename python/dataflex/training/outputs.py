@@ -22,12 +22,15 @@ SELECTION_METADATA = b"dataflex"
 
 
 def check_selection(selection: Selection, num_candidates: int, num_samples: int) -> None:
-    """Raise SelectionError unless the selection is ``num_samples`` distinct positions in range, with n scores."""
+    """Raise SelectionError unless the selection is ``num_samples`` positions in range, with n scores.
+
+    The positions are distinct, except where the selection says that they repeat.
+    """
     indices = selection.indices
     problems = []
     if indices.dtype != np.int64 or indices.shape != (num_samples,):
         problems.append(f"indices are {indices.dtype}{indices.shape}, expected int64({num_samples},)")
-    elif len(np.unique(indices)) != num_samples:
+    elif not selection.repeats and len(np.unique(indices)) != num_samples:
         problems.append(f"indices repeat: {num_samples - len(np.unique(indices))} of {num_samples}")
     if indices.size and (indices.min() < 0 or indices.max() >= num_candidates):
         problems.append(f"indices reach from {indices.min()} to {indices.max()}, there are {num_candidates} candidates")
@@ -79,12 +82,13 @@ def selection_statistics(selection: Selection, previous: Sequence[int]) -> dict[
 def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset, task_column: str) -> None:
     """Write one row a candidate: ``index`` (position), ``row`` (in the source), ``id``, ``task``, ``score``, ``rank``.
 
-    ``rank`` counts the chosen from 0, best first, and is null for the others, as is ``score`` where the method has
-    none. The schema's metadata holds selector, step, round and report as JSON under ``dataflex``.
+    ``rank`` counts the chosen from 0, best first (the first place of one that repeats), and is null for the others, as
+    is ``score`` where the method has none. The schema's metadata holds selector, step, round and report as JSON under
+    ``dataflex``.
     """
     n = len(dataset)
     rank: list[int | None] = [None] * n
-    for place, index in enumerate(selection.indices.tolist()):
+    for place, index in reversed(list(enumerate(selection.indices.tolist()))):
         rank[index] = place
     samples = dataset.samples
     facts = {key: getattr(selection, key) for key in ("selector", "step", "round")} | {"report": selection.report}

@@ -1,0 +1,306 @@
+"""Time and memory of per-sample gradient features, beside the plain training step and other ways to get them.
+
+Usage: python benchmarks/gradients.py [--model FOLDER] [--rows 48] [--turns 1] [--rounds 3] [--json FILE]
+
+In one run, in turns, on the same batches of real text (the quickstart's rows; --turns joins several to one longer
+conversation), with LoRA on all linear layers and the moments of two AdamW steps:
+
+- plain step: forward and backward pass of the mean loss, gradients of the LoRA weights by autograd
+- features: this package, Adam normalisation and sjlt projection to k dimensions included
+- vmap: per-sample gradients by torch.func, then Adam and the same projection
+- one by one + TRAK: a backward pass a sample, Adam, and TRAK's BasicProjector, as LESS-style code does it. That
+  projector draws its matrix in every call and shares it among the samples of the call; a few of its k columns are timed
+  with --trak-rows samples, and the rest is extrapolated, which the table says.
+
+Ratios are medians over rounds of pairs of the same round. CPU seconds are those of the process, and more telling than
+wall time where the machine is shared. Memory is the peak above what was resident before the pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from measuring import Timing, markdown, paired
+from torch import Tensor, nn
+
+from dataflex.adam import adam_normalize
+from dataflex.data import ChatTemplate, load_samples, tokenize
+from dataflex.data.collate import IGNORE_INDEX, Batch, collate
+from dataflex.features import adam_moments
+from dataflex.gradients import sample_gradient
+from dataflex.losses import mean_losses
+from dataflex.model import add_lora, load_model, load_tokenizer, trainable_parameters
+from dataflex.projection import Projector
+from dataflex.sample_features import SampleFeatures
+from dataflex.types import Sample, SelectionContext
+
+ROOT = Path(__file__).parents[1]
+PLAIN, FEATURES, VMAP, TRAK = "plain step", "features", "vmap", "one by one + TRAK"
+
+
+class Setting:
+    """Model, optimizer, data and batches that all variants share."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        tokenizer = load_tokenizer(options.model)
+        self.model = add_lora(load_model(options.model), rank=options.rank, alpha=2 * options.rank)
+        self.model.eval()
+        template = ChatTemplate.load("chatml", tokenizer)
+        samples = joined(load_samples(str(options.data)), options.turns)[: options.rows]
+        self.dataset = tokenize(samples, template, options.cutoff, progress=False)
+        self.pad = int(tokenizer.pad_token_id)
+        optimizer = torch.optim.AdamW((p for _, p in trainable_parameters(self.model)), lr=1e-4)
+        for step in range(2):
+            rows = [(8 * step + number) % len(self.dataset) for number in range(8)]
+            mean_losses(self.model, self.batch(rows)).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        self.adam = adam_moments(self.model, optimizer)
+        self.projector = Projector(options.dim)
+        context = SelectionContext(
+            model=self.model,
+            tokenizer=tokenizer,
+            template=template,
+            train_dataset=self.dataset,
+            eval_dataset=None,
+            num_samples=1,
+            step=2,
+            round=1,
+            num_rounds=1,
+            seed=0,
+            output_dir=Path(),
+            optimizer=optimizer,
+            autocast=nullcontext,
+        )
+        self.features = SampleFeatures(
+            context,
+            self.dataset,
+            self.projector,
+            gradient_type="adam",
+            adam_variant="adamw",
+            batch_tokens=options.batch_tokens,
+        )
+        self.features.prepare()
+        self.batches = self.features.batches(list(range(len(self.dataset))))
+
+    def batch(self, rows: list[int]) -> Batch:
+        """Some rows, padded."""
+        return collate([self.dataset[row] for row in rows], self.pad)
+
+
+def joined(samples: list[Sample], turns: int) -> list[Sample]:
+    """Conversations of ``turns`` samples each."""
+    groups = [samples[start : start + turns] for start in range(0, len(samples) - turns + 1, turns)]
+    return [replace(group[0], messages=tuple(m for sample in group for m in sample.messages)) for group in groups]
+
+
+def plain_step(setting: Setting) -> None:
+    """One forward and backward pass of every batch."""
+    for rows in setting.batches:
+        mean_losses(setting.model, setting.batch(rows)).mean().backward()
+        setting.model.zero_grad(set_to_none=True)
+
+
+def batched_features(setting: Setting) -> Tensor:
+    """This package: ``(n, k)`` in the order of the batches."""
+    return torch.cat([setting.features.features(rows) for rows in setting.batches])
+
+
+def vmap_features(setting: Setting, rows_at_once: int) -> Tensor:
+    """torch.func: vmap of the gradient of a single row's loss, then Adam and projection of the whole rows.
+
+    Rows are padded on the right, so that causal attention needs no mask, which vmap would not allow.
+    """
+    parameters = dict(trainable_parameters(setting.model))
+    features = []
+    for rows in setting.batches:
+        for start in range(0, len(rows), rows_at_once):
+            batch = setting.batch(rows[start : start + rows_at_once])
+            labels = batch.labels[:, 1:]
+            first = int((labels != IGNORE_INDEX).any(dim=0).nonzero()[0])
+            keep = labels.shape[1] - first + 1
+
+            def loss(values: dict[str, Tensor], ids: Tensor, wanted: Tensor, keep: int = keep) -> Tensor:
+                arguments = {"input_ids": ids[None], "use_cache": False, "logits_to_keep": keep}
+                logits = torch.func.functional_call(setting.model, values, kwargs=arguments).logits
+                return nn.functional.cross_entropy(logits[0, :-1], wanted)
+
+            gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+            found = gradients(parameters, batch.input_ids, labels[:, first:])
+            whole = torch.cat([found[name].flatten(1) for name in parameters], dim=1)  # (b, p)
+            features.append(setting.projector.project(whole, setting.adam))
+    return torch.cat(features)
+
+
+class TrakLoop:
+    """A backward pass a sample, then Adam and a part of TRAK's projection for all of them at once."""
+
+    def __init__(self, setting: Setting) -> None:
+        from trak.projectors import BasicProjector, ProjectionType
+
+        options = setting.options
+        self.setting = setting
+        self.rows = list(range(min(options.trak_rows, len(setting.dataset))))
+        self.projector = BasicProjector(
+            len(setting.adam), options.trak_columns, 0, ProjectionType.rademacher, torch.device("cpu"), block_size=25
+        )
+
+    def gradients(self) -> Tensor:
+        """``(b, p)`` normalised gradients of the samples."""
+        model, batch = self.setting.model, self.setting.batch
+        return torch.cat([adam_normalize(self.gradient(model, batch([row])), self.setting.adam) for row in self.rows])
+
+    def gradient(self, model: nn.Module, batch: Batch) -> Tensor:
+        """``(1, p)`` of a batch of one."""
+        return sample_gradient(model, batch, nullcontext)[None]
+
+    def timings(self) -> Timing:
+        """One round, extrapolated to all rows and columns."""
+        parts: dict[str, Callable[[], object]] = {"gradients": self.gradients}
+        whole = self.gradients()
+        parts["projection"] = lambda: self.projector.project(whole, model_id=0)
+        measured = paired(parts, 1)
+        gradients, projection = measured["gradients"], measured["projection"]
+        columns = self.setting.options.dim / self.setting.options.trak_columns
+        rows = len(self.setting.dataset) / len(self.rows)
+        return Timing(
+            cpu=[rows * (gradients.cpu[0] + columns * projection.cpu[0])],
+            wall=[rows * (gradients.wall[0] + columns * projection.wall[0])],
+            peak_bytes=max(gradients.peak_bytes, projection.peak_bytes),
+        )
+
+
+def measure(setting: Setting) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Timings of the variants that work here, and why the others do not."""
+    options, absent = setting.options, {}
+    functions: dict[str, Callable[[], object]] = {
+        PLAIN: lambda: plain_step(setting),
+        FEATURES: lambda: batched_features(setting),
+    }
+    if options.vmap_rows:
+        try:
+            vmap_features_of_first(setting)
+            functions[VMAP] = lambda: vmap_features(setting, options.vmap_rows)
+        except RuntimeError as error:
+            absent[VMAP] = str(error).split("\n")[0]
+    first, setting.batches = setting.batches, setting.batches[-1:]
+    for name in (PLAIN, FEATURES):  # allocations and caches of the longest batch
+        functions[name]()
+    setting.batches = first
+    timings = paired(functions, options.rounds)
+    if options.trak_rows:
+        try:
+            timings[TRAK] = TrakLoop(setting).timings()
+        except ImportError:
+            absent[TRAK] = "not installed (pip install traker)"
+    return timings, absent
+
+
+def vmap_features_of_first(setting: Setting) -> None:
+    """Whether torch.func takes this model, and gives the same features."""
+    batches, setting.batches = setting.batches, [setting.batches[0][:2]]
+    try:
+        found, expected = vmap_features(setting, 2), batched_features(setting)
+    finally:
+        setting.batches = batches
+    difference = float((found - expected).norm() / expected.norm())
+    if difference > 1e-3:
+        raise RuntimeError(f"its features differ by {difference:.2g}")
+
+
+def scaling(setting: Setting) -> list[tuple[int, float]]:
+    """Number of rows and features per second of CPU time, for a quarter, half and all of the rows."""
+    found = []
+    whole = setting.batches
+    for share in (4, 2, 1):
+        n = max(1, len(setting.dataset) // share)
+        setting.batches = setting.features.batches(list(range(n)))
+        seconds = paired({FEATURES: lambda: batched_features(setting)}, 1)[FEATURES].cpu[0]
+        found.append((n, n / seconds))
+    setting.batches = whole
+    return found
+
+
+def table(timings: dict[str, Timing], absent: dict[str, str], rows: int) -> str:
+    """Markdown, a row a variant."""
+    base, lines = timings[PLAIN], []
+    for name, timing in timings.items():
+        note = " (extrapolated)" if name == TRAK else ""
+        paired_with_plain = len(timing.cpu) == len(base.cpu)
+        cpu, wall = (median(getattr(timing, clock)) for clock in ("cpu", "wall"))
+        ratios = [
+            timing.ratio(base, clock) if paired_with_plain else seconds / median(getattr(base, clock))
+            for clock, seconds in (("cpu", cpu), ("wall", wall))
+        ]
+        extra = (timing.peak_bytes - base.peak_bytes) / 2**20
+        lines.append(
+            [
+                name + note,
+                f"{1000 * cpu / rows:.1f}",
+                f"{rows / wall:.2f}",
+                f"{ratios[0]:.3f}",
+                f"{ratios[1]:.3f}",
+                f"{extra:+.0f}",
+            ]
+        )
+    lines += [[name, reason, "", "", "", ""] for name, reason in absent.items()]
+    header = ["", "CPU ms a row", "rows/s", "CPU, times plain", "wall, times plain", "peak MiB above plain"]
+    return markdown(header, lines)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"))
+    parser.add_argument("--data", type=Path, default=ROOT / "examples" / "quickstart" / "data" / "train.jsonl")
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--turns", type=int, default=1, help="samples in one conversation")
+    parser.add_argument("--cutoff", type=int, default=512)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--dim", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vmap-rows", type=int, default=8, help="rows at once of torch.func; 0: leave it out")
+    parser.add_argument("--trak-rows", type=int, default=8, help="samples for TRAK; 0: leave it out")
+    parser.add_argument("--trak-columns", type=int, default=50, help="columns of TRAK's projection that are timed")
+    parser.add_argument("--scaling", action="store_true", help="time a quarter, half and all rows")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse()
+    logging.basicConfig(level=logging.WARNING)
+    warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # vmap's attention, row by row
+    setting = Setting(options)
+    rows, tokens = len(setting.dataset), setting.dataset.report.tokens
+    print(
+        f"{rows} rows, {tokens / rows:.0f} tokens a row, {len(setting.batches)} batches; p = {len(setting.adam):,}, "
+        f"k = {options.dim}; {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}\n"
+    )
+    timings, absent = measure(setting)
+    print(table(timings, absent, rows))
+    scales = scaling(setting) if options.scaling else []
+    for n, rate in scales:
+        print(f"n = {n}: {rate:.2f} features a CPU second")
+    if options.json:
+        facts = {name: vars(timing) for name, timing in timings.items()}
+        settings = {key: str(value) for key, value in vars(options).items()}
+        report = {"settings": settings, "rows": rows, "tokens": tokens, "timings": facts, "absent": absent}
+        options.json.write_text(json.dumps({**report, "scaling": scales}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Features phi = P u of whole batches: what training samples and evaluation prompts have in common.
+
+The batched rules (:mod:`dataflex.gradient_hooks`) stream every parameter's block through Adam normalisation and
+projection into the accumulator of the batch. Before they are trusted, they are compared, parameter by parameter, with
+plain backward passes on this very model; where they do not apply or do not agree, every item gets a backward pass of
+its own, which is announced with its reason.
+
+Raw gradients (no Adam normalisation) are held whole for one batch, b x p of at most :data:`RAW_BLOCK_VALUES`: the
+fixed-point grid of a row depends on its largest entry, which is known only after the backward pass. A second backward
+pass would double the cost, and a grid from an upper bound would lose precision; a batch of fewer rows costs neither.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dataflex.features import FEATURE_VERSION, fill_store
+from dataflex.gradient_check import disagreement
+from dataflex.gradient_hooks import BatchedGradients, Sink, UnsupportedModel
+from dataflex.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
+from dataflex.model import recomputing, trainable_parameters, undisturbed
+from dataflex.projection import AdamMoments, Projector
+from dataflex.store import FeatureDtype, FeatureStore
+from dataflex.types import SelectionContext
+
+logger = logging.getLogger(__name__)
+
+GradientType = Literal["adam", "sgd"]
+CHECKED_ITEMS = 2
+EXAMINED_ITEMS = 8
+"""The first two items with a finite gradient are compared, among the first eight."""
+RAW_BLOCK_VALUES = 1 << 26
+"""Most values (b x p) of raw gradients that are held at once, 256 MiB; a single row may be larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One batch for the rules.
+
+    Attributes:
+        rows: b.
+        losses: Runs the forward pass: losses ``(b,)``.
+        groups: Numbers of consecutive rows that make one item; None: every row is an item.
+    """
+
+    rows: int
+    losses: Callable[[], Tensor]
+    groups: list[int] | None = None
+
+
+class GradientFeatures(ABC):
+    """Computes features of items (samples, prompts) in the model's current state.
+
+    Args:
+        context: The selection's context.
+        projector: P.
+        adam: Moments that normalise the gradients; None: raw gradients.
+        batch_tokens: Most padded tokens b x t of one batch, or ``auto``; a single longer item is a batch of its own.
+    """
+
+    def __init__(
+        self, context: SelectionContext, projector: Projector, *, adam: AdamMoments | None, batch_tokens: BatchTokens
+    ) -> None:
+        self._context = context
+        self._model: nn.Module = context.model
+        self._projector = projector
+        self._adam = adam
+        self._device = next(context.model.parameters()).device
+        self._num_parameters = sum(parameter.numel() for _, parameter in trainable_parameters(context.model))
+        self._batch_tokens = batch_tokens
+        self._rule: BatchedGradients | None = None
+        self._announced = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of items."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """JSON-able facts that fix the features, beside projection and batches."""
+
+    @abstractmethod
+    def _length(self, item: int) -> int:
+        """Tokens of an item's longest row."""
+
+    @abstractmethod
+    def _work(self, items: Sequence[int]) -> Work:
+        """The batch of some items."""
+
+    @abstractmethod
+    def _plain(self, item: int) -> Tensor:
+        """An item's gradient ``(p,)`` from a backward pass of its own."""
+
+    def _rows(self, item: int) -> int:
+        """Rows that an item takes in a batch."""
+        del item
+        return 1
+
+    def fill(
+        self, directory: Path, *, shard_rows: int, description: str, dtype: FeatureDtype = "float32"
+    ) -> FeatureStore:
+        """A complete store of all items; rows whose gradient is not finite are NaN.
+
+        Args:
+            directory: Folder of the store; what the same state left there is used.
+            shard_rows: Rows between two writes.
+            description: For the progress bar.
+            dtype: Type of the features on disk.
+        """
+        facts = {"version": FEATURE_VERSION, "projection": self._projector.spec(), **self.facts()}
+        store = FeatureStore(
+            directory,
+            {**facts, "batch_tokens": self.batch_tokens},
+            num_rows=len(self),
+            dim=self._projector.dim,
+            shard_rows=shard_rows,
+            dtype=dtype,
+        )
+        if store.missing():
+            self.prepare()
+        fill_store(store, self._model, self.features, batches=self.batches, description=description)
+        return store
+
+    def prepare(self) -> None:
+        """Compare the batched rules with plain backward passes; without this, every item gets a pass of its own."""
+        self._rule = self._checked_rule()
+
+    @property
+    def batch_tokens(self) -> int:
+        """The token budget; ``auto`` is decided, and said with its reason, when it is first asked for."""
+        if self._batch_tokens == "auto":
+            longest = max(range(len(self)), key=self._length)
+            with self._gradient_pass():
+                work = self._work([longest])
+                per_token = bytes_per_token(work.losses, work.rows * self._length(longest), self._model)
+            available = available_bytes(self._device)
+            self._batch_tokens = fitting_tokens(available, per_token, self._device.type)
+            logger.info(
+                "feature_batch_tokens: %d (auto: %.1f GiB free, %.0f KiB of activations a token)",
+                self._batch_tokens,
+                available / 2**30,
+                per_token / 2**10,
+            )
+        return self._batch_tokens
+
+    def features(self, items: Sequence[int]) -> Tensor:
+        """Features ``(g, k)`` float32 of g items, computed together where the rules apply.
+
+        The model is in eval mode (:func:`dataflex.model.undisturbed`), and :meth:`prepare` was called.
+        """
+        if self._rule is not None:
+            try:
+                return self._batched(self._rule, items)
+            except UnsupportedModel as error:
+                self._announce(str(error))
+        with recomputing(self._model):
+            return torch.cat([self._projector.project(self._plain(item)[None], adam=self._adam) for item in items])
+
+    def batches(self, items: list[int]) -> list[list[int]]:
+        """Items that are computed together: neighbours in length, within the token budget."""
+        if self._rule is None:
+            return [[item] for item in items]
+        most_items = max(1, RAW_BLOCK_VALUES // self._num_parameters) if self._adam is None else len(items)
+        batches: list[list[int]] = []
+        rows = 0
+        for item in sorted(items, key=self._length):
+            rows += self._rows(item)
+            # Items come in order of length, so this one sets the width of the batch that it joins.
+            if batches and rows * self._length(item) <= self.batch_tokens and len(batches[-1]) < most_items:
+                batches[-1].append(item)
+            else:
+                batches.append([item])
+                rows = self._rows(item)
+        return batches
+
+    def _batched(self, rule: BatchedGradients, items: Sequence[int]) -> Tensor:
+        if self._adam is None:
+            values = torch.zeros((len(items), self._num_parameters), device=self._device)
+
+            def copy(block: Tensor, offset: int) -> None:
+                values[:, offset : offset + block.shape[1]] = block
+
+            self._run(rule, items, copy)
+            return self._projector.project(values)
+        adam = self._adam
+        accumulator = self._projector.accumulator(len(items), device=self._device)
+
+        def add(block: Tensor, offset: int) -> None:
+            accumulator.add(block.float(), offset, adam.slice(offset, offset + block.shape[1]))
+
+        self._run(rule, items, add)
+        return accumulator.features()
+
+    def _run(self, rule: BatchedGradients, items: Sequence[int], sink: Sink) -> None:
+        work = self._work(items)
+        with recomputing(self._model):
+            rule.run(work.rows, work.losses, sink, groups=work.groups)
+
+    def _checked_rule(self) -> BatchedGradients | None:
+        """The rules if they agree with plain backward passes on some items, else None, with a warning."""
+        try:
+            rule = BatchedGradients(self._model)
+            with self._gradient_pass():
+                items, expected = self._finite_gradients()
+                reason = None
+                if items:
+                    reason = disagreement(
+                        self._model, self._context.autocast, expected, lambda sink: self._run(rule, items, sink)
+                    )
+        except (UnsupportedModel, RuntimeError) as error:  # a model may forbid the taps in its own way
+            reason = str(error)
+        if reason is None:
+            return rule
+        self._announce(reason)
+        return None
+
+    def _finite_gradients(self) -> tuple[list[int], Tensor]:
+        """A few items and their plain gradients ``(g, p)``; one that is not finite would prove nothing."""
+        found: dict[int, Tensor] = {}
+        for item in range(min(EXAMINED_ITEMS, len(self))):
+            gradient = self._plain(item)
+            if gradient.isfinite().all():
+                found[item] = gradient
+            if len(found) == CHECKED_ITEMS:
+                break
+        return list(found), torch.stack(list(found.values())) if found else torch.empty(0)
+
+    @contextmanager
+    def _gradient_pass(self) -> Iterator[None]:
+        with undisturbed(self._model), recomputing(self._model):
+            yield
+
+    def _announce(self, reason: str) -> None:
+        if not self._announced:
+            logger.warning(
+                "gradients are computed one sample at a time, which takes two to four times as long: the batched "
+                "rules do not fit this model: %s",
+                reason,
+            )
+        self._announced = True

@@ -1,0 +1,128 @@
+"""Per-row parameter gradients of one module, from what passes through it.
+
+Row i of a batch enters the loss L_i alone, so the gradient of sum_i L_i with respect to row i of a module's output is
+that of L_i, and with it the row's parameter gradient follows from the module's input alone (Goodfellow 2015,
+arXiv 1510.01799). With inputs a and output gradients d, both with the b rows in front:
+
+========= ================= =================================================================
+module    y                 gradients of a row (sums over its positions t)
+========= ================= =================================================================
+Linear    a W^T + c         W: sum_t d_t a_t^T       c: sum_t d_t
+Conv1D    a W + c           W: sum_t a_t d_t^T       c: sum_t d_t          (GPT-2's layers)
+Embedding s W[a]            W[v]: s sum_{t: a_t = v} d_t, nothing for the padding index
+norms     w * n(a) + c      w: sum_t d_t * n(a_t)    c: sum_t d_t          (layer and RMS norms)
+========= ================= =================================================================
+
+A rule gives every parameter as a :data:`Piece`, which makes any range of the parameter's first dimension when asked: a
+vocabulary's b x V x d gradients never exist at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+Piece = Callable[[int, int], Tensor]
+"""Maps a range of a parameter's first dimension to its gradients ``(b, stop - start, ...)``, float32 or wider."""
+
+Rule = Callable[[Any, Tensor, Tensor], dict[str, Piece]]
+"""Maps (module, input ``(b, ...)``, output gradient ``(b, ..., out)``) to a piece for each of its parameters."""
+
+
+def find_rule(module: nn.Module) -> Rule | None:
+    """The rule of a module, or None. Subclasses are not their parents: they may compute something else.
+
+    The exceptions are by duty, not by name alone: embeddings that scale their output (Gemma), and RMS norms, which
+    every family of models defines anew; theirs is probed (:func:`norm`).
+    """
+    if type(module) is nn.Linear:
+        return linear
+    if type(module) is Conv1D:
+        return conv1d
+    if isinstance(module, nn.Embedding):
+        known = type(module) is nn.Embedding or hasattr(module, "embed_scale")
+        return embedding if known and module.max_norm is None and not module.scale_grad_by_freq else None
+    if type(module) is nn.LayerNorm or "RMSNorm" in type(module).__name__:
+        parameters = dict(module.named_parameters(recurse=False))
+        vectors = all(parameter.ndim == 1 for parameter in parameters.values())
+        return norm if vectors and parameters.keys() <= {"weight", "bias"} else None
+    return None
+
+
+def linear(module: nn.Linear, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
+    """Y = a W^T + c with W ``(out, in)``."""
+    del module
+    outgoing = _positions(gradient)  # (b, t, out)
+    incoming = _positions(inputs).to(outgoing.dtype)  # (b, t, in)
+    return {
+        "weight": lambda start, stop: torch.bmm(outgoing[:, :, start:stop].mT, incoming),
+        "bias": lambda start, stop: outgoing[:, :, start:stop].sum(dim=1),
+    }
+
+
+def conv1d(module: Conv1D, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
+    """Y = a W + c with W ``(in, out)``."""
+    del module
+    outgoing = _positions(gradient)  # (b, t, out)
+    incoming = _positions(inputs).to(outgoing.dtype)  # (b, t, in)
+    return {
+        "weight": lambda start, stop: torch.bmm(incoming[:, :, start:stop].mT, outgoing),
+        "bias": lambda start, stop: outgoing[:, :, start:stop].sum(dim=1),
+    }
+
+
+def embedding(module: nn.Embedding, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
+    """Y = s W[a] with W ``(V, d)``, ids a ``(b, t)``, and s the module's ``embed_scale``, 1 without one.
+
+    On a GPU the repeats of one id in a row are added in no fixed order.
+    """
+    scale = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(module.weight.dtype)  # as the module rounds it
+    outgoing = _positions(gradient) * float(scale)  # (b, t, d)
+    rows, width = outgoing.shape[0], outgoing.shape[2]
+    row = torch.arange(rows, device=inputs.device).repeat_interleave(outgoing.shape[1])  # (b * t,)
+    ids, order = inputs.flatten().sort(stable=True)  # so that a range of the vocabulary is a range of positions
+    row, values = row[order], outgoing.flatten(0, 1)[order]
+    if module.padding_idx is not None:
+        values = values.masked_fill((ids == module.padding_idx)[:, None], 0)
+
+    def weight(start: int, stop: int) -> Tensor:
+        first, last = torch.searchsorted(ids, torch.tensor([start, stop], device=ids.device)).tolist()
+        piece = values.new_zeros(rows * (stop - start), width)
+        piece.index_add_(0, row[first:last] * (stop - start) + ids[first:last] - start, values[first:last])
+        return piece.view(rows, stop - start, width)
+
+    return {"weight": weight}
+
+
+def norm(module: nn.Module, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
+    """Y = w * n(a) + c with w ``(n,)``, or (1 + w) * n(a), as Gemma has it.
+
+    Either is affine in w, so that n(a) is the difference between the outputs for w = 1 and w = 0.
+    """
+    outgoing = gradient.to(_wide(gradient))
+    zeros = {
+        name: torch.zeros_like(parameter, dtype=outgoing.dtype)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+    ones = zeros | {"weight": torch.ones_like(zeros["weight"])}
+    wide = inputs.to(outgoing.dtype)
+    at_one, at_zero = (torch.func.functional_call(module, values, (wide,)) for values in (ones, zeros))
+    scaled = _positions(outgoing * (at_one - at_zero))  # (b, t, n)
+    return {
+        "weight": lambda start, stop: scaled[:, :, start:stop].sum(dim=1),
+        "bias": lambda start, stop: _positions(outgoing)[:, :, start:stop].sum(dim=1),
+    }
+
+
+def _positions(values: Tensor) -> Tensor:
+    """``(b, ..., n)`` as ``(b, t, n)``, float32 or wider; t is 1 for ``(b, n)``."""
+    flat = values[:, None] if values.ndim == 2 else values.flatten(1, -2)
+    return flat.to(_wide(values))
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

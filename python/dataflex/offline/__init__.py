@@ -1,0 +1,1 @@
+"""Selection without training: from Python, from a configuration, over checkpoints, and what it would cost."""

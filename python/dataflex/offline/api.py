@@ -1,0 +1,237 @@
+"""Selection from Python, without a training run: ``df.select`` and ``df.less_static``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.data.templates import ChatTemplate
+from dataflex.errors import SelectionError
+from dataflex.model import Precision
+from dataflex.offline.context import at_checkpoint, build_context, resolve_count
+from dataflex.offline.selection import OfflineSelection, RowSource
+from dataflex.offline.static import score_checkpoints
+from dataflex.plugins import registry
+from dataflex.selectors.base import Selector
+from dataflex.selectors.less import LessSelector
+from dataflex.training.inputs import as_dataset, as_template
+from dataflex.training.outputs import check_selection
+from dataflex.types import Selection, SelectionContext
+
+
+def select(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    *,
+    selector: str | Selector[Any] = "less",
+    num_samples: float,
+    checkpoint: str | Path | None = None,
+    template: str | ChatTemplate | None = None,
+    cutoff_len: int = 2048,
+    seed: int = 42,
+    precision: Precision = "fp32",
+    output_dir: str | Path | None = None,
+    dataset_dir: str | Path | None = None,
+    **params: Any,
+) -> OfflineSelection:
+    """Select once, for the model as it is or as a checkpoint holds it, without training.
+
+    The model, its gradients, its mode and all random state are left as they were.
+
+    Args:
+        model: Causal language model with trainable parameters (a peft model, as a rule), on the device to compute on.
+        tokenizer: Its tokenizer.
+        train_dataset: Candidates: rows (``datasets.Dataset``, list of dicts) in a known form, a file, a name in
+            ``dataset_info.json``, or a tokenised dataset.
+        eval_dataset: What the selection is for, in the same forms; None for selectors without a target.
+        selector: Name of a registered selector, or one that is built already.
+        num_samples: How many candidates: a number (int) or a share (float up to 1).
+        checkpoint: Folder ``checkpoint-STEP`` of a training run: its weights are used, and the optimizer's moments
+            that ``gradient_type: adam`` needs. None: the weights of ``model``, and no moments.
+        template: Chat template by name; None: the tokenizer's own.
+        cutoff_len: Longest sample in tokens.
+        seed: Seed of selectors that draw.
+        precision: Of the forward passes (autocast).
+        output_dir: Folder of features and answers, which make a killed selection resumable; None: a temporary one.
+        dataset_dir: Folder of ``dataset_info.json``.
+        **params: Parameters of the selector, if it is named.
+
+    Raises:
+        SelectionError: The selection cannot succeed; raised before anything is computed where that can be known.
+        CheckpointError: The checkpoint is damaged or of another model.
+        DataError: Rows of no known form.
+        ConfigError: A parameter of the selector is wrong.
+
+    Example:
+        >>> chosen = dataflex.select(model, tokenizer, rows, targets, num_samples=0.05, gradient_type="sgd")
+        >>> subset = chosen.to_dataset()
+    """
+    built = _build(selector, params)
+    inputs = _Inputs(model, tokenizer, as_template(template, tokenizer), cutoff_len, seed, precision, dataset_dir)
+    try:
+        with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
+            return _finish(run_selector(built, context, checkpoint), context, train_dataset, dataset_dir)
+    finally:
+        built.close()
+
+
+def less_static(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    train_dataset: Any,
+    eval_dataset: Any,
+    checkpoints: Sequence[str | Path],
+    *,
+    num_samples: float,
+    learning_rates: Sequence[float] | None = None,
+    template: str | ChatTemplate | None = None,
+    cutoff_len: int = 2048,
+    seed: int = 42,
+    precision: Precision = "fp32",
+    output_dir: str | Path | None = None,
+    dataset_dir: str | Path | None = None,
+    **params: Any,
+) -> OfflineSelection:
+    """Select as LESS does (arXiv 2402.04333): over the checkpoints of a warm-up run.
+
+    The score of a candidate z is
+
+        max over tasks D of  sum_i eta_i (1 / |D|) sum_{j in D} cos(phi_i(z), phi_i(j)),
+
+    phi_i the features at checkpoint i (:class:`dataflex.LessSelector`) and eta_i its learning rate, normalised to a
+    sum of one. The order is that of the authors' code: checkpoints are summed, then the mean is taken over a task's
+    examples, then the maximum over tasks. (The paper's text takes the cosine with a task's mean gradient instead of
+    the mean of the cosines.)
+
+    Args:
+        model: The model that the checkpoints belong to; its weights are restored afterwards.
+        tokenizer: Its tokenizer.
+        train_dataset: Candidates; as for :func:`select`.
+        eval_dataset: Target examples with reference answers.
+        checkpoints: Folders ``checkpoint-STEP`` that the trainer wrote, with optimizer state unless
+            ``gradient_type="sgd"``; one at the end of each epoch in the paper.
+        num_samples: How many candidates: a number (int) or a share (float up to 1).
+        learning_rates: One a checkpoint, in any unit; None: the mean that its run has logged for its epoch.
+        template: As for :func:`select`.
+        cutoff_len: As for :func:`select`.
+        seed: As for :func:`select`.
+        precision: As for :func:`select`.
+        output_dir: As for :func:`select`.
+        dataset_dir: As for :func:`select`.
+        **params: Parameters of :class:`dataflex.LessSelector`.
+
+    Raises:
+        CheckpointError: A checkpoint is damaged, of another model, or lacks what is needed; the hint says what to do.
+        SelectionError: The selection cannot succeed.
+        DataError: Rows of no known form.
+        ConfigError: A parameter is wrong.
+
+    Example:
+        >>> chosen = dataflex.less_static(model, tokenizer, rows, targets, ["out/checkpoint-100", "out/checkpoint-200"],
+        ...                               num_samples=0.05)
+    """
+    selector = LessSelector(**params)
+    inputs = _Inputs(model, tokenizer, as_template(template, tokenizer), cutoff_len, seed, precision, dataset_dir)
+    with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
+        selection = score_checkpoints(selector, context, [Path(path) for path in checkpoints], learning_rates)
+        return _finish(selection, context, train_dataset, dataset_dir)
+
+
+@contextmanager
+def checked_context(
+    selector: Selector[Any], context: SelectionContext, checkpoint: str | Path | None
+) -> Iterator[SelectionContext]:
+    """The context, at a checkpoint if one is given, in which the selector has been checked.
+
+    Raises:
+        SelectionError: The selection cannot succeed.
+        CheckpointError: The checkpoint is damaged, of another model, or lacks the optimizer's state.
+    """
+    if selector.needs_eval_dataset and not context.eval_dataset:
+        raise SelectionError(f"selector {selector.name!r} needs an evaluation set", hint="pass eval_dataset")
+    # Only Adam-normalised gradients read the optimizer.
+    moments = getattr(selector.config, "gradient_type", None) == "adam"
+    state = nullcontext(context) if checkpoint is None else at_checkpoint(context, Path(checkpoint), optimizer=moments)
+    with state as current:
+        selector.check(current)
+        yield current
+
+
+def run_selector(selector: Selector[Any], context: SelectionContext, checkpoint: str | Path | None) -> Selection:
+    """One checked selection; errors as :func:`checked_context`, and whatever the selector raises."""
+    with checked_context(selector, context, checkpoint) as current:
+        selection = selector.select(current)
+    check_selection(selection, len(context.train_dataset), context.num_samples)
+    return selection
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What both functions are given alike."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    cutoff_len: int
+    seed: int
+    precision: Precision
+    dataset_dir: str | Path | None
+
+    def dataset(self, data: Any, *, keep_unlabelled: bool = False) -> TokenizedDataset:
+        """Tokenise."""
+        folder = None if self.dataset_dir is None else Path(self.dataset_dir)
+        return as_dataset(data, self.template, self.cutoff_len, keep_unlabelled=keep_unlabelled, dataset_dir=folder)
+
+
+@contextmanager
+def _context(
+    inputs: _Inputs, train_dataset: Any, eval_dataset: Any, num_samples: float, output_dir: str | Path | None
+) -> Iterator[SelectionContext]:
+    """The context, with a temporary output folder where none is named."""
+    training = inputs.dataset(train_dataset)
+    held_out = None if eval_dataset is None else inputs.dataset(eval_dataset, keep_unlabelled=True)
+    with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
+        yield build_context(
+            inputs.model,
+            inputs.tokenizer,
+            inputs.template,
+            training,
+            held_out,
+            num_samples=resolve_count(num_samples, len(training)),
+            seed=inputs.seed,
+            output_dir=Path(folder),
+            precision=inputs.precision,
+        )
+
+
+def _finish(
+    selection: Selection, context: SelectionContext, train_dataset: Any, dataset_dir: str | Path | None
+) -> OfflineSelection:
+    source = RowSource(train_dataset, None if dataset_dir is None else Path(dataset_dir))
+    return as_offline(selection, context.train_dataset, source)
+
+
+def as_offline(selection: Selection, candidates: TokenizedDataset, source: RowSource) -> OfflineSelection:
+    """The selection with the rows that its candidates come from."""
+    return OfflineSelection(**vars(selection), samples=candidates.samples, source=source)
+
+
+def _build(selector: str | Selector[Any], params: dict[str, Any]) -> Selector[Any]:
+    if isinstance(selector, str):
+        built: Selector[Any] = registry().get("selector", selector).from_params(params)
+        return built
+    if params:
+        raise SelectionError(
+            f"parameters ({', '.join(params)}) need the name of a selector, not one that is built already"
+        )
+    return selector

@@ -1,0 +1,103 @@
+"""A selection's context outside of a training run: the model as it is, or as a checkpoint holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.data.templates import ChatTemplate
+from dataflex.errors import SelectionError
+from dataflex.model import DTYPES, Precision, trainable_parameters
+from dataflex.training import checkpoint
+from dataflex.types import Autocast, SelectionContext
+
+
+def resolve_count(wanted: float, candidates: int) -> int:
+    """Number of samples: a share of the candidates (a float up to 1) or a number (an int).
+
+    Raises:
+        SelectionError: Nothing would be selected, or more than there is.
+    """
+    share = isinstance(wanted, float)
+    if share and not 0 < wanted <= 1:
+        raise SelectionError(f"num_samples {wanted} is not a share of the candidates, above 0 and up to 1")
+    count = max(1, math.floor(wanted * candidates + 0.5)) if share else int(wanted)
+    if not 0 < count <= candidates:
+        raise SelectionError(f"num_samples {count} does not fit: there are {candidates} candidates")
+    return count
+
+
+def build_context(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    train_dataset: TokenizedDataset,
+    eval_dataset: TokenizedDataset | None,
+    *,
+    num_samples: int,
+    seed: int,
+    output_dir: Path,
+    precision: Precision,
+) -> SelectionContext:
+    """The context of a single selection: step 0, round 1 of 1, no optimizer."""
+    return SelectionContext(
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        num_samples=num_samples,
+        step=0,
+        round=1,
+        num_rounds=1,
+        seed=seed,
+        output_dir=output_dir,
+        optimizer=None,
+        autocast=_autocast(model, precision),
+    )
+
+
+@contextmanager
+def at_checkpoint(context: SelectionContext, directory: Path, *, optimizer: bool) -> Iterator[SelectionContext]:
+    """The context with weights, step and (if asked for) optimizer of a checkpoint; the model is restored afterwards.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, of another model, or lacks the optimizer's state.
+    """
+    state = checkpoint.read_state(directory)
+    before = _weights(context.model)
+    try:
+        checkpoint.load_weights(directory, context.model)
+        restored = checkpoint.load_optimizer(directory, context.model) if optimizer else None
+        yield replace(context, step=state["step"] if state else 0, optimizer=restored)
+    finally:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+
+
+def _weights(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The tensors that loading a checkpoint overwrites, each with a copy of its value."""
+    if isinstance(model, PeftModel):
+        tensors: list[Any] = [parameter for _, parameter in trainable_parameters(model)]
+    else:
+        tensors = [*model.parameters(), *model.buffers()]
+    return [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+
+def _autocast(model: nn.Module, precision: Precision) -> Autocast:
+    if precision == "fp32":
+        return nullcontext
+    device = next(model.parameters()).device
+    return partial(torch.autocast, device.type, dtype=DTYPES[precision])

@@ -1,0 +1,153 @@
+"""LESS over several checkpoints: the weighted sum of their influences (arXiv 2402.04333)."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dataflex.errors import CheckpointError, SelectionError
+from dataflex.features import report_broken
+from dataflex.offline.context import at_checkpoint
+from dataflex.progress import Stopwatch
+from dataflex.projection import Projector
+from dataflex.selectors.gradient import candidate_facts, report_unusable
+from dataflex.selectors.less import LessSelector
+from dataflex.similarity import Influence, influence_scores, target_directions, top_k, unusual_rows
+from dataflex.store import FeatureStore
+from dataflex.training.checkpoint import read_state
+from dataflex.training.tracking import LOG_FILE
+from dataflex.types import Sample, Selection, SelectionContext, group_names
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Features of both sides at one checkpoint."""
+
+    step: int
+    train: FeatureStore
+    evaluation: FeatureStore
+    samples: list[Sample]
+
+
+def score_checkpoints(
+    selector: LessSelector,
+    context: SelectionContext,
+    checkpoints: Sequence[Path],
+    learning_rates: Sequence[float] | None,
+) -> Selection:
+    """The selection of :func:`dataflex.less_static`.
+
+    Args:
+        selector: Parameters of both sides' features.
+        context: Context of a selection without an optimizer.
+        checkpoints: Folders that the trainer wrote.
+        learning_rates: One a checkpoint; None: what their runs have logged.
+    """
+    weights = _weights(checkpoints, learning_rates)
+    watch = Stopwatch()
+    projector = selector.projector()
+    states: list[_State] = []
+    for directory in checkpoints:
+        with at_checkpoint(context, directory, optimizer=selector.config.gradient_type == "adam") as current:
+            if any(state.step == current.step for state in states):
+                raise SelectionError(f"{directory}: another checkpoint has taken {current.step} steps, too")
+            selector.check(current)
+            states.append(_features(selector, current, projector, watch))
+    with watch.phase("scores"):
+        parts, facts = _compare(selector, states, weights)
+        scores = influence_scores(parts, len(context.train_dataset))
+        report_unusable(scores, context.train_dataset.samples)
+        indices = top_k(scores.values, context.num_samples)
+    if selector.config.keep_features == "none":
+        shutil.rmtree(selector.work_dir(context) / "features")
+    report = {
+        "seconds": watch.seconds,
+        "candidates": candidate_facts(scores),
+        **facts,
+        "checkpoints": [
+            {"path": str(directory), "step": state.step, "weight": weight}
+            for directory, state, weight in zip(checkpoints, states, weights, strict=True)
+        ],
+    }
+    return Selection(indices, scores.values, "less_static", states[-1].step, 1, report)
+
+
+def _compare(
+    selector: LessSelector, states: Sequence[_State], weights: Sequence[float]
+) -> tuple[list[Influence], dict[str, Any]]:
+    """What the candidates' features are compared with at each checkpoint, and the facts for the report."""
+    samples = states[0].samples
+    aggregate = selector.aggregate_rule(samples)
+    groups = group_names(samples, selector.config.task_column)
+    unusual = [unusual_rows(state.evaluation.blocks()) for state in states]
+    # A target that is broken at one checkpoint would leave another mean there: it is left out of all of them.
+    broken = sorted({row for not_finite, _ in unusual for row in not_finite})
+    zero = sorted({row for _, rows in unusual for row in rows})
+    ids = {"not_finite": [samples[row].id for row in broken], "zero": [samples[row].id for row in zero]}
+    report_broken("evaluation", ids["not_finite"])
+    parts = []
+    for state, weight in zip(states, weights, strict=True):
+        directions = target_directions(state.evaluation.blocks(), aggregate, groups, leave_out=set(broken))
+        parts.append(Influence(state.train.blocks(), directions, weight))
+    return parts, {"targets": {"answered": len(samples), **ids}, "aggregate": aggregate}
+
+
+def _features(selector: LessSelector, context: SelectionContext, projector: Projector, watch: Stopwatch) -> _State:
+    with watch.phase("evaluation gradients"):
+        evaluation, samples = selector.reference_features(context, projector)
+    with watch.phase("training gradients"):
+        train = selector.training_features(context, projector)
+    return _State(context.step, train, evaluation, samples)
+
+
+def _weights(checkpoints: Sequence[Path], learning_rates: Sequence[float] | None) -> list[float]:
+    """eta_i, with a sum of one."""
+    if not checkpoints:
+        raise SelectionError("there are no checkpoints to score with")
+    rates = [logged_rate(path) for path in checkpoints] if learning_rates is None else list(learning_rates)
+    if len(rates) != len(checkpoints):
+        raise SelectionError(f"there are {len(checkpoints)} checkpoints and {len(rates)} learning rates")
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates) or sum(rates) == 0:
+        raise SelectionError(f"learning rates must be at least 0 and not all 0, got {rates}")
+    return [rate / sum(rates) for rate in rates]
+
+
+def logged_rate(directory: Path) -> float:
+    """Mean learning rate, over the logged steps, of the epoch that a checkpoint lies in.
+
+    An epoch is one cycle of the run's schedule. The entries come from the log of the checkpoint's run, or, if that is
+    gone, from the checkpoint itself, which knows those before it.
+
+    Raises:
+        CheckpointError: The checkpoint has no state, or no step of its epoch was logged.
+    """
+    hint = "pass learning_rates, one a checkpoint"
+    state = read_state(directory)
+    if state is None:
+        raise CheckpointError(f"{directory} was saved with save_only_model: it knows no learning rates", hint=hint)
+    schedule = state["facts"]["schedule"]
+    cycle = schedule["warmup_step"] + schedule["update_step"] * schedule["update_times"]
+    epoch = max(math.ceil(state["step"] / cycle), 1)
+    rates = [
+        entry["learning_rate"]
+        for entry in _log(directory) or state["history"]
+        if "learning_rate" in entry and (epoch - 1) * cycle < entry["current_steps"] <= epoch * cycle
+    ]
+    if not rates:
+        raise CheckpointError(
+            f"{directory}: no learning rate was logged in steps {(epoch - 1) * cycle + 1} to {epoch * cycle}", hint=hint
+        )
+    return fmean(rates)
+
+
+def _log(directory: Path) -> list[dict[str, Any]]:
+    file = directory.parent / LOG_FILE
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

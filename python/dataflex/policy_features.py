@@ -1,0 +1,145 @@
+"""Features of evaluation prompts: phi_x = P g_x of the policy gradient of their weighted answers.
+
+    g_x = grad( -(1 / M) sum_m w_m sum_t log softmax(logits_mt / T)[y_mt] )
+
+(:func:`dataflex.gradients.policy_gradient`). Several prompts with their answers make one padded batch, a row an answer,
+with one forward and one backward pass; the rows of a prompt are summed where their gradients arise. Answers of weight
+zero add nothing and are left out. Evaluation gradients are never Adam-normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataflex.data.collate import IGNORE_INDEX, Batch
+from dataflex.errors import GradientError
+from dataflex.features import fingerprint, state_fingerprint
+from dataflex.gradient_features import GradientFeatures, Work
+from dataflex.gradients import policy_gradient
+from dataflex.losses import label_log_probs
+from dataflex.memory import BatchTokens
+from dataflex.projection import Projector
+from dataflex.types import SelectionContext
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedPrompt:
+    """A prompt with its M answers.
+
+    Attributes:
+        row: The prompt's place in the evaluation set.
+        prompt_ids: Token ids of the prompt x.
+        answers: M lists of sampled token ids, each with at least one token.
+        weights: M weights w_m, not all zero.
+    """
+
+    row: int
+    prompt_ids: list[int]
+    answers: list[list[int]]
+    weights: list[float]
+
+
+class PolicyFeatures(GradientFeatures):
+    """Computes features of weighted prompts in the model's current state.
+
+    Args:
+        context: The selection's context.
+        prompts: The prompts.
+        projector: P.
+        temperature: Sampling temperature T.
+        batch_tokens: Most padded tokens b x t of one batch, or ``auto``; a single larger prompt is a batch of its own.
+
+    Raises:
+        GradientError: A prompt without a weight other than zero, or with an empty answer.
+    """
+
+    def __init__(
+        self,
+        context: SelectionContext,
+        prompts: Sequence[WeightedPrompt],
+        projector: Projector,
+        *,
+        temperature: float,
+        batch_tokens: BatchTokens,
+    ) -> None:
+        super().__init__(context, projector, adam=None, batch_tokens=batch_tokens)
+        for prompt in prompts:
+            if not any(prompt.weights) or not all(prompt.answers):
+                raise GradientError(f"prompt {prompt.row}: every weight is zero, or an answer has no token")
+        self._prompts = prompts
+        self._temperature = temperature
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def facts(self) -> dict[str, Any]:
+        """State of the model, prompts with their answers and weights, temperature."""
+        content = [(prompt.row, prompt.prompt_ids, prompt.answers, prompt.weights) for prompt in self._prompts]
+        return {
+            "state": state_fingerprint(self._model),
+            "prompts": fingerprint(content),
+            "temperature": self._temperature,
+        }
+
+    def _rows(self, item: int) -> int:
+        return len(_weighted_answers(self._prompts[item]))
+
+    def _length(self, item: int) -> int:
+        prompt = self._prompts[item]
+        return len(prompt.prompt_ids) + max(len(answer) for answer, _ in _weighted_answers(prompt))
+
+    def _work(self, items: Sequence[int]) -> Work:
+        prompts = [self._prompts[item] for item in items]
+        batch, weights = policy_batch(prompts, int(self._context.tokenizer.pad_token_id))
+        batch, weights = batch.to(self._device), weights.to(self._device)
+
+        def losses() -> Tensor:
+            with self._context.autocast():
+                totals, _ = label_log_probs(self._model, batch, self._temperature)
+            return -weights.to(totals.dtype) * totals
+
+        return Work(len(weights), losses, [self._rows(item) for item in items])
+
+    def _plain(self, item: int) -> Tensor:
+        prompt = self._prompts[item]
+        return policy_gradient(
+            self._model,
+            prompt.prompt_ids,
+            prompt.answers,
+            prompt.weights,
+            temperature=self._temperature,
+            autocast=self._context.autocast,
+        ).float()
+
+
+def policy_batch(prompts: Sequence[WeightedPrompt], pad_token_id: int) -> tuple[Batch, Tensor]:
+    """All answers with a weight as rows of one batch, prompt by prompt.
+
+    Returns:
+        The batch, with the answers' tokens as labels, and ``(b,)`` float64 weights w_m / M.
+    """
+    rows = [
+        (prompt.prompt_ids, answer, weight / len(prompt.answers))
+        for prompt in prompts
+        for answer, weight in _weighted_answers(prompt)
+    ]
+    width = max(len(prompt_ids) + len(answer) for prompt_ids, answer, _ in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id, dtype=torch.int64)  # (b, t)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    for row, (prompt_ids, answer, _) in enumerate(rows):
+        start, end = len(prompt_ids), len(prompt_ids) + len(answer)
+        input_ids[row, :end] = torch.tensor([*prompt_ids, *answer])
+        attention_mask[row, :end] = 1
+        labels[row, start:end] = torch.tensor(answer)
+    weights = torch.tensor([weight for *_, weight in rows], dtype=torch.float64)
+    return Batch(input_ids, attention_mask, labels), weights
+
+
+def _weighted_answers(prompt: WeightedPrompt) -> list[tuple[list[int], float]]:
+    return [(answer, weight) for answer, weight in zip(prompt.answers, prompt.weights, strict=True) if weight]

@@ -1,0 +1,284 @@
+"""What selectors by gradient similarity share: training features, directions of the targets, scores, top k.
+
+A candidate's feature is phi_i = P u_i with its (Adam-normalised) loss gradient u_i; the targets are features of the
+evaluation set, and a subclass says how they come about. A candidate's score is its cosine with the targets, aggregated
+over them (:mod:`dataflex.similarity`).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+from torch import Tensor
+
+from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.errors import SelectionError
+from dataflex.features import report_broken
+from dataflex.memory import BatchTokens
+from dataflex.progress import Stopwatch
+from dataflex.projection import AdamVariant, Projector
+from dataflex.sample_features import GradientType, SampleFeatures
+from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.plan import Plan, PlannedPart
+from dataflex.similarity import (
+    Aggregate,
+    Influence,
+    Scores,
+    influence_scores,
+    target_directions,
+    top_k,
+    unusual_rows,
+)
+from dataflex.store import FeatureDtype, FeatureStore
+from dataflex.types import Sample, Selection, SelectionContext, group_names
+
+logger = logging.getLogger(__name__)
+
+TRAINING = "training gradients"
+EVALUATION = "evaluation gradients"
+"""Names of the parts of a round, in progress bars and reports."""
+
+
+class GradientConfig(SelectorConfig):
+    """Parameters of every selector by gradient similarity."""
+
+    cache_dir: Path | None = Field(None, description="folder of features and answers; null: inside output_dir")
+    gradient_type: GradientType = Field("adam", description="normalise training gradients as Adam would, or not (sgd)")
+    adam_variant: AdamVariant = Field("adamw", description="torch's AdamW step, or the formula of LESS")
+    proj_dim: int = Field(4096, ge=1, description="dimension k of the projected features")
+    projection: str = Field("sjlt", description="kind of projection")
+    seed: int = Field(123, ge=0, description="seed of the projection and of whatever the selector draws")
+    save_interval: int = Field(16, ge=1, description="rows between two writes of the feature store")
+    feature_batch_tokens: BatchTokens = Field(2048, description="padded tokens of one batch of gradients, or auto")
+    features_dtype: FeatureDtype = Field("float32", description="type of the features on disk; 16 bits halve them")
+    keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
+    task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")
+
+
+GradientConfigT = TypeVar("GradientConfigT", bound=GradientConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The evaluation side of a round.
+
+    Attributes:
+        directions: ``(d, k)`` float64: a candidate's score is its largest inner product with one of them.
+        report: What the selection's report says about them.
+    """
+
+    directions: Tensor
+    report: Mapping[str, Any]
+
+
+class GradientSelector(Selector[GradientConfigT]):
+    """Selects the candidates whose features are most aligned with those of the targets."""
+
+    needs_eval_dataset: ClassVar[bool] = True
+
+    @abstractmethod
+    def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
+        """The evaluation side of this round.
+
+        Args:
+            context: The selection's context.
+            projector: The projection of both sides.
+            watch: Counts the time of each part.
+        """
+
+    def plan(self, context: SelectionContext) -> Plan:
+        """Gradients of all candidates."""
+        features = self.training_gradients(context, self.projector())
+        return Plan([self.planned(TRAINING, features, context.train_dataset)])
+
+    def check(self, context: SelectionContext) -> None:
+        """Check the projection, the evaluation set and the optimizer before training starts."""
+        self.projector()
+        if not context.eval_dataset:
+            raise SelectionError(f"{self.name} needs an evaluation set", hint="set eval_dataset")
+        if self.config.gradient_type == "adam" and context.optimizer is None:
+            raise SelectionError(
+                f"{self.name}: gradient_type 'adam' normalises with an optimizer's moments, and there is no optimizer",
+                hint="gradient_type: sgd, or a checkpoint that holds the optimizer's state (checkpoint)",
+            )
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Run one round: targets, training features, scores.
+
+        Raises:
+            SelectionError: There is no usable target, or too few candidates have a usable gradient.
+        """
+        watch = Stopwatch()
+        projector = self.projector()
+        targets = self.targets(context, projector, watch)
+        with watch.phase(TRAINING):
+            train = self.training_features(context, projector)
+        with watch.phase("scores"):
+            scores = influence_scores([Influence(train.blocks(), targets.directions)], len(context.train_dataset))
+            report_unusable(scores, context.train_dataset.samples)
+            indices = top_k(scores.values, context.num_samples)
+        self._prune(context)
+        report = {"seconds": watch.seconds, "candidates": candidate_facts(scores), **targets.report}
+        return Selection(indices, scores.values, self.name, context.step, context.round, report)
+
+    def projector(self) -> Projector:
+        """The configured projection."""
+        return Projector(self.config.proj_dim, self.config.projection, self.config.seed)
+
+    def training_gradients(self, context: SelectionContext, projector: Projector) -> SampleFeatures:
+        """What computes the candidates' features in the model's current state."""
+        return SampleFeatures(
+            context,
+            context.train_dataset,
+            projector,
+            gradient_type=self.config.gradient_type,
+            adam_variant=self.config.adam_variant,
+            batch_tokens=self.config.feature_batch_tokens,
+        )
+
+    def training_features(self, context: SelectionContext, projector: Projector) -> FeatureStore:
+        """Features of all candidates in the model's current state."""
+        return self.training_gradients(context, projector).fill(
+            self.round_dir(context) / "train",
+            shard_rows=self.config.save_interval,
+            description=TRAINING,
+            dtype=self.config.features_dtype,
+        )
+
+    def reference_gradients(
+        self, context: SelectionContext, projector: Projector
+    ) -> tuple[SampleFeatures, TokenizedDataset]:
+        """What computes the features of the reference answers, and the evaluation samples that have one.
+
+        The gradients are plain, never Adam-normalised.
+
+        Raises:
+            SelectionError: No evaluation sample has an answer.
+        """
+        answered, without = split_answered(context)
+        if not answered:
+            raise SelectionError(
+                "no evaluation sample has a reference answer to take a gradient of", hint="add answers to eval_dataset"
+            )
+        if without:
+            logger.warning(
+                "%d evaluation samples have no reference answer and are left out: %s", len(without), _shown(without)
+            )
+        assert context.eval_dataset is not None
+        dataset = context.eval_dataset.select(answered)
+        features = SampleFeatures(
+            context,
+            dataset,
+            projector,
+            gradient_type="sgd",
+            adam_variant=self.config.adam_variant,
+            batch_tokens=self.config.feature_batch_tokens,
+        )
+        return features, dataset
+
+    def reference_features(self, context: SelectionContext, projector: Projector) -> tuple[FeatureStore, list[Sample]]:
+        """Features of the reference answers.
+
+        Returns:
+            The store and the sample of each of its rows: the evaluation samples that have an answer.
+
+        Raises:
+            SelectionError: No evaluation sample has one.
+        """
+        features, dataset = self.reference_gradients(context, projector)
+        store = features.fill(
+            self.round_dir(context) / "eval",
+            shard_rows=self.config.save_interval,
+            description=EVALUATION,
+            dtype=self.config.features_dtype,
+        )
+        return store, dataset.samples
+
+    def planned(self, name: str, features: SampleFeatures, dataset: TokenizedDataset) -> PlannedPart:
+        """One side's features as a part of the plan."""
+        config = self.config
+        return PlannedPart(
+            name=name,
+            lengths=[len(example.input_ids) for example in dataset],
+            prepare=features.prepare,
+            batches=features.batches,
+            compute=features.features,
+            open_store=lambda folder: FeatureStore(
+                folder, {}, len(dataset), config.proj_dim, config.save_interval, config.features_dtype
+            ),
+        )
+
+    def directions(
+        self, store: FeatureStore, samples: Sequence[Sample], aggregate: Aggregate
+    ) -> tuple[Tensor, dict[str, list[str]]]:
+        """Directions of the usable evaluation rows, and the ids of the unusual ones.
+
+        Args:
+            store: Features of the targets, one row a sample.
+            samples: The samples of these rows.
+            aggregate: Rule over the targets.
+
+        Returns:
+            Directions ``(d, k)`` float64, and the ids of rows that are not finite (left out) and zero (cosine 0).
+        """
+        not_finite, zero = unusual_rows(store.blocks())
+        facts = {"not_finite": [samples[row].id for row in not_finite], "zero": [samples[row].id for row in zero]}
+        report_broken("evaluation", facts["not_finite"])
+        if zero:
+            logger.warning("%d evaluation samples have a gradient of zero: %s", len(zero), _shown(facts["zero"]))
+        groups = group_names(samples, self.config.task_column)
+        return target_directions(store.blocks(), aggregate, groups, leave_out=set(not_finite)), facts
+
+    def work_dir(self, context: SelectionContext) -> Path:
+        """Folder of everything that rounds leave behind."""
+        return self.config.cache_dir or context.output_dir
+
+    def round_dir(self, context: SelectionContext) -> Path:
+        """Folder of this round's features."""
+        return self.work_dir(context) / "features" / f"step-{context.step}"
+
+    def _prune(self, context: SelectionContext) -> None:
+        """Remove the features that ``keep_features`` does not keep."""
+        current = self.round_dir(context)
+        for path in sorted(current.parent.glob("step-*")):
+            keep = self.config.keep_features == "all" or (self.config.keep_features == "last" and path == current)
+            if not keep:
+                shutil.rmtree(path)
+
+
+def split_answered(context: SelectionContext) -> tuple[list[int], list[str]]:
+    """Positions of the evaluation samples that have a token with loss, and the ids of the others."""
+    answered: list[int] = []
+    without: list[str] = []
+    for row, example in enumerate(context.eval_dataset or ()):
+        # The first token is never predicted.
+        if any(label != IGNORE_INDEX for label in example.labels[1:]):
+            answered.append(row)
+        else:
+            without.append(example.sample.id)
+    return answered, without
+
+
+def report_unusable(scores: Scores, samples: Sequence[Sample]) -> None:
+    """Warn about candidates without a score, by id."""
+    report_broken("training", [samples[row].id for row in scores.not_finite])
+    if scores.zero:
+        ids = [samples[row].id for row in scores.zero]
+        logger.warning("%d training samples have a gradient of zero and are left out: %s", len(ids), _shown(ids))
+
+
+def candidate_facts(scores: Scores) -> dict[str, int]:
+    """Counts of the candidates, for the report."""
+    return {"total": len(scores.values), "not_finite": len(scores.not_finite), "zero": len(scores.zero)}
+
+
+def _shown(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")

@@ -1,0 +1,100 @@
+"""LESS: training gradients, as Adam would step on them, against the gradients of target examples.
+
+Xia et al., "LESS: Selecting Influential Data for Targeted Instruction Tuning" (arXiv 2402.04333). A candidate's feature
+is phi_i = P u_i with its Adam-normalised loss gradient u_i, a target's is phi_j = P g_j with the plain gradient of its
+reference answer, and the score of a candidate is
+
+    s_i = max over tasks D of (1 / |D|) sum_{j in D} cos(phi_i, phi_j).
+
+This selector is the dynamic form: it looks at one state of the model, the current one.
+:func:`dataflex.less_static` is the form of the paper, a weighted sum over several checkpoints.
+
+Deviations: Adam normalisation is by default the step of torch's AdamW (``adam_variant: less`` is the paper's); an
+evaluation set without tasks is one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from dataflex.errors import SelectionError
+from dataflex.progress import Stopwatch
+from dataflex.projection import Projector
+from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
+from dataflex.selectors.plan import Plan
+from dataflex.similarity import Aggregate
+from dataflex.types import Sample, SelectionContext, group_names
+
+
+class LessConfig(GradientConfig):
+    """Parameters of LESS."""
+
+    aggregate: Aggregate | Literal["auto"] = Field(
+        "auto", description="rule over the evaluation samples; auto: task_max if every one has a task, else mean"
+    )
+
+
+class LessSelector(GradientSelector[LessConfig]):
+    """Selects the candidates whose optimizer step lowers the loss on the evaluation set's answers most.
+
+    Evaluation samples without a reference answer are left out and named.
+
+    Example:
+        >>> selector = LessSelector(proj_dim=4096, features_dtype="bfloat16")
+    """
+
+    name: ClassVar[str] = "less"
+    Config = LessConfig
+
+    def check(self, context: SelectionContext) -> None:
+        """Check projection, optimizer, reference answers and tasks before training starts."""
+        super().check(context)
+        answered, _ = split_answered(context)
+        if not answered:
+            raise SelectionError(
+                "LESS compares with reference answers, and no evaluation sample has one",
+                hint="add answers to eval_dataset, or use nice, which needs none",
+            )
+        assert context.eval_dataset is not None
+        samples = [context.eval_dataset[row].sample for row in answered]
+        without = [
+            sample.id
+            for sample, task in zip(samples, group_names(samples, self.config.task_column), strict=True)
+            if task is None
+        ]
+        if self.config.aggregate == "task_max" and without:
+            raise SelectionError(
+                f"aggregate 'task_max' needs the column {self.config.task_column!r} in every evaluation sample; "
+                f"{len(without)} have none, the first is {without[0]}",
+                hint="name the column with task_column, or use aggregate: mean",
+            )
+
+    def plan(self, context: SelectionContext) -> Plan:
+        """Gradients of all candidates and of the reference answers."""
+        features, dataset = self.reference_gradients(context, self.projector())
+        return Plan([*super().plan(context).parts, self.planned(EVALUATION, features, dataset)])
+
+    def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
+        """Gradients of the reference answers.
+
+        Raises:
+            SelectionError: No evaluation sample has a usable reference answer.
+        """
+        with watch.phase(EVALUATION):
+            store, samples = self.reference_features(context, projector)
+            aggregate = self.aggregate_rule(samples)
+            directions, unusual = self.directions(store, samples, aggregate)
+        total = len(context.eval_dataset or ())
+        return Targets(
+            directions,
+            {"targets": {"total": total, "answered": len(samples), **unusual}, "aggregate": aggregate},
+        )
+
+    def aggregate_rule(self, samples: Sequence[Sample]) -> Aggregate:
+        """The configured rule; ``auto`` becomes ``task_max`` where every sample has a task, else ``mean``."""
+        if self.config.aggregate != "auto":
+            return self.config.aggregate
+        return "mean" if None in group_names(samples, self.config.task_column) else "task_max"

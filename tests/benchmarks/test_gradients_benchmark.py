@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from helpers.scripts import ROOT, load_script
+from helpers.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_benchmark_compares_all_variants(tmp_path, model_folder, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = load_script("benchmarks/gradients.py")
+    report = tmp_path / "report.json"
+    options = {"model": model_folder, "rows": 6, "turns": 2, "rounds": 2, "dim": 256, "trak-rows": 1, "json": report}
+    arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["gradients.py", *arguments, "--trak-columns", "25", "--scaling"])
+    script.main()
+    printed = capsys.readouterr().out
+    facts = json.loads(report.read_text(encoding="utf-8"))
+    timings = facts["timings"]
+    assert all(len(timings[name]["cpu"]) == 2 for name in ("plain step", "features", "vmap"))
+    assert "| plain step |" in printed
+    assert [n for n, _ in facts["scaling"]] == [1, 3, 6]
+    if importlib.util.find_spec("trak") is None:
+        assert facts["absent"] == {"one by one + TRAK": "not installed (pip install traker)"}
+        assert "| one by one + TRAK | not installed (pip install traker) |" in printed
+    else:
+        assert facts["absent"] == {}
+        assert len(timings["one by one + TRAK"]["cpu"]) == 1
