@@ -5,6 +5,7 @@ import torch
 
 from dataflex.adam import adam_normalize
 from dataflex.data.collate import collate
+from dataflex.distributed import Ranks
 from dataflex.errors import GradientError
 from dataflex.features import adam_moments, fill_store, report_broken, state_fingerprint
 from dataflex.gradients import sample_gradient
@@ -96,6 +97,6 @@ def test_stores_are_filled_shard_by_shard_in_batches(tmp_path):
         seen.append(list(rows))
         return torch.tensor([[row, -row] for row in rows], dtype=torch.float32)
 
-    fill_store(store, model, compute, description="x", batches=lambda rows: [rows[::2], rows[1::2]])
+    fill_store(store, model, compute, description="x", batches=lambda rows: [rows[::2], rows[1::2]], ranks=Ranks())
     assert seen == [[0, 2], [1, 3]]
     assert store.load()[:4].tolist() == [[0, 0], [1, -1], [2, -2], [3, -3]]

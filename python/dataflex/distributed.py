@@ -94,6 +94,17 @@ class Ranks:
         value: T = outcome["value"]
         return value
 
+    def main_first(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns on this rank, which begins once the main process is done with it.
+
+        For work on shared files: the main process makes or repairs what the others find.
+        """
+        if self.count == 1:
+            return work()
+        found: list[T] = []
+        self.on_main(lambda: found.append(work()))
+        return found[0] if self.is_main else work()
+
     def _gather_bytes(self, data: bytes) -> list[torch.Tensor]:
         """uint8 tensors of all ranks on the CPU, lengths first, then padded to the longest."""
         import torch

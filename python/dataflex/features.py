@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dataflex.distributed import Ranks
 from dataflex.errors import GradientError
 from dataflex.model import trainable_parameters, undisturbed
 from dataflex.progress import progress_bar
@@ -101,8 +102,9 @@ def fill_store(
     *,
     description: str,
     batches: Callable[[list[int]], list[list[int]]] | None = None,
+    ranks: Ranks,
 ) -> None:
-    """Compute the store's missing shards.
+    """Compute the store's missing shards, which the ranks share; every rank returns when all are written.
 
     Args:
         store: Where the rows go.
@@ -110,13 +112,16 @@ def fill_store(
         features: Maps the numbers of b rows to their features ``(b, k)``.
         description: For the progress bar.
         batches: Splits the rows of a shard into those that are computed together; None: one at a time. It sees one
-            shard only, so that a row's batch, and with it its rounding, is the same in a resumed run.
+            shard only, so that a row's batch, and with it its rounding, is the same in a resumed run and for any
+            number of ranks.
+        ranks: The processes of the run; the store lies where all of them see it.
     """
-    missing = store.missing()
+    missing = ranks.share(ranks.on_main(store.missing))
     todo = sum(stop - start for start, stop in missing)
+    total = store.num_rows if ranks.count == 1 else todo
     with (
         undisturbed(model),
-        progress_bar(store.num_rows, description, unit="row", initial=store.num_rows - todo) as bar,
+        progress_bar(total, description, unit="row", initial=total - todo, disable=not ranks.is_main) as bar,
     ):
         for start, stop in missing:
             rows = list(range(start, stop))
@@ -125,6 +130,7 @@ def fill_store(
                 shard[[row - start for row in batch]] = features(batch).cpu()
                 bar.update(len(batch))
             store.write(start, shard)
+    ranks.barrier()
 
 
 def report_broken(what: str, ids: Sequence[str]) -> None:

@@ -116,18 +116,19 @@ class GradientFeatures(ABC):
             description: For the progress bar.
             dtype: Type of the features on disk.
         """
-        facts = {"version": FEATURE_VERSION, "projection": self._projector.spec(), **self.facts()}
-        store = FeatureStore(
-            directory,
-            {**facts, "batch_tokens": self.batch_tokens},
-            num_rows=len(self),
-            dim=self._projector.dim,
-            shard_rows=shard_rows,
-            dtype=dtype,
+        facts = {
+            "version": FEATURE_VERSION,
+            "projection": self._projector.spec(),
+            **self.facts(),
+            "batch_tokens": self.batch_tokens,
+        }
+        ranks = self._context.ranks
+        store = ranks.main_first(
+            lambda: FeatureStore(directory, facts, len(self), self._projector.dim, shard_rows, dtype)
         )
-        if store.missing():
+        if ranks.on_main(lambda: bool(store.missing())):
             self.prepare()
-        fill_store(store, self._model, self.features, batches=self.batches, description=description)
+        fill_store(store, self._model, self.features, batches=self.batches, description=description, ranks=ranks)
         return store
 
     def prepare(self) -> None:
@@ -137,20 +138,10 @@ class GradientFeatures(ABC):
     @property
     def batch_tokens(self) -> int:
         """The token budget; ``auto`` is decided, and said with its reason, when it is first asked for."""
-        if self._batch_tokens == "auto":
-            longest = max(range(len(self)), key=self._length)
-            with self._gradient_pass():
-                work = self._work([longest])
-                per_token = bytes_per_token(work.losses, work.rows * self._length(longest), self._model)
-            available = available_bytes(self._device)
-            self._batch_tokens = fitting_tokens(available, per_token, self._device.type)
-            logger.info(
-                "feature_batch_tokens: %d (auto: %.1f GiB free, %.0f KiB of activations a token)",
-                self._batch_tokens,
-                available / 2**30,
-                per_token / 2**10,
-            )
-        return self._batch_tokens
+        tokens = self._batch_tokens
+        if tokens == "auto":
+            tokens = self._batch_tokens = self._context.ranks.on_main(self._fitting_tokens)
+        return tokens
 
     def features(self, items: Sequence[int]) -> Tensor:
         """Features ``(g, k)`` float32 of g items, computed together where the rules apply.
@@ -204,6 +195,22 @@ class GradientFeatures(ABC):
         work = self._work(items)
         with recomputing(self._model):
             rule.run(work.rows, work.losses, sink, groups=work.groups)
+
+    def _fitting_tokens(self) -> int:
+        """The token budget that free memory allows."""
+        longest = max(range(len(self)), key=self._length)
+        with self._gradient_pass():
+            work = self._work([longest])
+            per_token = bytes_per_token(work.losses, work.rows * self._length(longest), self._model)
+        available = available_bytes(self._device)
+        tokens = fitting_tokens(available, per_token, self._device.type)
+        logger.info(
+            "feature_batch_tokens: %d (auto: %.1f GiB free, %.0f KiB of activations a token)",
+            tokens,
+            available / 2**30,
+            per_token / 2**10,
+        )
+        return tokens
 
     def _checked_rule(self) -> BatchedGradients | None:
         """The rules if they agree with plain backward passes on some items, else None, with a warning."""

@@ -131,19 +131,21 @@ class DrawSelector(Selector[DrawConfigT]):
     def losses(self, context: SelectionContext) -> NDArray[np.float64]:
         """Loss of every candidate ``(n,)`` in nats a token, NaN where it is not finite; from disk where it is there."""
         dataset = context.train_dataset
-        store = FeatureStore(
-            (self.config.cache_dir or context.output_dir) / "losses" / f"step-{context.step}",
-            {
-                "state": state_fingerprint(context.model),
-                "data": dataset.fingerprint,
-                "batch_tokens": self.config.loss_batch_tokens,
-            },
-            num_rows=len(dataset),
-            dim=1,
-            shard_rows=SHARD_ROWS,
+        facts = {
+            "state": state_fingerprint(context.model),
+            "data": dataset.fingerprint,
+            "batch_tokens": self.config.loss_batch_tokens,
+        }
+        folder = (self.config.cache_dir or context.output_dir) / "losses" / f"step-{context.step}"
+        store = context.ranks.main_first(lambda: FeatureStore(folder, facts, len(dataset), 1, SHARD_ROWS))
+        fill_store(
+            store,
+            context.model,
+            partial(sample_losses, context),
+            batches=partial(length_batches, dataset, batch_tokens=self.config.loss_batch_tokens),
+            description="losses",
+            ranks=context.ranks,
         )
-        batches = partial(length_batches, dataset, batch_tokens=self.config.loss_batch_tokens)
-        fill_store(store, context.model, partial(sample_losses, context), batches=batches, description="losses")
         values = store.load()[:, 0].double().numpy()
         return np.where(np.isfinite(values), values, np.nan)
 

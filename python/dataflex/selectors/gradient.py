@@ -125,7 +125,9 @@ class GradientSelector(Selector[GradientConfigT]):
             scores = influence_scores([Influence(train.blocks(), targets.directions)], len(context.train_dataset))
             report_unusable(scores, context.train_dataset.samples)
             indices = top_k(scores.values, context.num_samples)
-        self._prune(context)
+        context.ranks.barrier()  # all have read what is removed now
+        if context.ranks.is_main:
+            self._prune(context)
         report = {"seconds": watch.seconds, "candidates": candidate_facts(scores), **targets.report}
         return Selection(indices, scores.values, self.name, context.step, context.round, report)
 
