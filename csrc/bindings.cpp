@@ -11,6 +11,7 @@
 
 #include "cpu/isa.h"
 #include "philox.h"
+#include "rademacher.h"
 #include "sjlt.h"
 
 namespace py = pybind11;
@@ -25,7 +26,7 @@ using Moments = std::optional<py::array_t<float, py::array::c_style>>;
 template <class T>
 using Dense = py::array_t<T, py::array::c_style>;
 
-constexpr int kApiVersion = 3;  // grows with every change of a signature; dataflex.native knows the one it needs
+constexpr int kApiVersion = 4;  // grows with every change of a signature; dataflex.native knows the one it needs
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("dataflex._native: " + message);
@@ -113,6 +114,18 @@ void sjlt_accumulate(const py::array& grads, const std::string& type, int64_t of
   dataflex::sjlt_accumulate(job, totals);
 }
 
+void rademacher_accumulate(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                           const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
+                           const Dense<int32_t>& exponents, uint64_t seed, Dense<int64_t>& sums,
+                           Dense<uint8_t>& not_finite, Dense<int64_t>& saturated, int threads) {
+  const Gradients block = make_block(grads, type, offset, variant, constants, exp_avg, exp_avg_sq);
+  const int32_t dim = check_sums(sums, block.rows);
+  const Totals totals = make_totals(block.rows, exponents, sums, not_finite, saturated);
+  const dataflex::RademacherJob job{block, exponents.data(), seed, dim, threads};
+  const py::gil_scoped_release unlocked;
+  dataflex::rademacher_accumulate(job, totals);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -127,6 +140,11 @@ PYBIND11_MODULE(_native, module) {
   module.def("sjlt_accumulate", &sjlt_accumulate, py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"),
              py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
              py::arg("exp_avg_sq").noconvert(), py::arg("exponents").noconvert(), py::arg("seed"), py::arg("sparsity"),
+             py::arg("sums").noconvert(), py::arg("not_finite").noconvert(), py::arg("saturated").noconvert(),
+             py::arg("threads"));
+  module.def("rademacher_accumulate", &rademacher_accumulate, py::arg("grads").noconvert(), py::arg("type"),
+             py::arg("offset"), py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
+             py::arg("exp_avg_sq").noconvert(), py::arg("exponents").noconvert(), py::arg("seed"),
              py::arg("sums").noconvert(), py::arg("not_finite").noconvert(), py::arg("saturated").noconvert(),
              py::arg("threads"));
 }

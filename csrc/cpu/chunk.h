@@ -59,5 +59,23 @@ inline int quantise(const float* values, int32_t exponent, float limit, int coun
   return saturated;
 }
 
+struct Flaws {
+  int broken;     // values that are not finite
+  int saturated;  // values beyond the grid
+};
+
+// grid[i] = parameter start + i (absolute index) of one row, for i < count; 0 outside the block. `values` is scratch of
+// `count` floats.
+inline Flaws load_grid(const Gradients& block, int64_t row, int64_t start, int count, int32_t exponent, float limit,
+                       float* values, int32_t* grid) {
+  const int64_t begin = start > block.offset ? start : block.offset;
+  const int64_t stop = block.offset + block.count;
+  const int64_t end = start + count < stop ? start + count : stop;
+  const int inside = static_cast<int>(end - begin);
+  if (inside < count) memset(grid, 0, sizeof(int32_t) * count);
+  const int broken = load_values(block, row, begin - block.offset, inside, values);
+  return {broken, quantise(values, exponent, limit, inside, grid + (begin - start))};
+}
+
 }  // namespace
 }  // namespace dataflex

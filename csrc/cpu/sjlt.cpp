@@ -21,6 +21,7 @@ constexpr size_t kAlignment = 64;
 SjltRun implementation() {
   switch (current_isa()) {
 #ifdef DATAFLEX_X86
+    case Isa::kAmx:
     case Isa::kAvx512:
       return sjlt_run_avx512;
     case Isa::kAvx2:

@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "range.h"
 #include "sjlt.h"
 
 namespace dataflex {
@@ -10,10 +11,6 @@ namespace dataflex {
 // 255 values of the grid (|q| <= 2^23) add up in 32 bits, and a chunk adds at most one value a group to an output.
 constexpr int kChunkGroups = 240;
 constexpr int kChunk = kChunkGroups * kLanes;
-
-struct Range {
-  int64_t begin, end;
-};
 
 // Where one group of parameters goes in one repetition.
 struct Placement {

@@ -7,11 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "chunk.h"
+#include "intrinsics.h"
 #include "philox.h"
 #include "sjlt_run.h"
 
