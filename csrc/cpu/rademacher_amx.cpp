@@ -15,8 +15,7 @@
 namespace dataflex {
 namespace {
 
-constexpr int kWordLanes = 16;
-constexpr int kGroup = 4 * kWordLanes;   // outputs
+constexpr int kGroup = 4 * kPhiloxLanes;   // outputs
 constexpr int kGroupWords = 4 * kGroup;  // of one block
 constexpr int kChunkBlocks = 8;
 constexpr int kHalves = 2 * kChunkBlocks;  // tiles along the parameters
@@ -73,7 +72,7 @@ void expand(const RademacherJob& job, int64_t output, int64_t block, int blocks,
   }
   const __m512i table = _mm512_load_si512(patterns);
   for (int b = 0; b < blocks; ++b) {
-    draw_signs<kWordLanes>(job, block + b, output, scratch.words[b]);
+    draw_signs(job, block + b, output, scratch.words[b]);
     for (int t = 0; t < 4; ++t) {
       for (int i = 0; i < 4; ++i) {
         __m512i indices = _mm512_load_si512(scratch.words[b] + (t * 4 + i) * 16);
@@ -142,6 +141,6 @@ void accumulate(const RademacherJob& job, const RademacherSlice& slice, const Ra
 
 }  // namespace
 
-const RademacherKernel kRademacherAmx = {scratch_bytes, accumulate, flush_row<kWordLanes>};
+const RademacherKernel kRademacherAmx = {scratch_bytes, accumulate, flush_row};
 
 }  // namespace dataflex

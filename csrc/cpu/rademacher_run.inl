@@ -23,7 +23,6 @@ constexpr int kColumns = 16;  // of the 8 x 16 matrix that a block is
 
 // Tables of 4 parameters: 16 sums in a register, of which one permutation takes 16: 64 products in two instructions,
 // twice what a fused multiply-add does.
-constexpr int kWordLanes = 16;
 constexpr int kRowsAtOnce = 4;   // 16 registers of sums
 constexpr int kChunkBlocks = 2;  // 16 KiB of tables
 constexpr int kTableSize = 8 * kColumns * 4;
@@ -79,7 +78,6 @@ inline void add_group(const uint32_t* words, const int32_t* tables, int blocks, 
 #elif defined(__AVX2__)
 
 // Tables of 4 parameters, of which a register holds half: the other half are the negatives, entry n ^ 15 of entry n.
-constexpr int kWordLanes = 8;
 constexpr int kRowsAtOnce = 4;
 constexpr int kChunkBlocks = 2;
 constexpr int kTableSize = 8 * kColumns * 2;
@@ -152,7 +150,6 @@ inline void add_group(const uint32_t* words, const int32_t* tables, int blocks, 
 #else
 
 // Tables of 8 parameters, one a column: a byte of a word is the index.
-constexpr int kWordLanes = 8;
 constexpr int kRowsAtOnce = 1;
 constexpr int kChunkBlocks = 1;  // 16 KiB of tables
 constexpr int kTableSize = kColumns * 256;
@@ -173,10 +170,10 @@ inline void build_tables(const int32_t* grid, int32_t* tables) {
 // partial[i][lane] += the sums that words[t][i][lane] name in tables.
 template <int kRows>
 inline void add_group(const uint32_t* words, const int32_t* tables, int, int32_t* partial, int64_t) {
-  for (int o = 0; o < 4 * kWordLanes; ++o) {
+  for (int o = 0; o < 4 * kPhiloxLanes; ++o) {
     int32_t sum = 0;
     for (int t = 0; t < 4; ++t) {
-      const uint32_t word = words[t * 4 * kWordLanes + o];
+      const uint32_t word = words[t * 4 * kPhiloxLanes + o];
       const int32_t* table = tables + t * 4 * 256;
       sum += table[word & 255u] + table[256 + (word >> 8 & 255u)] + table[512 + (word >> 16 & 255u)] +
              table[768 + (word >> 24)];
@@ -187,7 +184,7 @@ inline void add_group(const uint32_t* words, const int32_t* tables, int, int32_t
 
 #endif
 
-constexpr int kGroup = 4 * kWordLanes;       // outputs
+constexpr int kGroup = 4 * kPhiloxLanes;       // outputs
 constexpr int kGroupWords = 4 * kGroup;      // of one block
 constexpr int kChunk = kChunkBlocks * kBlock;
 static_assert(kTile % kGroup == 0, "a slice is made of whole groups");
@@ -254,7 +251,7 @@ void accumulate(const RademacherJob& job, const RademacherSlice& slice, const Ra
     const int blocks = left < kChunkBlocks ? static_cast<int>(left) : kChunkBlocks;
     for (int64_t group = 0; group < outputs / kGroup; ++group) {
       for (int i = 0; i < blocks; ++i) {
-        draw_signs<kWordLanes>(job, block + i, slice.outputs.begin + group * kGroup,
+        draw_signs(job, block + i, slice.outputs.begin + group * kGroup,
                                scratch.words + (group * kChunkBlocks + i) * kGroupWords);
       }
     }
@@ -269,6 +266,6 @@ void accumulate(const RademacherJob& job, const RademacherSlice& slice, const Ra
 
 }  // namespace
 
-const RademacherKernel DATAFLEX_RADEMACHER = {scratch_bytes, accumulate, flush_row<kWordLanes>};
+const RademacherKernel DATAFLEX_RADEMACHER = {scratch_bytes, accumulate, flush_row};
 
 }  // namespace dataflex
