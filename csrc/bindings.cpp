@@ -9,8 +9,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "adam_pass.h"
 #include "cpu/isa.h"
+#include "gaussian.h"
 #include "philox.h"
+#include "rademacher.h"
 #include "sjlt.h"
 
 namespace py = pybind11;
@@ -25,7 +28,7 @@ using Moments = std::optional<py::array_t<float, py::array::c_style>>;
 template <class T>
 using Dense = py::array_t<T, py::array::c_style>;
 
-constexpr int kApiVersion = 3;  // grows with every change of a signature; dataflex.native knows the one it needs
+constexpr int kApiVersion = 4;  // grows with every change of a signature; dataflex.native knows the one it needs
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("dataflex._native: " + message);
@@ -113,6 +116,38 @@ void sjlt_accumulate(const py::array& grads, const std::string& type, int64_t of
   dataflex::sjlt_accumulate(job, totals);
 }
 
+void rademacher_accumulate(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                           const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
+                           const Dense<int32_t>& exponents, uint64_t seed, Dense<int64_t>& sums,
+                           Dense<uint8_t>& not_finite, Dense<int64_t>& saturated, int threads) {
+  const Gradients block = make_block(grads, type, offset, variant, constants, exp_avg, exp_avg_sq);
+  const int32_t dim = check_sums(sums, block.rows);
+  const Totals totals = make_totals(block.rows, exponents, sums, not_finite, saturated);
+  const dataflex::RademacherJob job{block, exponents.data(), seed, dim, threads};
+  const py::gil_scoped_release unlocked;
+  dataflex::rademacher_accumulate(job, totals);
+}
+
+void gaussian_accumulate(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                         const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
+                         uint64_t seed, Dense<double>& sums, Dense<uint8_t>& not_finite, int threads) {
+  const Gradients block = make_block(grads, type, offset, variant, constants, exp_avg, exp_avg_sq);
+  const int32_t dim = check_sums(sums, block.rows);
+  check_rows(not_finite, block.rows);
+  const dataflex::GaussianTotals totals{sums.mutable_data(), not_finite.mutable_data()};
+  const dataflex::GaussianJob job{block, seed, dim, threads};
+  const py::gil_scoped_release unlocked;
+  dataflex::gaussian_accumulate(job, totals);
+}
+
+double adam_pass(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                 const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
+                 int threads) {
+  const Gradients block = make_block(grads, type, offset, variant, constants, exp_avg, exp_avg_sq);
+  const py::gil_scoped_release unlocked;
+  return dataflex::adam_pass(block, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -129,4 +164,16 @@ PYBIND11_MODULE(_native, module) {
              py::arg("exp_avg_sq").noconvert(), py::arg("exponents").noconvert(), py::arg("seed"), py::arg("sparsity"),
              py::arg("sums").noconvert(), py::arg("not_finite").noconvert(), py::arg("saturated").noconvert(),
              py::arg("threads"));
+  module.def("rademacher_accumulate", &rademacher_accumulate, py::arg("grads").noconvert(), py::arg("type"),
+             py::arg("offset"), py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
+             py::arg("exp_avg_sq").noconvert(), py::arg("exponents").noconvert(), py::arg("seed"),
+             py::arg("sums").noconvert(), py::arg("not_finite").noconvert(), py::arg("saturated").noconvert(),
+             py::arg("threads"));
+  module.def("gaussian_accumulate", &gaussian_accumulate, py::arg("grads").noconvert(), py::arg("type"),
+             py::arg("offset"), py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
+             py::arg("exp_avg_sq").noconvert(), py::arg("seed"), py::arg("sums").noconvert(),
+             py::arg("not_finite").noconvert(), py::arg("threads"));
+  module.def("adam_pass", &adam_pass, "Reads and normalises a block and returns the sum: a floor for benchmarks.",
+             py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"), py::arg("variant"), py::arg("constants"),
+             py::arg("exp_avg").noconvert(), py::arg("exp_avg_sq").noconvert(), py::arg("threads"));
 }

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import torch
 
-API_VERSION = 3
+API_VERSION = 4
 """Version of the extension's functions that this package calls."""
 
 

@@ -1,0 +1,2 @@
+#define DATAFLEX_RADEMACHER kRademacherAvx2
+#include "rademacher_run.inl"

@@ -1,0 +1,2 @@
+#define DATAFLEX_RADEMACHER kRademacherAvx512
+#include "rademacher_run.inl"

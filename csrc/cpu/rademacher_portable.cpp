@@ -1,0 +1,2 @@
+#define DATAFLEX_RADEMACHER kRademacherPortable
+#include "rademacher_run.inl"
