@@ -138,10 +138,10 @@ class GradientFeatures(ABC):
     @property
     def batch_tokens(self) -> int:
         """The token budget; ``auto`` is decided, and said with its reason, when it is first asked for."""
-        tokens = self._batch_tokens
-        if tokens == "auto":
-            tokens = self._batch_tokens = self._context.ranks.on_main(self._fitting_tokens)
-        return tokens
+        if self._batch_tokens == "auto":
+            fitting: int = self._context.ranks.on_main(self._fitting_tokens)
+            self._batch_tokens = fitting
+        return self._batch_tokens
 
     def features(self, items: Sequence[int]) -> Tensor:
         """Features ``(g, k)`` float32 of g items, computed together where the rules apply.
