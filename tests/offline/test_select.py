@@ -76,10 +76,29 @@ def test_to_dataset_keeps_the_features_of_a_dataset_and_refuses_another(tmp_path
     assert list(subset) == [data[row] for row in chosen.rows.tolist()]
     with pytest.raises(SelectionError, match="is not the one that was selected"):
         chosen.to_dataset(datasets.Dataset.from_list(rows_of(8, seed=5)))
-    with pytest.raises(SelectionError, match="the dataset has 1 rows"):
+    with pytest.raises(SelectionError, match="is not the one that was selected"):
         chosen.to_dataset(data.select([0]))
     with pytest.raises(SelectionError, match="is not the one that was selected"):
         chosen.to_dataset(rows_of(8, seed=5))
+
+
+def test_rows_that_have_changed_since_are_noticed(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(8)), encoding="utf-8")
+    chosen = select(file)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(8)[::-1]), encoding="utf-8")
+    with pytest.raises(SelectionError, match=r"is not the one that was selected\n.*has changed"):
+        chosen.write_jsonl(tmp_path / "s.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_rows_of_mixed_types_need_a_file(tmp_path):
+    rows = [row | {"extra": extra} for row, extra in zip(rows_of(4), [1, "one", [1], None], strict=True)]
+    chosen = select(rows, num_samples=4)
+    with pytest.raises(DataError, match=r"do not fit into one table.*\n.*write_jsonl"):
+        chosen.to_dataset()
+    chosen.write_jsonl(tmp_path / "s.jsonl")
+    assert len((tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_a_tokenised_dataset_knows_no_rows(tmp_path):
