@@ -55,7 +55,7 @@ def score_checkpoints(
     projector = selector.projector()
     states: list[_State] = []
     for directory in checkpoints:
-        with at_checkpoint(context, directory, optimizer=selector.config.gradient_type == "adam") as current:
+        with at_checkpoint(context, directory, needs_optimizer=selector.config.gradient_type == "adam") as current:
             if any(state.step == current.step for state in states):
                 raise SelectionError(f"{directory}: another checkpoint has taken {current.step} steps, too")
             selector.check(current)
