@@ -140,6 +140,15 @@ def test_a_module_that_is_called_twice_adds_up():
     assert max(relative_errors(found, expected)) < EXACT
 
 
+def test_outputs_may_be_changed_in_place_afterwards():
+    model = tiny_model().double()
+    expected = one_by_one(model, examples())
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.SiLU(inplace=True)
+    errors = relative_errors(streamed_batch(model, collate(examples(), 2)), expected)
+    assert max(errors) < EXACT
+
+
 def test_a_shared_module_under_checkpointing_adds_up():
     model = tiny_lora(tiny_model()).double()
     layers = model.base_model.model.model.layers

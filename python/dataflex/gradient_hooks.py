@@ -126,7 +126,7 @@ class _Tap(torch.autograd.Function):
         del anchor
         ctx.save_for_backward(inputs)
         ctx.arrived = arrived
-        return output.view_as(output)
+        return output.detach()  # shares memory; unlike a view, it may be changed in place later
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
