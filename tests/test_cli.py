@@ -50,7 +50,9 @@ def imports_after(code: str) -> set[str]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["version"], ["plugins"], ["config", "schema"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["select", "--help"], ["version"], ["plugins"], ["config", "schema"]]
+)
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "from click.testing import CliRunner; from dataflex.cli import cli\n"
@@ -69,7 +71,7 @@ def test_light_imports_import_nothing_heavy(code: str) -> None:
 def test_python_m_dataflex_is_the_command_line() -> None:
     done = subprocess.run([sys.executable, "-m", "dataflex", "--help"], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("Usage: dataflex [OPTIONS] COMMAND")
-    for command in ("train", "config", "plugins", "report", "version"):
+    for command in ("train", "select", "config", "plugins", "report", "version"):
         assert f"\n  {command} " in done.stdout
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -129,6 +130,59 @@ def train(config: str, overrides: tuple[str, ...]) -> None:
 
     train_from_config(run)
     print_report(Path(run.output_dir))
+
+
+def _count(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """``5%`` and ``0.05`` are a share (float), ``500`` is a number (int)."""
+    del ctx, param
+    try:
+        if value.endswith("%"):
+            return float(value[:-1]) / 100
+        return int(value) if value.isdigit() else float(value)
+    except ValueError as error:
+        raise click.BadParameter(f"expected a number (500) or a share (5%), got {value!r}") from error
+
+
+@cli.command()
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--num", required=True, callback=_count, help="Rows to select: a number (500) or a share (5%).")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The subset: a .jsonl file.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A checkpoint-STEP folder: its weights and optimizer are used.",
+)
+@click.option("--dry-run", is_flag=True, help="Time a few batches and predict time, memory and disk.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier selection.")
+def select(
+    config: str,
+    overrides: tuple[str, ...],
+    num: float,
+    output: Path | None,
+    checkpoint: Path | None,
+    dry_run: bool,
+    overwrite: bool,
+) -> None:
+    """Select rows once, without training, as the YAML file CONFIG says.
+
+    CONFIG is the file of a training run: its model, data and selector are used. The subset holds the chosen rows as
+    they stand in their source, best first, each with an object `_dataflex`; beside it come the scores of all rows
+    (.scores.parquet) and a card (.card.md). KEY=VALUE replaces a key of the file:
+    component_params.gradient_type=sgd.
+    """
+    if output is None and not dry_run:
+        raise click.UsageError("-o / --output is needed unless --dry-run is given")
+    run = _load(config, overrides)
+    from dataflex.offline.run import dry_run_from_config, select_from_config
+
+    if dry_run:
+        with tempfile.TemporaryDirectory(dir=output.parent if output and output.parent.exists() else None) as folder:
+            found = dry_run_from_config(run, Path(folder), num_samples=num, checkpoint=checkpoint)
+        click.echo("\n".join(found.lines()))
+    elif output is not None:
+        chosen = select_from_config(run, output, num_samples=num, checkpoint=checkpoint, overwrite=overwrite)
+        click.echo(f"{len(chosen.indices):,} of {len(chosen.samples):,} rows are in {output}")
 
 
 @cli.command()

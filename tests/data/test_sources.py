@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataflex.data.sources import load_samples
+from dataflex.data.sources import load_samples, original_rows
 from dataflex.errors import DataError
 
 ROWS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(4)]
@@ -273,3 +273,50 @@ def test_offline_a_hub_id_that_is_not_cached(tmp_path: Path) -> None:
 def test_impossible_specs(spec: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_samples(spec)
+
+
+def test_original_rows_are_those_of_their_sources_in_any_order(folder: Path) -> None:
+    (folder / "other.json").write_text(json.dumps([{"prompt": f"p{i}", "completion": "c"} for i in range(3)]))
+    (folder / "parts").mkdir()
+    for name, rows in (("b", ROWS[2:]), ("a", ROWS[:2])):
+        write_jsonl(folder / "parts" / f"{name}.jsonl", rows)
+    table = datasets.Dataset.from_list(ROWS)
+    names = [folder / "rows.jsonl", folder / "other.json", folder / "parts"]
+    found = original_rows(names, [5, 0, 10, 7, 5])
+    assert [row.value for row in found] == [
+        {"prompt": "p1", "completion": "c"},
+        ROWS[0],
+        ROWS[3],
+        ROWS[0],
+        {"prompt": "p1", "completion": "c"},
+    ]
+    assert [row.text for row in found] == [None, json.dumps(ROWS[0]), json.dumps(ROWS[3]), json.dumps(ROWS[0]), None]
+    assert [(Path(row.where).name, row.number) for row in found[:3]] == [
+        ("other.json", 1),
+        ("rows.jsonl", 0),
+        ("parts", 3),
+    ]
+    for spec in (ROWS, table):
+        assert [(row.value, row.text) for row in original_rows(spec, [3, 1])] == [(ROWS[3], None), (ROWS[1], None)]
+    with pytest.raises(DataError, match="there is no row 4: the data has 4 rows"):
+        original_rows(folder / "rows.jsonl", [4])
+
+
+def test_original_rows_of_an_entry_count_all_its_rows(folder: Path) -> None:
+    write_registry(folder, some={"file_name": "rows.jsonl", "num_samples": 2})
+    samples = load_samples("some", dataset_dir=folder)
+    assert [row.value for row in original_rows("some", [sample.row for sample in samples], dataset_dir=folder)] == [
+        ROWS[sample.row] for sample in samples
+    ]
+
+
+def test_a_source_that_names_no_form_may_hold_several(folder: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    mixed = [ROWS[0], chat, {**ROWS[1], "_dataflex": {"rank": 0}}, {**chat, "id": "x"}]
+    assert [sample.reference for sample in load_samples(mixed)] == ["a0", "a", "a1", "a"]
+    write_registry(folder, named={"file_name": "mixed.jsonl", "formatting": "prompt_completion"})
+    write_jsonl(folder / "mixed.jsonl", mixed)
+    with pytest.raises(DataError, match="2 of 4 rows cannot be read as prompt_completion"):
+        load_samples("named", dataset_dir=folder)
+    with pytest.raises(DataError, match=r"1 of 2 rows cannot be read as prompt_completion:\n  row 1: "):
+        load_samples([ROWS[0], {"text": "plain"}])

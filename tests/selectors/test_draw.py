@@ -51,7 +51,7 @@ def test_losses_are_those_of_each_sample_alone(tmp_path, tokens, monkeypatch):
 
 def test_batches_are_bounded_and_lose_no_row():
     dataset = tiny_dataset(40, seed=3)
-    batches = length_batches(dataset, range(5, 40), 150)
+    batches = length_batches(dataset, range(5, 40), batch_tokens=150)
     assert sorted(row for batch in batches for row in batch) == list(range(5, 40))
     assert all(len(batch) * max(len(dataset[row].input_ids) for row in batch) <= 150 for batch in batches)
     assert len(batches) < 20

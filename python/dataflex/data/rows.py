@@ -61,7 +61,7 @@ def convert_rows(
     """Turn rows into samples.
 
     Args:
-        rows: The rows, all of one form.
+        rows: The rows, of one form; where the source does not say which, single rows may have another one.
         where: Name of the source, for messages.
         layout: What the source says about their form.
         numbers: Number of each row in its source, as messages give it.
@@ -74,15 +74,36 @@ def convert_rows(
     if not rows:
         raise DataError(f"{where}: there are no rows")
     form, columns = _layout_of(rows, where, layout)
+    others = _other_forms(rows, form, where) if layout.is_empty() else {}
     problems = _Problems(where)
     samples = []
     for number, row in zip(numbers, rows, strict=True):
+        own, own_columns = others.get(frozenset(row), (form, columns))
         try:
-            samples.append(form.to_sample(row, offset + number, columns))
+            samples.append(own.to_sample(row, offset + number, own_columns))
         except DataError as error:
             problems.add(number, error.message)
     problems.raise_if_any(len(rows), form.name)
     return samples
+
+
+def _other_forms(
+    rows: Sequence[Row], form: DatasetFormat, where: str
+) -> dict[frozenset[str], tuple[DatasetFormat, Columns]]:
+    """Forms of rows, by their columns, that are recognised as another one than the first row's.
+
+    A subset that was selected from several sources holds such rows.
+    """
+    examples = {frozenset(row): row for row in rows}
+    found = {}
+    for columns, row in examples.items():
+        try:
+            other = recognise(row, where)
+        except DataError:
+            continue  # the first row's form decides, and reports what is wrong with the row
+        if other.name != form.name:
+            found[columns] = (other, other.default_columns(row))
+    return found
 
 
 def _layout_of(rows: Sequence[Row], where: str, layout: Layout) -> tuple[DatasetFormat, Columns]:

@@ -147,11 +147,14 @@ def less_static(
         return _finish(selection, context, train_dataset, dataset_dir)
 
 
-def run_selector(selector: Selector[Any], context: SelectionContext, checkpoint: str | Path | None) -> Selection:
-    """One checked selection, at a checkpoint if one is given.
+@contextmanager
+def checked_context(
+    selector: Selector[Any], context: SelectionContext, checkpoint: str | Path | None
+) -> Iterator[SelectionContext]:
+    """The context, at a checkpoint if one is given, in which the selector has been checked.
 
     Raises:
-        SelectionError: It cannot succeed.
+        SelectionError: The selection cannot succeed.
         CheckpointError: The checkpoint is damaged, of another model, or lacks the optimizer's state.
     """
     if selector.needs_eval_dataset and not context.eval_dataset:
@@ -161,6 +164,12 @@ def run_selector(selector: Selector[Any], context: SelectionContext, checkpoint:
     state = nullcontext(context) if checkpoint is None else at_checkpoint(context, Path(checkpoint), optimizer=moments)
     with state as current:
         selector.check(current)
+        yield current
+
+
+def run_selector(selector: Selector[Any], context: SelectionContext, checkpoint: str | Path | None) -> Selection:
+    """One checked selection; errors as :func:`checked_context`, and whatever the selector raises."""
+    with checked_context(selector, context, checkpoint) as current:
         selection = selector.select(current)
     check_selection(selection, len(context.train_dataset), context.num_samples)
     return selection

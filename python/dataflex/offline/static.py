@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -150,4 +151,8 @@ def _log(directory: Path) -> list[dict[str, Any]]:
     file = directory.parent / LOG_FILE
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    entries = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # the last line of a run that was killed may be torn
+            entries.append(json.loads(line))
+    return entries

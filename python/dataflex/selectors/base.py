@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from dataflex.configurable import ComponentConfig, ConfigT, Configurable
+from dataflex.selectors.plan import Plan
 from dataflex.types import Selection, SelectionContext
 
 
@@ -44,6 +45,14 @@ class Selector(Configurable[ConfigT], ABC):
         Raises:
             SelectionError: No valid selection of that size exists.
         """
+
+    def plan(self, context: SelectionContext) -> Plan:
+        """What :meth:`select` would compute with this context, for a dry run; nothing is computed here.
+
+        The default plans nothing: the selection costs no time worth predicting.
+        """
+        del context
+        return Plan()
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state that a resumed run needs; empty for selectors without memory."""

@@ -12,6 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from dataflex.features import fill_store, state_fingerprint
 from dataflex.losses import mean_losses
 from dataflex.progress import Stopwatch
 from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.store import FeatureStore
 from dataflex.types import Selection, SelectionContext
 
@@ -110,6 +112,22 @@ class DrawSelector(Selector[DrawConfigT]):
         rows = np.flatnonzero(usable)
         return rows[weighted_draw(weights[rows], count, stream)].astype(np.int64)
 
+    def plan(self, context: SelectionContext) -> Plan:
+        """Losses of all candidates."""
+        dataset = context.train_dataset
+        return Plan(
+            [
+                PlannedPart(
+                    name="losses",
+                    lengths=dataset.lengths,
+                    prepare=partial(sample_losses, context, [0]),
+                    batches=partial(length_batches, dataset, batch_tokens=self.config.loss_batch_tokens),
+                    compute=partial(sample_losses, context),
+                    open_store=lambda folder: FeatureStore(folder, {}, len(dataset), 1, SHARD_ROWS),
+                )
+            ]
+        )
+
     def losses(self, context: SelectionContext) -> NDArray[np.float64]:
         """Loss of every candidate ``(n,)`` in nats a token, NaN where it is not finite; from disk where it is there."""
         dataset = context.train_dataset
@@ -124,23 +142,21 @@ class DrawSelector(Selector[DrawConfigT]):
             dim=1,
             shard_rows=SHARD_ROWS,
         )
-        device = next(context.model.parameters()).device
-        pad = int(context.tokenizer.pad_token_id)
-
-        def features(rows: list[int]) -> Tensor:
-            batch = collate([dataset[row] for row in rows], pad).to(device)
-            with torch.no_grad(), context.autocast():
-                return mean_losses(context.model, batch)[:, None]
-
-        def batches(rows: list[int]) -> list[list[int]]:
-            return length_batches(dataset, rows, self.config.loss_batch_tokens)
-
-        fill_store(store, context.model, features, batches=batches, description="losses")
+        batches = partial(length_batches, dataset, batch_tokens=self.config.loss_batch_tokens)
+        fill_store(store, context.model, partial(sample_losses, context), batches=batches, description="losses")
         values = store.load()[:, 0].double().numpy()
         return np.where(np.isfinite(values), values, np.nan)
 
 
-def length_batches(dataset: TokenizedDataset, rows: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def sample_losses(context: SelectionContext, rows: Sequence[int]) -> Tensor:
+    """Mean token cross-entropy of each of some candidates alone, ``(b, 1)``."""
+    examples = [context.train_dataset[row] for row in rows]
+    device = next(context.model.parameters()).device
+    with torch.no_grad(), context.autocast():
+        return mean_losses(context.model, collate(examples, int(context.tokenizer.pad_token_id)).to(device))[:, None]
+
+
+def length_batches(dataset: TokenizedDataset, rows: Sequence[int], *, batch_tokens: int) -> list[list[int]]:
     """Rows that are computed together: neighbours in length, at most ``batch_tokens`` padded tokens a batch."""
     found: list[list[int]] = []
     for row in sorted(rows, key=lambda row: len(dataset[row].input_ids)):

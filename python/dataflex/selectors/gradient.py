@@ -19,13 +19,16 @@ from pydantic import Field
 from torch import Tensor
 
 from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.features import report_broken
+from dataflex.gradient_features import GradientFeatures
 from dataflex.memory import BatchTokens
 from dataflex.progress import Stopwatch
 from dataflex.projection import AdamVariant, Projector
 from dataflex.sample_features import GradientType, SampleFeatures
 from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.similarity import (
     Aggregate,
     Influence,
@@ -39,6 +42,10 @@ from dataflex.store import FeatureDtype, FeatureStore
 from dataflex.types import Sample, Selection, SelectionContext, group_names
 
 logger = logging.getLogger(__name__)
+
+TRAINING = "training gradients"
+EVALUATION = "evaluation gradients"
+"""Names of the parts of a round, in progress bars and reports."""
 
 
 class GradientConfig(SelectorConfig):
@@ -88,6 +95,11 @@ class GradientSelector(Selector[GradientConfigT]):
             watch: Counts the time of each part.
         """
 
+    def plan(self, context: SelectionContext) -> Plan:
+        """Gradients of all candidates."""
+        features = self.training_gradients(context, self.projector())
+        return Plan([self.planned(TRAINING, features, context.train_dataset.lengths)])
+
     def check(self, context: SelectionContext) -> None:
         """Check the projection, the evaluation set and the optimizer before training starts."""
         self.projector()
@@ -108,7 +120,7 @@ class GradientSelector(Selector[GradientConfigT]):
         watch = Stopwatch()
         projector = self.projector()
         targets = self.targets(context, projector, watch)
-        with watch.phase("training gradients"):
+        with watch.phase(TRAINING):
             train = self.training_features(context, projector)
         with watch.phase("scores"):
             scores = influence_scores([Influence(train.blocks(), targets.directions)], len(context.train_dataset))
@@ -122,8 +134,8 @@ class GradientSelector(Selector[GradientConfigT]):
         """The configured projection."""
         return Projector(self.config.proj_dim, self.config.projection, self.config.seed)
 
-    def training_features(self, context: SelectionContext, projector: Projector) -> FeatureStore:
-        """Features of all candidates in the model's current state."""
+    def training_gradients(self, context: SelectionContext, projector: Projector) -> SampleFeatures:
+        """What computes the candidates' features in the model's current state."""
         return SampleFeatures(
             context,
             context.train_dataset,
@@ -131,21 +143,26 @@ class GradientSelector(Selector[GradientConfigT]):
             gradient_type=self.config.gradient_type,
             adam_variant=self.config.adam_variant,
             batch_tokens=self.config.feature_batch_tokens,
-        ).fill(
+        )
+
+    def training_features(self, context: SelectionContext, projector: Projector) -> FeatureStore:
+        """Features of all candidates in the model's current state."""
+        return self.training_gradients(context, projector).fill(
             self.round_dir(context) / "train",
             shard_rows=self.config.save_interval,
-            description="training gradients",
+            description=TRAINING,
             dtype=self.config.features_dtype,
         )
 
-    def reference_features(self, context: SelectionContext, projector: Projector) -> tuple[FeatureStore, list[Sample]]:
-        """Features of the reference answers: plain gradients, never Adam-normalised.
+    def reference_gradients(
+        self, context: SelectionContext, projector: Projector
+    ) -> tuple[SampleFeatures, TokenizedDataset]:
+        """What computes the features of the reference answers, and the evaluation samples that have one.
 
-        Returns:
-            The store and the sample of each of its rows: the evaluation samples that have an answer.
+        The gradients are plain, never Adam-normalised.
 
         Raises:
-            SelectionError: No evaluation sample has one.
+            SelectionError: No evaluation sample has an answer.
         """
         answered, without = split_answered(context)
         if not answered:
@@ -158,20 +175,47 @@ class GradientSelector(Selector[GradientConfigT]):
             )
         assert context.eval_dataset is not None
         dataset = context.eval_dataset.select(answered)
-        store = SampleFeatures(
+        features = SampleFeatures(
             context,
             dataset,
             projector,
             gradient_type="sgd",
             adam_variant=self.config.adam_variant,
             batch_tokens=self.config.feature_batch_tokens,
-        ).fill(
+        )
+        return features, dataset
+
+    def reference_features(self, context: SelectionContext, projector: Projector) -> tuple[FeatureStore, list[Sample]]:
+        """Features of the reference answers.
+
+        Returns:
+            The store and the sample of each of its rows: the evaluation samples that have an answer.
+
+        Raises:
+            SelectionError: No evaluation sample has one.
+        """
+        features, dataset = self.reference_gradients(context, projector)
+        store = features.fill(
             self.round_dir(context) / "eval",
             shard_rows=self.config.save_interval,
-            description="evaluation gradients",
+            description=EVALUATION,
             dtype=self.config.features_dtype,
         )
         return store, dataset.samples
+
+    def planned(self, name: str, features: GradientFeatures, lengths: Sequence[int]) -> PlannedPart:
+        """One side's features, with the tokens of each of its rows, as a part of the plan."""
+        config = self.config
+        return PlannedPart(
+            name=name,
+            lengths=lengths,
+            prepare=features.prepare,
+            batches=features.batches,
+            compute=features.features,
+            open_store=lambda folder: FeatureStore(
+                folder, {}, len(lengths), config.proj_dim, config.save_interval, config.features_dtype
+            ),
+        )
 
     def directions(
         self, store: FeatureStore, samples: Sequence[Sample], aggregate: Aggregate

@@ -23,7 +23,8 @@ from pydantic import Field
 from dataflex.errors import SelectionError
 from dataflex.progress import Stopwatch
 from dataflex.projection import Projector
-from dataflex.selectors.gradient import GradientConfig, GradientSelector, Targets, split_answered
+from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
+from dataflex.selectors.plan import Plan
 from dataflex.similarity import Aggregate
 from dataflex.types import Sample, SelectionContext, group_names
 
@@ -71,13 +72,18 @@ class LessSelector(GradientSelector[LessConfig]):
                 hint="name the column with task_column, or use aggregate: mean",
             )
 
+    def plan(self, context: SelectionContext) -> Plan:
+        """Gradients of all candidates and of the reference answers."""
+        features, dataset = self.reference_gradients(context, self.projector())
+        return Plan([*super().plan(context).parts, self.planned(EVALUATION, features, dataset.lengths)])
+
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
         """Gradients of the reference answers.
 
         Raises:
             SelectionError: No evaluation sample has a usable reference answer.
         """
-        with watch.phase("evaluation gradients"):
+        with watch.phase(EVALUATION):
             store, samples = self.reference_features(context, projector)
             aggregate = self.aggregate_rule(samples)
             directions, unusual = self.directions(store, samples, aggregate)

@@ -1,0 +1,99 @@
+"""The card beside a subset: what was chosen, from what, for what, and how to do it again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from dataflex.config import versions
+from dataflex.offline.selection import OfflineSelection
+from dataflex.types import group_names
+
+NO_TASK = "(none)"
+
+
+def subset_card(name: str, selection: OfflineSelection, facts: Mapping[str, Any], config: str, task_column: str) -> str:
+    """Markdown with the metadata block that dataset hubs read.
+
+    Args:
+        name: File name of the subset.
+        selection: What was chosen.
+        facts: Facts of the run that the selection does not know.
+        config: The resolved configuration as YAML.
+        task_column: Column that groups rows.
+    """
+    table = {
+        "rows": f"{len(selection.indices):,} of {len(selection.samples):,} candidates",
+        "selector": selection.selector,
+        **facts,
+        **_score_facts(selection),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": ", ".join(f"{package} {number}" for package, number in versions().items()),
+    }
+    lines = ["---", "tags:", "- dataflex", "- data-selection", "---", "", f"# {name}", ""]
+    lines += ["A subset that was selected with dataflex. Every row is a row of its source with one more key:", ""]
+    lines += [
+        "- `_dataflex.score`: the selector's score, null if it has none",
+        "- `_dataflex.rank`: 0 is the best; the rows are in this order",
+        "- `_dataflex.selector`: name of the selector",
+        "- `_dataflex.row`: number of the row in its source, from 0 (over all sources, if there are several)",
+        "",
+        "Rows keep the columns of their source. Where that has a mapping (`columns`, `tags`) in dataset_info.json, the",
+        "subset needs the same.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {_cell(key)} | {_cell(value)} |" for key, value in table.items()),
+        "",
+        *_groups(selection, task_column),
+        "What the selector reports:",
+        "",
+        *_block("json", json.dumps(selection.report, indent=2, ensure_ascii=False)),
+        "The configuration, resolved:",
+        "",
+        *_block("yaml", config.rstrip()),
+    ]
+    return "\n".join(lines)
+
+
+def _score_facts(selection: OfflineSelection) -> dict[str, str]:
+    if selection.scores is None or not len(selection.indices):
+        return {}
+    chosen, usable = selection.scores[selection.indices], selection.scores[np.isfinite(selection.scores)]
+    return {
+        "scores of the chosen": f"{chosen.min():.6g} to {chosen.max():.6g}",
+        "scores of all": f"{usable.min():.6g} to {usable.max():.6g}, median {np.median(usable):.6g}",
+    }
+
+
+def _groups(selection: OfflineSelection, column: str) -> list[str]:
+    """Rows by task, most chosen first; nothing where no row has one."""
+    names = [name or NO_TASK for name in group_names(selection.samples, column)]
+    if set(names) == {NO_TASK}:
+        return []
+    total, chosen = Counter(names), Counter(names[index] for index in selection.indices.tolist())
+    lines = [f"| {column} | candidates | chosen | share of the chosen |", "|---|---|---|---|"]
+    for name in sorted(total, key=lambda name: (-chosen[name], name)):
+        share = chosen[name] / len(selection.indices)
+        lines.append(f"| {_cell(name)} | {total[name]:,} | {chosen[name]:,} | {share:.1%} |")
+    return [*lines, ""]
+
+
+def _block(language: str, text: str) -> list[str]:
+    """A fenced block that its own content cannot end."""
+    longest = max((len(run) for run in _backtick_runs(text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", text, fence, ""]
+
+
+def _backtick_runs(text: str) -> list[str]:
+    return ["".join(run) for run in "".join(c if c == "`" else " " for c in text).split()]
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("\n", " ").replace("|", "\\|")

@@ -1,0 +1,203 @@
+"""From a configuration to a subset on disk, or to what it would cost."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from dataflex.config import RunConfig, validate_component
+from dataflex.config.fields import FileConfig
+from dataflex.data.templates import ChatTemplate
+from dataflex.errors import ConfigError, SelectionError
+from dataflex.files import write_text
+from dataflex.model import Precision, load_tokenizer
+from dataflex.offline.api import as_offline, checked_context, run_selector
+from dataflex.offline.card import subset_card
+from dataflex.offline.context import build_context, resolve_count
+from dataflex.offline.dry_run import DryRun, dry_run
+from dataflex.offline.selection import OfflineSelection, RowSource
+from dataflex.offline.subset import refuse_existing
+from dataflex.selectors.base import Selector
+from dataflex.training.outputs import write_selection
+from dataflex.training.run import build_model, load_datasets
+from dataflex.types import SelectionContext
+
+logger = logging.getLogger(__name__)
+
+_ACTING = """
+model_name_or_path adapter_name_or_path trust_remote_code lora_target lora_rank lora_alpha dataset dataset_dir
+eval_dataset val_size template cutoff_len max_samples task_column seed bf16 fp16 components_cfg_file component_name
+component_params
+"""
+_NEUTRAL = "stage do_train finetuning_type train_type output_dir overwrite_output_dir"
+
+ACTING_KEYS = frozenset(_ACTING.split())
+"""Keys of a run that a selection acts on."""
+NEUTRAL_KEYS = frozenset(_NEUTRAL.split())
+"""Keys that say what a run is and where it goes; a selection has its own words for these."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubsetFiles:
+    """Where a selection's files go.
+
+    Attributes:
+        rows: JSON Lines of the chosen rows.
+    """
+
+    rows: Path
+
+    @property
+    def scores(self) -> Path:
+        """Parquet of all candidates with score and rank."""
+        return self.rows.with_suffix(".scores.parquet")
+
+    @property
+    def card(self) -> Path:
+        """Markdown that describes the subset."""
+        return self.rows.with_suffix(".card.md")
+
+    @property
+    def work(self) -> Path:
+        """Folder of features and answers, which a selection that was killed goes on with."""
+        return self.rows.with_suffix(".work")
+
+    @property
+    def all(self) -> list[Path]:
+        """The files that a selection writes."""
+        return [self.rows, self.scores, self.card]
+
+
+def select_from_config(
+    config: RunConfig,
+    output: Path,
+    *,
+    num_samples: float,
+    checkpoint: Path | None = None,
+    overwrite: bool = False,
+) -> OfflineSelection:
+    """Select as a configuration says and write the subset, the scores of all candidates and a card.
+
+    Args:
+        config: Of a training run: model, data, selector; what acts on training only is named and left aside.
+        output: The subset, a ``.jsonl`` file; the other files stand beside it.
+        num_samples: Number of rows (int) or share of the candidates (float).
+        checkpoint: Folder ``checkpoint-STEP`` whose weights and optimizer are used.
+        overwrite: Replace files of an earlier selection.
+
+    Raises:
+        DataflexError: Whatever stops it; the files are written at the end, each atomically.
+    """
+    files = SubsetFiles(output)
+    if output.suffix != ".jsonl":
+        raise SelectionError(f"the output {output} must be a .jsonl file", hint=f"-o {output.with_suffix('.jsonl')}")
+    refuse_existing(files.all, overwrite=overwrite)
+    with _prepared(config, num_samples, files.work) as (selector, context):
+        chosen = run_selector(selector, context, checkpoint)
+        folder = config.origin.folder
+        source = RowSource(
+            config.dataset, Path(config.locate(config.dataset_dir)), (folder,) if folder else (), config.max_samples
+        )
+        selection = as_offline(chosen, context.train_dataset, source)
+        _write(files, selection, context, config, checkpoint)
+    return selection
+
+
+def dry_run_from_config(config: RunConfig, work: Path, *, num_samples: float, checkpoint: Path | None = None) -> DryRun:
+    """Predict time, memory and disk of :func:`select_from_config` from a few batches.
+
+    Args:
+        config: As there.
+        work: A folder to write a shard to, on the disk that the features would go to.
+        num_samples: As there.
+        checkpoint: As there.
+    """
+    with (
+        _prepared(config, num_samples, work) as (selector, context),
+        checked_context(selector, context, checkpoint) as current,
+    ):
+        return dry_run(selector, current)
+
+
+@contextmanager
+def _prepared(config: RunConfig, num_samples: float, work: Path) -> Iterator[tuple[Selector[Any], SelectionContext]]:
+    """The selector and its context, as the configuration says."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SelectionError(
+            f"{os.environ['WORLD_SIZE']} processes were started; this version selects in a single process"
+        )
+    for warning in FileConfig.warnings(config):
+        logger.warning("%s", warning)
+    _say_what_does_not_act(config)
+    selector = _build_selector(config)
+    if selector.needs_eval_dataset and not config.has_eval_data:
+        raise ConfigError(config.origin.about("eval_dataset", f"selector {selector.name!r} selects for one; set it"))
+    tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
+    template = ChatTemplate.load(config.template, tokenizer)
+    training, evaluation = load_datasets(config, template)
+    count = resolve_count(num_samples, len(training))
+    model = build_model(config).eval()
+    precision: Precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
+    context = build_context(
+        model.to("cuda") if torch.cuda.is_available() else model,
+        tokenizer,
+        template,
+        training,
+        evaluation,
+        num_samples=count,
+        seed=config.seed,
+        output_dir=work,
+        precision=precision,
+    )
+    try:
+        yield selector, context
+    finally:
+        selector.close()
+
+
+def _build_selector(config: RunConfig) -> Selector[Any]:
+    spec = config.component()
+    return cast(Selector[Any], validate_component(spec).from_params(dict(spec.params)))
+
+
+def _say_what_does_not_act(config: RunConfig) -> None:
+    """Name the keys that were given a value of their own and that no selection reads."""
+    fields = type(config).model_fields
+    idle = [
+        key
+        for key in fields
+        if key in config.model_fields_set - ACTING_KEYS - NEUTRAL_KEYS and getattr(config, key) != fields[key].default
+    ]
+    if idle:
+        logger.info("these keys act on training only: %s", ", ".join(idle))
+
+
+def _write(
+    files: SubsetFiles,
+    selection: OfflineSelection,
+    context: SelectionContext,
+    config: RunConfig,
+    checkpoint: Path | None,
+) -> None:
+    """Scores and card first: a subset that is there is complete."""
+    write_selection(files.scores, selection, context.train_dataset, config.task_column)
+    dropped = context.train_dataset.report.dropped
+    facts = {
+        "selected from": ", ".join(config.dataset),
+        "selected for": ", ".join(config.eval_dataset or ["a part of it"]) if config.has_eval_data else "nothing",
+        "model": config.model_name_or_path,
+        "adapter": config.adapter_name_or_path or "new",
+        "checkpoint": checkpoint or "none",
+        "seed": config.seed,
+        "scores of all candidates": files.scores.name,
+        **({"rows without a token to learn, which are no candidates": dropped} if dropped else {}),
+    }
+    write_text(files.card, subset_card(files.rows.name, selection, facts, config.to_yaml(), config.task_column))
+    selection.write_jsonl(files.rows, overwrite=True)

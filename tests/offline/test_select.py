@@ -1,0 +1,242 @@
+"""``df.select``: any selector, once, from Python."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+import dataflex
+from dataflex.data.sources import load_samples
+from dataflex.errors import CheckpointError, ConfigError, DataError, PluginError, SelectionError
+from dataflex.offline.context import resolve_count
+from dataflex.sample_features import SampleFeatures
+from dataflex.selectors.random import RandomSelector
+from dataflex.training.schedule import Schedule
+from helpers.runs import LengthReward, tiny_trainer
+from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
+
+NICE = {"reward": LengthReward(), "mc_samples": 2, "max_new_tokens": 4, "gradient_type": "sgd", "proj_dim": 256}
+LESS = {"gradient_type": "sgd", "proj_dim": 256}
+
+
+def rows_of(count, seed=0):
+    """Rows in Alpaca form."""
+    return [
+        {"instruction": sample.messages[0]["content"], "output": sample.reference, "task": sample.metadata["task"]}
+        for sample in tiny_samples(count, seed)
+    ]
+
+
+def select(rows, targets=None, **options):
+    targets = rows_of(3, seed=100) if targets is None else targets
+    defaults = {"num_samples": 4, "template": "chatml", **({} if "selector" in options else LESS)}
+    model = options.pop("model", None) or tiny_lora(tiny_model())
+    return dataflex.select(model, tiny_tokenizer(), rows, targets, **(defaults | options))
+
+
+@pytest.mark.parametrize(
+    ("selector", "params"), [("less", LESS), ("nice", NICE), ("random", {}), ("loss", {}), ("delta_loss", {})]
+)
+def test_every_selector_selects(selector, params):
+    model = tiny_lora(tiny_model()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    rows = rows_of(10)
+    chosen = select(rows, selector=selector, model=model, **params)
+    assert (len(chosen.indices), chosen.selector, chosen.step) == (4, selector, 0)
+    subset = chosen.to_dataset()
+    assert isinstance(subset, datasets.Dataset)
+    assert list(subset) == [rows[row] for row in chosen.rows.tolist()]
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rows_without_an_answer_are_no_candidates_and_shift_nothing():
+    rows = [{"messages": [dict(message) for message in sample.messages]} for sample in tiny_samples(6)]
+    del rows[2]["messages"][1]
+    chosen = select(rows, num_samples=1.0)
+    assert sorted(chosen.rows.tolist()) == [0, 1, 3, 4, 5]
+    assert chosen.indices.tolist() != chosen.rows.tolist()
+    assert all(len(row["messages"]) == 2 for row in chosen.to_dataset())
+
+
+def test_to_dataset_keeps_the_features_of_a_dataset_and_refuses_another(tmp_path):
+    data = datasets.Dataset.from_list(rows_of(8)).cast_column(
+        "task", datasets.ClassLabel(names=["capital", "reverse", "sum"])
+    )
+    chosen = select(data)
+    subset = chosen.to_dataset(data)
+    assert subset.features == data.features
+    assert list(subset) == [data[row] for row in chosen.rows.tolist()]
+    with pytest.raises(SelectionError, match="is not the one that was selected"):
+        chosen.to_dataset(datasets.Dataset.from_list(rows_of(8, seed=5)))
+    with pytest.raises(SelectionError, match="is not the one that was selected"):
+        chosen.to_dataset(data.select([0]))
+    with pytest.raises(SelectionError, match="is not the one that was selected"):
+        chosen.to_dataset(rows_of(8, seed=5))
+
+
+def test_rows_that_have_changed_since_are_noticed(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(8)), encoding="utf-8")
+    chosen = select(file)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(8)[::-1]), encoding="utf-8")
+    with pytest.raises(SelectionError, match=r"is not the one that was selected\n.*has changed"):
+        chosen.write_jsonl(tmp_path / "s.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_rows_of_mixed_types_need_a_file(tmp_path):
+    rows = [row | {"extra": extra} for row, extra in zip(rows_of(4), [1, "one", [1], None], strict=True)]
+    chosen = select(rows, num_samples=4)
+    with pytest.raises(DataError, match=r"do not fit into one table.*\n.*write_jsonl"):
+        chosen.to_dataset()
+    chosen.write_jsonl(tmp_path / "s.jsonl")
+    assert len((tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_a_tokenised_dataset_knows_no_rows(tmp_path):
+    chosen = select(tiny_dataset(8))
+    with pytest.raises(SelectionError, match="tokenised dataset, which does not know its rows"):
+        chosen.write_jsonl(tmp_path / "s.jsonl")
+    assert len(chosen.to_dataset(rows_of(8))) == 4
+
+
+def test_written_rows_are_those_of_the_source_with_notes(tmp_path):
+    rows = rows_of(8)
+    chosen = select(rows)
+    chosen.write_jsonl(tmp_path / "s.jsonl")
+    lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()
+    for rank, (line, index) in enumerate(zip(lines, chosen.indices.tolist(), strict=True)):
+        row = json.loads(line)
+        assert row.pop("_dataflex") == {
+            "score": chosen.scores[index],
+            "rank": rank,
+            "selector": "less",
+            "row": chosen.rows[rank],
+        }
+        assert row == rows[chosen.rows[rank]]
+    with pytest.raises(SelectionError, match=r"would be overwritten\n.*--overwrite"):
+        chosen.write_jsonl(tmp_path / "s.jsonl")
+    chosen.write_jsonl(tmp_path / "s.jsonl", overwrite=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_lines_of_json_lines_files_are_copied_as_they_are(tmp_path):
+    rows = rows_of(5)
+    texts = [
+        json.dumps(row)[:-1] + ', "n": 1.50e+03, "u": "\\u00e9 \\ud800", "big": 12345678901234567890123}'
+        for row in rows
+    ]
+    (tmp_path / "a.jsonl").write_text("\r\n\n".join(texts), encoding="utf-8")
+    chosen = select(str(tmp_path / "a.jsonl"), num_samples=5)
+    chosen.write_jsonl(tmp_path / "s.jsonl")
+    lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(', "_dataflex": ')[0] + "}" for line in lines] == [texts[row] for row in chosen.rows]
+    again = select(str(tmp_path / "s.jsonl"), num_samples=2)
+    again.write_jsonl(tmp_path / "t.jsonl")
+    for line, row in zip((tmp_path / "t.jsonl").read_text(encoding="utf-8").splitlines(), again.rows, strict=True):
+        assert line.count("_dataflex") == 1
+        assert json.loads(line)["_dataflex"]["row"] == row
+
+
+def test_several_sources_keep_their_columns_and_are_read_again_as_one(tmp_path):
+    alpaca = rows_of(4)
+    chats = [
+        {"messages": [dict(message) for message in sample.messages], "source": i}
+        for i, sample in enumerate(tiny_samples(4, seed=7))
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alpaca), encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps(chats, indent=1), encoding="utf-8")
+    chosen = select([tmp_path / "a.jsonl", tmp_path / "b.json"], num_samples=8)
+    chosen.write_jsonl(tmp_path / "s.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()]
+    numbers = [row.pop("_dataflex")["row"] for row in written]
+    assert written == [(alpaca + chats)[number] for number in numbers]
+    found = load_samples(tmp_path / "s.jsonl")
+    assert [sample.messages for sample in found] == [chosen.samples[index].messages for index in chosen.indices]
+
+
+def test_values_without_a_form_in_json_are_named(tmp_path):
+    data = datasets.Dataset.from_list(
+        [row | {"day": datetime.date(2024, 1, i + 1)} for i, row in enumerate(rows_of(4))]
+    )
+    chosen = select(data, num_samples=1)
+    row = chosen.rows[0]
+    with pytest.raises(DataError, match=rf"row {row}, column 'day': .*\n.*to_dataset"):
+        chosen.write_jsonl(tmp_path / "s.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_adam_needs_a_checkpoint(tmp_path):
+    rows = rows_of(6)
+    with pytest.raises(SelectionError, match=r"there is no optimizer\n.*gradient_type: sgd, or a checkpoint"):
+        select(rows, gradient_type="adam")
+    tiny_trainer(tmp_path, selector=RandomSelector(), schedule=Schedule(warmup_step=3), save_steps=2).train()
+    model = tiny_lora(tiny_model())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    chosen = select(rows, gradient_type="adam", checkpoint=tmp_path / "checkpoint-2", model=model)
+    assert chosen.step == 2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    plain = select(rows, checkpoint=tmp_path / "checkpoint-2")
+    assert not np.allclose(plain.scores, chosen.scores)
+    assert not np.allclose(plain.scores, select(rows).scores)
+    with pytest.raises(CheckpointError, match="manifest"):
+        select(rows, checkpoint=tmp_path)
+
+
+def test_a_named_folder_makes_a_selection_resumable(tmp_path, monkeypatch):
+    rows = rows_of(8)
+    real, computed = SampleFeatures.features, []
+
+    def features(self, items):
+        if len(self) == 8 and len(computed) + len(items) > 5:
+            raise KeyboardInterrupt
+        computed.extend(items if len(self) == 8 else [])
+        return real(self, items)
+
+    monkeypatch.setattr(SampleFeatures, "features", features)
+    with pytest.raises(KeyboardInterrupt):
+        select(rows, output_dir=tmp_path / "a", save_interval=2)
+    assert sorted(computed) == [0, 1, 2, 3]
+    left = len(computed)
+    monkeypatch.setattr(
+        SampleFeatures,
+        "features",
+        lambda self, items: (computed.extend(items if len(self) == 8 else []), real(self, items))[1],
+    )
+    resumed = select(rows, output_dir=tmp_path / "a", save_interval=2)
+    assert sorted(computed[left:]) == [4, 5, 6, 7]
+    whole = select(rows, output_dir=tmp_path / "b", save_interval=2)
+    assert np.array_equal(resumed.scores, whole.scores)
+    files = [sorted((tmp_path / name).rglob("features-*")) for name in "ab"]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+@pytest.mark.parametrize(("wanted", "count"), [(0.05, 14), (1, 1), (1.0, 270), (0.0001, 1), (270, 270), (0.5, 135)])
+def test_numbers_and_shares(wanted, count):
+    assert resolve_count(wanted, 270) == count
+
+
+@pytest.mark.parametrize("wanted", [0, 271, 0.0, 1.5, -0.1, -3, float("nan")])
+def test_numbers_that_do_not_fit(wanted):
+    with pytest.raises(SelectionError, match="num_samples"):
+        resolve_count(wanted, 270)
+
+
+def test_wrong_use_is_refused():
+    rows = rows_of(4)
+    with pytest.raises(SelectionError, match="'less' needs an evaluation set"):
+        dataflex.select(tiny_lora(tiny_model()), tiny_tokenizer(), rows, num_samples=1, template="chatml", **LESS)
+    with pytest.raises(ConfigError, match="less: proj_dmi"):
+        select(rows, proj_dmi=3)
+    with pytest.raises(PluginError, match="unknown selector 'les'"):
+        select(rows, selector="les")
+    with pytest.raises(SelectionError, match="need the name of a selector"):
+        select(rows, selector=RandomSelector(), alpha=1)
