@@ -255,6 +255,21 @@ def test_inputs_without_the_rows_in_front_are_refused():
         BatchedGradients(model).run(3, lambda: model(values).sum(dim=(1, 2)), lambda block, offset: None)
 
 
+def test_modules_with_other_inputs_are_refused():
+    class GatedRMSNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(4))
+
+        def forward(self, values, gate):
+            return self.weight * torch.nn.functional.rms_norm(values, (4,)) * gate
+
+    model, values = GatedRMSNorm(), torch.randn(3, 5, 4)
+    for call in (lambda: model(values, values), lambda: model(values, gate=values)):
+        with pytest.raises(UnsupportedModel, match="is called with something else than one input"):
+            BatchedGradients(model).run(3, lambda c=call: c().sum(dim=(1, 2)), lambda block, offset: None)
+
+
 def test_parameters_that_no_call_uses_are_refused():
     class Bypassed(torch.nn.Module):
         def __init__(self):
