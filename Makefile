@@ -57,10 +57,11 @@ check: lint types imports test ## Everything that must pass before a commit
 demo: install ## Fine-tune a real model with dynamic selection, offline, in minutes
 	$(BIN)/python examples/quickstart/run.py
 
-bench: install ## Time the projection and the gradient features on this machine
+bench: install ## Time projection, gradient features and scores on this machine
 	$(BIN)/python benchmarks/projection.py
 	$(BIN)/python examples/quickstart/fetch_model.py
 	$(BIN)/python benchmarks/gradients.py
+	$(BIN)/python benchmarks/scores.py --rows 20000
 
 clean: ## Remove builds, caches and .venv
 	rm -rf $(VENV) build dist .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -140,6 +140,15 @@ def test_a_module_that_is_called_twice_adds_up():
     assert max(relative_errors(found, expected)) < EXACT
 
 
+def test_outputs_may_be_changed_in_place_afterwards():
+    model = tiny_model().double()
+    expected = one_by_one(model, examples())
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.SiLU(inplace=True)
+    errors = relative_errors(streamed_batch(model, collate(examples(), 2)), expected)
+    assert max(errors) < EXACT
+
+
 def test_a_shared_module_under_checkpointing_adds_up():
     model = tiny_lora(tiny_model()).double()
     layers = model.base_model.model.model.layers
@@ -244,6 +253,21 @@ def test_inputs_without_the_rows_in_front_are_refused():
     model, values = Flat(), torch.randn(3, 5, 4)
     with pytest.raises(UnsupportedModel, match=r"inner sees a tensor of shape \(15, 4\) in a batch of 3"):
         BatchedGradients(model).run(3, lambda: model(values).sum(dim=(1, 2)), lambda block, offset: None)
+
+
+def test_modules_with_other_inputs_are_refused():
+    class GatedRMSNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(4))
+
+        def forward(self, values, gate):
+            return self.weight * torch.nn.functional.rms_norm(values, (4,)) * gate
+
+    model, values = GatedRMSNorm(), torch.randn(3, 5, 4)
+    for call in (lambda: model(values, values), lambda: model(values, gate=values)):
+        with pytest.raises(UnsupportedModel, match="is called with something else than one input"):
+            BatchedGradients(model).run(3, lambda c=call: c().sum(dim=(1, 2)), lambda block, offset: None)
 
 
 def test_parameters_that_no_call_uses_are_refused():

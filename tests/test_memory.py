@@ -24,6 +24,8 @@ def test_a_limit_of_the_group_counts(tmp_path, monkeypatch):
     (tmp_path / "memory.current").write_text(f"{2**20}\n")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert available_bytes(torch.device("cpu")) == 2 * 2**20
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {2**19}\nactive_file 7\n")
+    assert available_bytes(torch.device("cpu")) == 2.5 * 2**20
     (tmp_path / "memory.max").write_text("max\n")
     assert available_bytes(torch.device("cpu")) > 2 * 2**20
 

@@ -29,6 +29,8 @@ from dataflex.model import trainable_parameters
 Sink = Callable[[Tensor, int], None]
 """Takes a block ``(g, n)``, float32 or wider, and the parameter index of its first column."""
 
+ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None]
+
 BLOCK_VALUES = 1 << 24
 """Most gradients (b x n) that a rule makes at once: 64 MiB in float32."""
 
@@ -92,7 +94,9 @@ class BatchedGradients:
         """
         with frozen(self._model), torch.enable_grad():
             state = _Pass(self._slots, rows, sink, groups)
-            handles = [tapped.module.register_forward_hook(state.hook(tapped)) for tapped in self._tapped]
+            handles = [
+                tapped.module.register_forward_hook(state.hook(tapped), with_kwargs=True) for tapped in self._tapped
+            ]
             try:
                 total = losses().sum()
                 state.counting = False
@@ -126,7 +130,7 @@ class _Tap(torch.autograd.Function):
         del anchor
         ctx.save_for_backward(inputs)
         ctx.arrived = arrived
-        return output.view_as(output)
+        return output.detach()  # shares memory; unlike a view, it may be changed in place later
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -145,18 +149,20 @@ class _Pass:
         self._uses: Counter[nn.Parameter] = Counter()
         self._pieces: dict[nn.Parameter, list[Piece]] = {parameter: [] for parameter in slots}
 
-    def hook(self, tapped: TappedModule) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+    def hook(self, tapped: TappedModule) -> ForwardHook:
         """The forward hook that taps a module."""
 
         def arrived(inputs: Tensor, gradient: Tensor) -> None:
             self._collect(tapped, inputs, gradient)
 
-        def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        def forward_hook(
+            module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
             del module
             if not torch.is_grad_enabled():  # a rule that probes its module
                 return None
-            if len(inputs) != 1:
-                raise UnsupportedModel(f"{tapped.name} is called with {len(inputs)} inputs")
+            if len(inputs) != 1 or options:
+                raise UnsupportedModel(f"{tapped.name} is called with something else than one input")
             given, output = (self._with_rows(tapped.name, values) for values in (inputs[0].detach(), output))
             if self.counting:
                 self._uses.update(tapped.parameters.values())

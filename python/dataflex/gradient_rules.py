@@ -49,7 +49,7 @@ def find_rule(module: nn.Module) -> Rule | None:
     if type(module) is nn.LayerNorm or "RMSNorm" in type(module).__name__:
         parameters = dict(module.named_parameters(recurse=False))
         vectors = all(parameter.ndim == 1 for parameter in parameters.values())
-        return norm if vectors and parameters.keys() <= {"weight", "bias"} else None
+        return norm if vectors and set(parameters) in ({"weight"}, {"weight", "bias"}) else None
     return None
 
 

@@ -24,6 +24,9 @@ BatchTokens = Annotated[int, Field(ge=1)] | Literal["auto"]
 """Most padded tokens of one batch, or ``auto``."""
 
 MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""On two CPU cores, rows of 33 tokens (SmolLM2-135M, LoRA) took 520, 460, 440 and 365 ms of CPU time in batches of 264,
+528, 1023 and 2046 tokens, and the same within 5 % in twice as many; rows of 200 tokens gained nothing beyond 600. The
+number for GPUs is not measured."""
 FEWEST_TOKENS = 64
 SHARE = 0.5
 CGROUP = Path("/sys/fs/cgroup")
@@ -34,11 +37,10 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    limits = [_free_ram()]
     limit, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.current")
-    if limit is not None and used is not None:
-        limits.append(max(0, limit - used))
-    return min(limits)
+    if limit is None or used is None:
+        return _free_ram()
+    return min(_free_ram(), max(0, limit - used + _cached_files()))
 
 
 def bytes_per_token(losses: Callable[[], Tensor], tokens: int, model: nn.Module) -> float:
@@ -79,6 +81,15 @@ def _free_ram() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux: a quarter of the installed memory may well be free
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def _cached_files() -> int:
+    """Bytes of files in the cgroup's memory that the kernel gives up on demand; they count as used."""
+    try:
+        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, StopIteration):
+        return 0
 
 
 def _number(file: Path) -> int | None:

@@ -162,6 +162,25 @@ def test_a_checkpoint_gives_the_moments_of_adam(project: Path, folder: Path) -> 
     assert str(folder / "warm" / "checkpoint-5") in (folder / "s.card.md").read_text(encoding="utf-8")
 
 
+def test_several_processes_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "2 processes were started" in run("--num", "3", "-o", folder / "s.jsonl").stderr
+
+
+def test_columns_that_a_registry_maps_stay_as_they_are(project: Path, folder: Path) -> None:
+    samples = tiny_samples(6)
+    rows = [{"frage": sample.messages[0]["content"], "antwort": sample.reference} for sample in samples]
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    entry = {"file_name": "rows.json", "columns": {"prompt": "frage", "response": "antwort"}}
+    (folder / "dataset_info.json").write_text(json.dumps({"deutsch": entry}), encoding="utf-8")
+    mapped = ["dataset=deutsch", f"dataset_dir={folder}", f"eval_dataset={project / 'target.jsonl'}"]
+    done = run("--num", "2", "-o", folder / "s.jsonl", *mapped)
+    assert done.exit_code == 0, done.output
+    for line in (folder / "s.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        assert {"frage": row["frage"], "antwort": row["antwort"]} == rows[row["_dataflex"]["row"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

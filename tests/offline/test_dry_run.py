@@ -67,11 +67,14 @@ def test_a_selection_is_predicted_from_three_batches_of_each_side(tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_answers_and_rewards_are_counted(tmp_path):
+def test_answers_are_timed_and_rewards_counted(tmp_path):
     found = dry_run(tiny_nice(mc_samples=3), tiny_context(tmp_path))
-    assert found.counts == {"answers to sample": 9, "reward calls": 9}
+    assert found.counts == {"reward calls": 9}
     assert "reward calls: 9 (not timed)" in found.lines()
-    assert [part.name for part in found.parts] == ["training gradients"]
+    names = ["answers", "evaluation gradients", "training gradients"]
+    assert [(part.name, part.rows) for part in found.parts] == list(zip(names, (3, 3, 12), strict=True))
+    assert found.parts[0].store_bytes == 0
+    assert all(part.cost.wall > 0 for part in found.parts)
 
 
 def test_other_selectors(tmp_path):

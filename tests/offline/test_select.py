@@ -76,10 +76,29 @@ def test_to_dataset_keeps_the_features_of_a_dataset_and_refuses_another(tmp_path
     assert list(subset) == [data[row] for row in chosen.rows.tolist()]
     with pytest.raises(SelectionError, match="is not the one that was selected"):
         chosen.to_dataset(datasets.Dataset.from_list(rows_of(8, seed=5)))
-    with pytest.raises(SelectionError, match="the dataset has 1 rows"):
+    with pytest.raises(SelectionError, match="is not the one that was selected"):
         chosen.to_dataset(data.select([0]))
     with pytest.raises(SelectionError, match="is not the one that was selected"):
         chosen.to_dataset(rows_of(8, seed=5))
+
+
+def test_rows_that_have_changed_since_are_noticed(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(8)), encoding="utf-8")
+    chosen = select(file)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(8)[::-1]), encoding="utf-8")
+    with pytest.raises(SelectionError, match=r"is not the one that was selected\n.*has changed"):
+        chosen.write_jsonl(tmp_path / "s.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_rows_of_mixed_types_need_a_file(tmp_path):
+    rows = [row | {"extra": extra} for row, extra in zip(rows_of(4), [1, "one", [1], None], strict=True)]
+    chosen = select(rows, num_samples=4)
+    with pytest.raises(DataError, match=r"do not fit into one table.*\n.*write_jsonl"):
+        chosen.to_dataset()
+    chosen.write_jsonl(tmp_path / "s.jsonl")
+    assert len((tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_a_tokenised_dataset_knows_no_rows(tmp_path):
@@ -172,28 +191,25 @@ def test_adam_needs_a_checkpoint(tmp_path):
         select(rows, checkpoint=tmp_path)
 
 
-def test_a_named_folder_makes_a_selection_resumable(tmp_path, monkeypatch):
+@pytest.mark.parametrize("finished", [0, 1, 3])
+def test_a_selection_that_was_stopped_goes_on(tmp_path, monkeypatch, finished):
     rows = rows_of(8)
-    real, computed = SampleFeatures.features, []
+    real, computed, limit = SampleFeatures.features, [], 2 * finished
 
     def features(self, items):
-        if len(self) == 8 and len(computed) + len(items) > 5:
-            raise KeyboardInterrupt
-        computed.extend(items if len(self) == 8 else [])
+        if len(self) == len(rows):
+            if len(computed) + len(items) > limit:
+                raise KeyboardInterrupt
+            computed.extend(items)
         return real(self, items)
 
     monkeypatch.setattr(SampleFeatures, "features", features)
     with pytest.raises(KeyboardInterrupt):
         select(rows, output_dir=tmp_path / "a", save_interval=2)
-    assert sorted(computed) == [0, 1, 2, 3]
-    left = len(computed)
-    monkeypatch.setattr(
-        SampleFeatures,
-        "features",
-        lambda self, items: (computed.extend(items if len(self) == 8 else []), real(self, items))[1],
-    )
+    limit = 8
     resumed = select(rows, output_dir=tmp_path / "a", save_interval=2)
-    assert sorted(computed[left:]) == [4, 5, 6, 7]
+    assert sorted(computed) == list(range(8))
+    monkeypatch.undo()
     whole = select(rows, output_dir=tmp_path / "b", save_interval=2)
     assert np.array_equal(resumed.scores, whole.scores)
     files = [sorted((tmp_path / name).rglob("features-*")) for name in "ab"]

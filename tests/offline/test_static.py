@@ -61,7 +61,7 @@ def by_hand(checkpoints, weights, **kind):
     context = tiny_context(Path("unused"), steps=0, eval_dataset=two_tasks())
     total = 0
     for directory, weight in zip(checkpoints, weights, strict=True):
-        with at_checkpoint(context, directory, optimizer=kind.get("gradient_type") != "sgd") as current:
+        with at_checkpoint(context, directory, needs_optimizer=True) as current:
             total = total + weight * full_cosines(current, **kind)
     return by_task(context, total)
 
@@ -84,7 +84,7 @@ def test_scores_equal_the_formula(run, kind):
 
 def test_the_optimizer_of_the_checkpoint_is_used(run):
     context = tiny_context(Path("unused"), steps=0)
-    with at_checkpoint(context, run / "checkpoint-4", optimizer=True) as current:
+    with at_checkpoint(context, run / "checkpoint-4", needs_optimizer=True) as current:
         [group] = current.optimizer.param_groups
         assert group["betas"] == (0.9, 0.99)
         steps = {int(state["step"]) for state in current.optimizer.state.values()}
@@ -140,7 +140,7 @@ def test_a_target_that_is_broken_at_one_checkpoint_is_left_out_of_all(run, monke
     context = tiny_context(Path("unused"), steps=0, eval_dataset=two_tasks())
     total = 0
     for directory in checkpoints:
-        with at_checkpoint(context, directory, optimizer=True) as current:
+        with at_checkpoint(context, directory, needs_optimizer=True) as current:
             total = total + 0.5 * np.delete(full_cosines(current), 1, axis=1).mean(axis=1)
     np.testing.assert_allclose(found.scores, total, rtol=0, atol=1e-5)
     broken = two_tasks().samples[1].id

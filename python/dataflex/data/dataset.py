@@ -106,6 +106,11 @@ class TokenizedDataset(Sequence[Example]):
         """The sample of each example."""
         return [example.sample for example in self._examples]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(example.input_ids) for example in self._examples]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the token ids and labels of all examples in their order, in hex."""

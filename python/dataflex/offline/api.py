@@ -159,9 +159,8 @@ def checked_context(
     """
     if selector.needs_eval_dataset and not context.eval_dataset:
         raise SelectionError(f"selector {selector.name!r} needs an evaluation set", hint="pass eval_dataset")
-    # Only Adam-normalised gradients read the optimizer.
-    moments = getattr(selector.config, "gradient_type", None) == "adam"
-    state = nullcontext(context) if checkpoint is None else at_checkpoint(context, Path(checkpoint), optimizer=moments)
+    adam = getattr(selector.config, "gradient_type", None) == "adam"
+    state = at_checkpoint(context, Path(checkpoint), needs_optimizer=adam) if checkpoint else nullcontext(context)
     with state as current:
         selector.check(current)
         yield current

@@ -69,8 +69,13 @@ def build_context(
 
 
 @contextmanager
-def at_checkpoint(context: SelectionContext, directory: Path, *, optimizer: bool) -> Iterator[SelectionContext]:
-    """The context with weights, step and (if asked for) optimizer of a checkpoint; the model is restored afterwards.
+def at_checkpoint(context: SelectionContext, directory: Path, *, needs_optimizer: bool) -> Iterator[SelectionContext]:
+    """The context with weights, step and optimizer of a checkpoint; the model is restored afterwards.
+
+    Args:
+        context: Context of a selection without a checkpoint.
+        directory: The checkpoint.
+        needs_optimizer: A checkpoint without the optimizer's state will not do.
 
     Raises:
         CheckpointError: The checkpoint is damaged, of another model, or lacks the optimizer's state.
@@ -79,7 +84,8 @@ def at_checkpoint(context: SelectionContext, directory: Path, *, optimizer: bool
     before = _weights(context.model)
     try:
         checkpoint.load_weights(directory, context.model)
-        restored = checkpoint.load_optimizer(directory, context.model) if optimizer else None
+        has_optimizer = state is not None or needs_optimizer  # the latter raises what is missing
+        restored = checkpoint.load_optimizer(directory, context.model) if has_optimizer else None
         yield replace(context, step=state["step"] if state else 0, optimizer=restored)
     finally:
         with torch.no_grad():

@@ -27,6 +27,7 @@ import torch
 from dataflex.model import undisturbed
 from dataflex.selectors.base import Selector
 from dataflex.selectors.plan import PlannedPart
+from dataflex.store import FeatureStore
 from dataflex.types import SelectionContext
 
 TIMED_BATCHES = 3
@@ -116,22 +117,26 @@ def dry_run(selector: Selector[Any], context: SelectionContext) -> DryRun:
 def _estimate(part: PlannedPart, context: SelectionContext) -> PartEstimate:
     context.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=context.output_dir, prefix="dry-run-") as folder, undisturbed(context.model):
-        store = part.open_store(Path(folder))
+        store = part.open_store(Path(folder)) if part.open_store else None
+        shards = store.shards if store else [(0, len(part.lengths))]
         once = _timed(part.prepare)
-        batches = [batch for start, stop in store.shards for batch in part.batches(list(range(start, stop)))]
+        batches = [batch for start, stop in shards for batch in part.batches(list(range(start, stop)))]
         shapes = [(len(batch), len(batch) * max(part.lengths[row] for row in batch)) for batch in batches]
         chosen = spread(shapes, TIMED_BATCHES)
-        part.compute(batches[chosen[0]])  # what the first pass of all costs is not the cost of a batch
         costs = [_timed(lambda batch=batches[place]: part.compute(batch)) for place in chosen]  # type: ignore[misc]
-        start, stop = store.shards[0]
-        write = _timed(lambda: store.write(start, torch.ones((stop - start, store.dim))))
         timed = [shapes[place] for place in chosen]
         spent = Cost(
             predict(timed, [cost.wall for cost in costs], shapes), predict(timed, [cost.cpu for cost in costs], shapes)
         )
-        shards = len(store.shards)
-        cost = once + spent + Cost(write.wall * shards, write.cpu * shards)
-        return PartEstimate(part.name, len(part.lengths), len(batches), cost, store.num_bytes)
+        total = once + spent + (_writes(store) if store else Cost(0.0, 0.0))
+        return PartEstimate(part.name, len(part.lengths), len(batches), total, store.num_bytes if store else 0)
+
+
+def _writes(store: FeatureStore) -> Cost:
+    """The time of writing all shards, from one."""
+    start, stop = store.shards[0]
+    once = _timed(lambda: store.write(start, torch.ones((stop - start, store.dim))))
+    return Cost(once.wall * len(store.shards), once.cpu * len(store.shards))
 
 
 def spread(shapes: Sequence[tuple[int, int]], count: int) -> list[int]:

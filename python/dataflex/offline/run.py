@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ def select_from_config(
     with _prepared(config, num_samples, files.work) as (selector, context):
         chosen = run_selector(selector, context, checkpoint)
         folder = config.origin.folder
-        source = RowSource(config.dataset, Path(config.locate(config.dataset_dir)), (folder,) if folder else ())
+        source = RowSource(
+            config.dataset, Path(config.locate(config.dataset_dir)), (folder,) if folder else (), config.max_samples
+        )
         selection = as_offline(chosen, context.train_dataset, source)
         _write(files, selection, context, config, checkpoint)
     return selection
@@ -126,6 +129,10 @@ def dry_run_from_config(config: RunConfig, work: Path, *, num_samples: float, ch
 @contextmanager
 def _prepared(config: RunConfig, num_samples: float, work: Path) -> Iterator[tuple[Selector[Any], SelectionContext]]:
     """The selector and its context, as the configuration says."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SelectionError(
+            f"{os.environ['WORLD_SIZE']} processes were started; this version selects in a single process"
+        )
     for warning in FileConfig.warnings(config):
         logger.warning("%s", warning)
     _say_what_does_not_act(config)

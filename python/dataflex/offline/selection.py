@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.sources import OriginalRow, load_samples, original_rows
-from dataflex.errors import SelectionError
+from dataflex.errors import DataError, SelectionError
 from dataflex.offline.subset import write_rows
 from dataflex.types import Sample, Selection
 
@@ -22,28 +23,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowSource:
-    """Where the candidates' rows come from: names, rows or a ``datasets.Dataset``, and where names are looked up."""
+    """Where the candidates' rows come from.
+
+    Attributes:
+        spec: Names, rows or a ``datasets.Dataset``.
+        dataset_dir: Folder of ``dataset_info.json``.
+        base_dirs: Where relative paths are looked up after the working directory.
+        max_samples: Rows of each source that were read; None: all.
+    """
 
     spec: Any
     dataset_dir: Path | None = None
     base_dirs: tuple[Path, ...] = ()
+    max_samples: int | None = None
 
-    def read(self, rows: Sequence[int]) -> list[OriginalRow]:
-        """Rows by number, as they stand in the source.
+    def read(self, chosen: Sequence[Sample]) -> list[OriginalRow]:
+        """The rows of some samples, as they stand in the source.
 
         Raises:
-            SelectionError: The candidates came tokenised.
-            DataError: The source cannot be read (any more).
+            SelectionError: The source has other rows (by now), or came tokenised.
+            DataError: It cannot be read.
         """
         if isinstance(self.spec, TokenizedDataset):
             raise SelectionError(
                 "the candidates came as a tokenised dataset, which does not know its rows",
                 hint="select from rows, files or a datasets.Dataset",
             )
+        samples = load_samples(
+            self.spec, dataset_dir=self.dataset_dir, base_dirs=self.base_dirs, max_samples=self.max_samples
+        )
+        found = {sample.row: sample for sample in samples}
+        for sample in chosen:
+            other = found.get(sample.row)
+            if other is None or other.messages != sample.messages:
+                raise SelectionError(
+                    f"row {sample.row} of the data is not the one that was selected",
+                    hint="the data has changed, or is another: pass what was selected from, or select again",
+                )
+        rows = [sample.row for sample in chosen]
         return original_rows(self.spec, rows, dataset_dir=self.dataset_dir, base_dirs=self.base_dirs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OfflineSelection(Selection):
     """A selection that was made without training.
 
@@ -52,13 +73,18 @@ class OfflineSelection(Selection):
         source: Where their rows come from.
     """
 
-    samples: Sequence[Sample] = ()
-    source: RowSource = field(default_factory=lambda: RowSource(None))
+    samples: Sequence[Sample]
+    source: RowSource
 
     @property
     def rows(self) -> NDArray[np.int64]:
         """Numbers of the chosen rows in the source, best first (``indices`` count candidates)."""
-        return np.array([self.samples[index].row for index in self.indices.tolist()], dtype=np.int64)
+        return np.array([sample.row for sample in self.chosen], dtype=np.int64)
+
+    @property
+    def chosen(self) -> list[Sample]:
+        """The chosen samples, best first."""
+        return [self.samples[index] for index in self.indices.tolist()]
 
     def to_dataset(self, train_dataset: Any = None) -> Dataset:
         """The chosen rows in their own columns, best first.
@@ -67,22 +93,19 @@ class OfflineSelection(Selection):
             train_dataset: The data that was selected from; None: where it came from.
 
         Raises:
-            SelectionError: ``train_dataset`` holds other rows.
+            SelectionError: The data holds other rows (by now).
             DataError: The data cannot be read, or its rows do not fit into one table.
         """
         import datasets
 
-        data = self.source.spec if train_dataset is None else train_dataset
-        if isinstance(data, datasets.Dataset):
-            if self.rows.size and self.rows.max() >= len(data):
-                raise SelectionError(f"row {self.rows.max()} was selected, and the dataset has {len(data)} rows")
-            subset = data.select(self.rows.tolist())
-            self._check_same(load_samples(subset))
-            return subset
-        source = self.source if train_dataset is None else RowSource(train_dataset, self.source.dataset_dir)
-        values = [dict(row.value) for row in source.read(self.rows.tolist())]
-        self._check_same(load_samples(values))
-        return datasets.Dataset.from_list(values)
+        source = self.source if train_dataset is None else replace(self.source, spec=train_dataset)
+        rows = source.read(self.chosen)
+        if isinstance(source.spec, datasets.Dataset):
+            return source.spec.select(self.rows.tolist())
+        try:
+            return datasets.Dataset.from_list([dict(row.value) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(f"the rows do not fit into one table: {error}", hint="use write_jsonl()") from error
 
     def write_jsonl(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the chosen rows as JSON Lines, best first, each with an object ``_dataflex``.
@@ -91,21 +114,13 @@ class OfflineSelection(Selection):
         Lines file is copied as it is written there.
 
         Raises:
-            SelectionError: The file exists and ``overwrite`` is not set.
-            DataError: The data cannot be read (any more), or a value has no form in JSON.
+            SelectionError: The file exists and ``overwrite`` is not set, or the data holds other rows by now.
+            DataError: The data cannot be read any more, or a value has no form in JSON.
         """
-        write_rows(Path(path), self.source.read(self.rows.tolist()), self.notes(), overwrite=overwrite)
+        write_rows(Path(path), self.source.read(self.chosen), self.notes(), overwrite=overwrite)
 
     def notes(self) -> Iterable[Mapping[str, Any]]:
         """What is noted with each chosen row."""
         for rank, (index, row) in enumerate(zip(self.indices.tolist(), self.rows.tolist(), strict=True)):
             score = None if self.scores is None else float(self.scores[index])
             yield {"score": score, "rank": rank, "selector": self.selector, "row": row}
-
-    def _check_same(self, found: Sequence[Sample]) -> None:
-        for index, sample in zip(self.indices.tolist(), found, strict=True):
-            if sample.messages != self.samples[index].messages:
-                raise SelectionError(
-                    f"row {self.samples[index].row} of this dataset is not the one that was selected",
-                    hint="pass the data that was selected from, with its rows in the same order",
-                )

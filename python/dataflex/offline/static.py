@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -54,7 +55,7 @@ def score_checkpoints(
     projector = selector.projector()
     states: list[_State] = []
     for directory in checkpoints:
-        with at_checkpoint(context, directory, optimizer=selector.config.gradient_type == "adam") as current:
+        with at_checkpoint(context, directory, needs_optimizer=selector.config.gradient_type == "adam") as current:
             if any(state.step == current.step for state in states):
                 raise SelectionError(f"{directory}: another checkpoint has taken {current.step} steps, too")
             selector.check(current)
@@ -150,4 +151,8 @@ def _log(directory: Path) -> list[dict[str, Any]]:
     file = directory.parent / LOG_FILE
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    entries = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # the last line of a run that was killed may be torn
+            entries.append(json.loads(line))
+    return entries

@@ -119,8 +119,8 @@ class DrawSelector(Selector[DrawConfigT]):
             [
                 PlannedPart(
                     name="losses",
-                    lengths=[len(example.input_ids) for example in dataset],
-                    prepare=lambda: None,
+                    lengths=dataset.lengths,
+                    prepare=partial(sample_losses, context, [0]),
                     batches=partial(length_batches, dataset, batch_tokens=self.config.loss_batch_tokens),
                     compute=partial(sample_losses, context),
                     open_store=lambda folder: FeatureStore(folder, {}, len(dataset), 1, SHARD_ROWS),

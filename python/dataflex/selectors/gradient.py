@@ -22,6 +22,7 @@ from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.features import report_broken
+from dataflex.gradient_features import GradientFeatures
 from dataflex.memory import BatchTokens
 from dataflex.progress import Stopwatch
 from dataflex.projection import AdamVariant, Projector
@@ -97,7 +98,7 @@ class GradientSelector(Selector[GradientConfigT]):
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of all candidates."""
         features = self.training_gradients(context, self.projector())
-        return Plan([self.planned(TRAINING, features, context.train_dataset)])
+        return Plan([self.planned(TRAINING, features, context.train_dataset.lengths)])
 
     def check(self, context: SelectionContext) -> None:
         """Check the projection, the evaluation set and the optimizer before training starts."""
@@ -204,17 +205,17 @@ class GradientSelector(Selector[GradientConfigT]):
         )
         return store, dataset.samples
 
-    def planned(self, name: str, features: SampleFeatures, dataset: TokenizedDataset) -> PlannedPart:
-        """One side's features as a part of the plan."""
+    def planned(self, name: str, features: GradientFeatures, lengths: Sequence[int]) -> PlannedPart:
+        """One side's features, with the tokens of each of its rows, as a part of the plan."""
         config = self.config
         return PlannedPart(
             name=name,
-            lengths=[len(example.input_ids) for example in dataset],
+            lengths=lengths,
             prepare=features.prepare,
             batches=features.batches,
             compute=features.features,
             open_store=lambda folder: FeatureStore(
-                folder, {}, len(dataset), config.proj_dim, config.save_interval, config.features_dtype
+                folder, {}, len(lengths), config.proj_dim, config.save_interval, config.features_dtype
             ),
         )
 

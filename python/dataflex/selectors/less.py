@@ -75,7 +75,7 @@ class LessSelector(GradientSelector[LessConfig]):
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of all candidates and of the reference answers."""
         features, dataset = self.reference_gradients(context, self.projector())
-        return Plan([*super().plan(context).parts, self.planned(EVALUATION, features, dataset)])
+        return Plan([*super().plan(context).parts, self.planned(EVALUATION, features, dataset.lengths)])
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
         """Gradients of the reference answers.

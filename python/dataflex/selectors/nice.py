@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from dataflex.data.collate import IGNORE_INDEX
 from dataflex.errors import SelectionError
 from dataflex.features import state_fingerprint
 from dataflex.policy_features import PolicyFeatures, WeightedPrompt
@@ -33,8 +34,8 @@ from dataflex.projection import Projector
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
-from dataflex.selectors.gradient import GradientConfig, GradientSelector, Targets
-from dataflex.selectors.plan import Plan
+from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets
+from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.similarity import Aggregate
 from dataflex.store import FeatureStore
 from dataflex.types import RewardRequest, Sample, SelectionContext
@@ -104,9 +105,31 @@ class NiceSelector(GradientSelector[NiceConfig]):
             logger.warning("a truncated sampling distribution (top_p, top_k) biases the policy gradient of NICE")
 
     def plan(self, context: SelectionContext) -> Plan:
-        """Gradients of all candidates; answers and rewards are counted, not timed."""
-        answers = len(context.eval_dataset or ()) * self.config.mc_samples
-        return Plan(super().plan(context).parts, {"answers to sample": answers, "reward calls": answers})
+        """Answers and gradients of both sides; rewards are counted only.
+
+        The answers whose gradients are timed are taken to be as long as the references, or as answers may be.
+        """
+        samples = context.eval_dataset.samples if context.eval_dataset else []
+        prompts = [self._stand_in(context, row) for row in range(len(samples))]
+        gradients = PolicyFeatures(
+            context,
+            prompts,
+            self.projector(),
+            temperature=self.config.generation_temperature,
+            batch_tokens=self.config.feature_batch_tokens,
+        )
+        answers = PlannedPart(
+            name="answers",
+            lengths=[len(prompt.prompt_ids) for prompt in prompts],
+            prepare=lambda: None,
+            batches=lambda rows: self._answer_batches(prompts, rows),
+            compute=lambda rows: self._sample(context, [samples[row] for row in rows], progress=False),
+        )
+        lengths = [len(prompt.answers) * (len(prompt.prompt_ids) + len(prompt.answers[0])) for prompt in prompts]
+        return Plan(
+            [answers, self.planned(EVALUATION, gradients, lengths), *super().plan(context).parts],
+            {"reward calls": len(samples) * self.config.mc_samples},
+        )
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
         """Answers, rewards and policy gradients of the evaluation prompts.
@@ -118,7 +141,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         samples = context.eval_dataset.samples if context.eval_dataset else []
         rollouts = self._rollouts(context, samples, watch)
         prompts = self._weighted_prompts(context, samples, rollouts)
-        with watch.phase("evaluation gradients"):
+        with watch.phase(EVALUATION):
             store, kept = self._evaluation_features(context, projector, prompts)
             directions, unusual = self.directions(store, kept, self.config.aggregate)
         report = {
@@ -150,27 +173,47 @@ class NiceSelector(GradientSelector[NiceConfig]):
             logger.info("using the answers and rewards of %s", file.path)
             return stored
         with watch.phase("answers"):
-            answers = sample_answers(
-                context.model,
-                context.tokenizer,
-                [Prompt(sample.id, self._prompt_ids(context, sample)) for sample in samples],
-                Sampling(
-                    self.config.generation_temperature,
-                    self.config.max_new_tokens,
-                    self.config.generation_top_k,
-                    self.config.generation_top_p,
-                ),
-                answers_per_prompt=self.config.mc_samples,
-                stop_token_ids=context.template.stop_token_ids(context.tokenizer),
-                seed=self.config.seed,
-                step=context.step,
-                batch_size=self.config.rollout_batch_size,
-                autocast=context.autocast,
-            )
+            answers = self._sample(context, samples)
         with watch.phase("rewards"):
             scored = score_answers(self.reward, samples, answers)
         file.write(scored)
         return scored
+
+    def _sample(self, context: SelectionContext, samples: Sequence[Sample], *, progress: bool = True) -> list[Rollout]:
+        """M answers to each prompt, not yet scored."""
+        return sample_answers(
+            context.model,
+            context.tokenizer,
+            [Prompt(sample.id, self._prompt_ids(context, sample)) for sample in samples],
+            Sampling(
+                self.config.generation_temperature,
+                self.config.max_new_tokens,
+                self.config.generation_top_k,
+                self.config.generation_top_p,
+            ),
+            answers_per_prompt=self.config.mc_samples,
+            stop_token_ids=context.template.stop_token_ids(context.tokenizer),
+            seed=self.config.seed,
+            step=context.step,
+            batch_size=self.config.rollout_batch_size,
+            autocast=context.autocast,
+            show_progress=progress,
+        )
+
+    def _answer_batches(self, prompts: Sequence[WeightedPrompt], rows: list[int]) -> list[list[int]]:
+        """About the prompts whose answers are drawn at once: neighbours in length."""
+        order = sorted(rows, key=lambda row: len(prompts[row].prompt_ids))
+        size = max(1, self.config.rollout_batch_size // self.config.mc_samples)
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def _stand_in(self, context: SelectionContext, row: int) -> WeightedPrompt:
+        """An evaluation prompt with M answers of a likely length."""
+        assert context.eval_dataset is not None
+        example = context.eval_dataset[row]
+        reference = [label for label in example.labels if label != IGNORE_INDEX][: self.config.max_new_tokens]
+        answer = reference or [int(context.tokenizer.pad_token_id)] * self.config.max_new_tokens
+        count = self.config.mc_samples
+        return WeightedPrompt(row, self._prompt_ids(context, example.sample), [answer] * count, [1.0] * count)
 
     def _weighted_prompts(
         self, context: SelectionContext, samples: Sequence[Sample], rollouts: Sequence[Rollout]
@@ -219,7 +262,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         ).fill(
             self.round_dir(context) / "eval",
             shard_rows=self.config.save_interval,
-            description="evaluation gradients",
+            description=EVALUATION,
             dtype=self.config.features_dtype,
         )
         return store, [context.eval_dataset.samples[prompt.row] for prompt in prompts]

@@ -8,30 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dataflex.store import FeatureStore
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedPart:
-    """Values that a selection computes for every row of a dataset, batch by batch, into a store.
+    """Something that a selection computes for every row of a dataset, batch by batch.
 
     Attributes:
         name: What is computed, in the words of the selection's report.
         lengths: Tokens of each of the n rows.
-        prepare: Whatever comes once, before the first batch.
-        batches: Splits the rows of a shard into those that are computed together.
-        compute: Maps the numbers of b rows to what is stored, ``(b, k)``.
-        open_store: Makes the store of this part in an empty folder.
+        prepare: Whatever comes once, before the first batch; it also warms the model up.
+        batches: Splits rows (of a shard, where there is a store) into those that are computed together.
+        compute: Computes b rows by their numbers.
+        open_store: Makes the store of this part in an empty folder; None: nothing is stored by shards.
     """
 
     name: str
     lengths: Sequence[int]
-    prepare: Callable[[], None]
+    prepare: Callable[[], object]
     batches: Callable[[list[int]], list[list[int]]]
-    compute: Callable[[list[int]], Tensor]
-    open_store: Callable[[Path], FeatureStore]
+    compute: Callable[[list[int]], object]
+    open_store: Callable[[Path], FeatureStore] | None = None
 
 
 @dataclass(frozen=True, slots=True)
