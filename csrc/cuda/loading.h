@@ -1,7 +1,7 @@
 // From gradients in memory to values (gradients.h, point 1) in registers, and what the kernels add up with.
 #pragma once
 
-#include "device.h"
+#include "cuda/device.h"
 #include "gradients.h"
 #include "values.h"
 

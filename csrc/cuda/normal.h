@@ -4,7 +4,7 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-#include "device.h"
+#include "cuda/device.h"
 
 namespace dataflex::cuda {
 

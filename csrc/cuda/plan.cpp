@@ -7,10 +7,10 @@
 namespace dataflex::cuda {
 namespace {
 
-// sjlt: 64 KiB of sums a block let three blocks share a multiprocessor of sm_90, two of sm_80.
+// sjlt: 64 KiB of sums and at most 128 registers a thread: two blocks share a multiprocessor of sm_80 or sm_90.
 constexpr int32_t kWindowOutputs = 16384;
 constexpr int kMaxRows = 4;
-constexpr int kBlocksPerMultiprocessor = 3;
+constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int64_t kBatchGroups = 8;
 constexpr int64_t kMinBatches = 4 * kWarps;  // 4096 parameters: a block ends with one 64-bit addition an output
 
@@ -62,6 +62,7 @@ int64_t RademacherPlan::workspace_bytes() const { return packed_bytes() + 8 * ro
 
 GaussianPlan plan_gaussian(int64_t rows, int64_t offset, int64_t count, int32_t dim) {
   GaussianPlan plan{};
+  if (rows == 0 || count == 0) return plan;
   plan.row_tiles = divide_up(rows, 32);
   plan.output_tiles = divide_up(dim, 64);
   plan.steps = divide_up(offset + count, kStepParameters) - offset / kStepParameters;

@@ -164,7 +164,7 @@ __device__ void report(const Notes<kRows>& notes, const Share& share, const Tota
 }
 
 template <int kRows>
-__global__ void __launch_bounds__(kThreads, 3) add_rows(const SjltJob job, const Totals totals, const SjltPlan plan) {
+__global__ void __launch_bounds__(kThreads, 2) add_rows(const SjltJob job, const Totals totals, const SjltPlan plan) {
   int32_t* partial = dynamic_shared<int32_t>();  // (rows, outputs)
   const Share share = share_of(blockIdx.x, job, plan);
   int64_t* sums = totals.sums + share.first_row * job.dim + share.first_output;
