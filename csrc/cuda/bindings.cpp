@@ -24,7 +24,7 @@ Gradients make_block(uintptr_t values, const std::string& type, int64_t rows, in
                      int64_t offset, const std::string& variant, const std::array<float, 7>& constants,
                      uintptr_t exp_avg, uintptr_t exp_avg_sq) {
   const AdamVariant parsed = adam_variant_named(variant);
-  require(rows >= 0 && count >= 0 && (rows <= 1 || row_stride >= count), "sizes of grads are out of range");
+  require(rows >= 0 && count >= 0 && row_stride >= 0, "sizes of grads are out of range");
   require(offset >= 0 && offset <= INT64_MAX / 2 - count, "offset is out of range");
   require(parsed == AdamVariant::kNone || count == 0 || (exp_avg != 0 && exp_avg_sq != 0), "moments are missing");
   const auto& c = constants;
