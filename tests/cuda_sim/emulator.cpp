@@ -285,7 +285,8 @@ void synchronise_warp(Collective kind, int line, const uint32_t (&in)[kWordsIn],
   const unsigned self = current, lane = self % kLanes, first = self - lane;
   Warp& warp = warps[self / kLanes];
   while (warp.leaving > 0) to_scheduler();  // the collective before this one
-  if (warp.arrived > 0 && (warp.kind != kind || warp.line != line)) fail("lanes of a warp are at different collectives");
+  if (warp.arrived > 0 && (warp.kind != kind || warp.line != line))
+    fail("lanes of a warp are at different collectives");
   warp.kind = kind;
   warp.line = fibers[self].line = line;
   copy(in, warp.in[lane]);

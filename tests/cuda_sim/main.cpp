@@ -2,8 +2,8 @@
 // `emulate --plan KIND ROWS OFFSET COUNT DIM MULTIPROCESSORS`.
 //
 // JOB is a line of text, "kind type variant rows count row_stride offset dim sparsity seed beta1 ... eps", then the raw
-// arrays: values, moments (if any), exponents, sums, not_finite, saturated. RESULT receives sums, not_finite and saturated. Every array has a heap block of exactly its
-// size, and the workspace is filled with 0xFF.
+// arrays: values, moments (if any), exponents, sums, not_finite, saturated. RESULT receives sums, not_finite and
+// saturated. Every array has a heap block of exactly its size, and the workspace is filled with 0xFF.
 #include <stdio.h>
 #include <string.h>
 
@@ -167,7 +167,8 @@ int main(int argc, char** argv) {
     Job job = read_job(argv[1]);
     run(job);
     std::ofstream result(argv[2], std::ios::binary);
-    for (const Owned* array : {&job.sums, &job.not_finite, &job.saturated}) result.write((*array)->data, (*array)->size);
+    for (const Owned* array : {&job.sums, &job.not_finite, &job.saturated})
+      result.write((*array)->data, (*array)->size);
     return result.good() ? 0 : 2;
   } catch (const std::exception& error) {
     fprintf(stderr, "emulate: %s\n", error.what());

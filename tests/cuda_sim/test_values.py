@@ -7,7 +7,7 @@ import torch
 
 from cuda_sim.cases import Job, broken, differs, make
 from cuda_sim.harness import Emulator
-from dataflex.kernels import sjlt
+from cuda_sim.mutations import towards_one_side
 
 CASES = {
     "one row, smallest": make("sjlt", 1, 1, dim=16, sparsity=1),
@@ -57,14 +57,6 @@ def test_the_order_of_threads_does_not_matter(emulator: Emulator, name: str, ord
 def test_the_size_of_the_device_does_not_matter(emulator: Emulator, name: str, multiprocessors: int) -> None:
     job = CASES[name]
     assert differs(job, emulator.run(job, multiprocessors=multiprocessors), job.reference()) is None
-
-
-def towards_one_side(sign: int) -> Job:
-    """Gradients at the limit of the grid whose every product with P has one sign: sums pass 32 bits."""
-    groups, dim = 600, 16
-    (_, negative), *_ = sjlt.placements(0, 16 * groups, dim=dim, sparsity=1, seed=5)
-    grads = torch.where(negative, -sign, sign).float()
-    return Job("sjlt", torch.stack([grads, -grads]), 0, dim, seed=5, sparsity=1)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

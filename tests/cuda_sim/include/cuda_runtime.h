@@ -91,7 +91,9 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "invalid argument";
+}
 
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
