@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find csrc -type f)
+EMULATOR := $(shell find tests/cuda_sim -name '*.cpp' -o -name '*.h')
 
 # Idle threads of torch wait instead of spinning, which matters on few cores.
 export OMP_WAIT_POLICY ?= passive
@@ -19,7 +20,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt CMakeLists.txt $(NATIVE)
+$(STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt CMakeLists.txt cmake/cuda.cmake $(NATIVE)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
@@ -39,12 +40,12 @@ kills: install ## Kill a run at twenty random moments and compare what its resum
 lint: install ## Check style of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(EMULATOR)
 
 format: install ## Rewrite Python and C++ in style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(EMULATOR)
 
 types: install ## Check types
 	$(BIN)/mypy

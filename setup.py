@@ -2,6 +2,7 @@
 
 Environment variables:
     DATAFLEX_NATIVE=0: install pure Python, without the extension.
+    DATAFLEX_CUDA: whether the extension has CUDA kernels; 0: no, 1: yes, auto (the default): if nvcc is found.
     CMAKE_ARGS: further arguments of the CMake configuration.
     CMAKE_BUILD_PARALLEL_LEVEL: number of compiler processes.
 """
@@ -19,6 +20,14 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+
+
+def wanted_cuda() -> str:
+    """The environment variable DATAFLEX_CUDA."""
+    wanted = os.environ.get("DATAFLEX_CUDA") or "auto"
+    if wanted not in ("0", "1", "auto"):
+        raise RuntimeError(f"DATAFLEX_CUDA is {wanted!r}; it must be 0, 1 or auto")
+    return wanted
 
 
 class CMakeBuild(build_ext):
@@ -39,6 +48,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDATAFLEX_CUDA={wanted_cuda()}",
         ]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]

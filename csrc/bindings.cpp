@@ -6,12 +6,13 @@
 
 #include <array>
 #include <optional>
-#include <stdexcept>
 #include <string>
 
 #include "adam_pass.h"
 #include "cpu/isa.h"
+#include "cuda/bindings.h"
 #include "gaussian.h"
+#include "names.h"
 #include "philox.h"
 #include "rademacher.h"
 #include "sjlt.h"
@@ -22,38 +23,25 @@ namespace {
 
 using dataflex::AdamVariant;
 using dataflex::Gradients;
+using dataflex::require;
 using dataflex::Totals;
 using dataflex::ValueType;
 using Moments = std::optional<py::array_t<float, py::array::c_style>>;
 template <class T>
 using Dense = py::array_t<T, py::array::c_style>;
 
-constexpr int kApiVersion = 4;  // grows with every change of a signature; dataflex.native knows the one it needs
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument("dataflex._native: " + message);
-}
+constexpr int kApiVersion = 5;  // grows with every change of a signature; dataflex.native knows the one it needs
 
 ValueType value_type(const std::string& name, const py::array& grads) {
   const bool is_float32 = py::isinstance<py::array_t<float>>(grads);
   const bool is_16_bits = py::isinstance<py::array_t<int16_t>>(grads);
   require(name == "float32" ? is_float32 : is_16_bits, "grads do not hold values of type " + name);
-  if (name == "float32") return ValueType::kFloat32;
-  if (name == "bfloat16") return ValueType::kBFloat16;
-  require(name == "float16", "unknown value type " + name);
-  return ValueType::kFloat16;
-}
-
-AdamVariant adam_variant(const std::string& name) {
-  if (name == "none") return AdamVariant::kNone;
-  if (name == "adamw") return AdamVariant::kAdamW;
-  require(name == "less", "unknown Adam variant " + name);
-  return AdamVariant::kLess;
+  return dataflex::value_type_named(name);
 }
 
 dataflex::Adam make_adam(const std::string& variant, const std::array<float, 7>& constants, const Moments& exp_avg,
                          const Moments& exp_avg_sq, int64_t count) {
-  const AdamVariant parsed = adam_variant(variant);
+  const AdamVariant parsed = dataflex::adam_variant_named(variant);
   if (parsed == AdamVariant::kNone) return {parsed, nullptr, nullptr, 0, 0, 0, 0, 0, 0, 0};
   for (const Moments* moment : {&exp_avg, &exp_avg_sq}) {
     require(moment->has_value() && (*moment)->ndim() == 1 && (*moment)->shape(0) == count,
@@ -176,4 +164,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("adam_pass", &adam_pass, "Reads and normalises a block and returns the sum: a floor for benchmarks.",
              py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"), py::arg("variant"), py::arg("constants"),
              py::arg("exp_avg").noconvert(), py::arg("exp_avg_sq").noconvert(), py::arg("threads"));
+  dataflex::cuda::bind(module);
 }

@@ -61,3 +61,59 @@ def adam_pass(
     exp_avg_sq: NDArray[np.float32] | None,
     threads: int,
 ) -> float: ...
+
+cuda_built: bool
+
+def cuda_problem(device: int) -> str: ...
+
+# What follows exists where cuda_built.
+class CudaBlock:
+    def __init__(
+        self,
+        values: int,
+        type: str,
+        rows: int,
+        row_stride: int,
+        count: int,
+        offset: int,
+        variant: str,
+        constants: Sequence[float],
+        exp_avg: int,
+        exp_avg_sq: int,
+    ) -> None: ...
+
+def cuda_workspace_bytes(kind: str, block: CudaBlock, dim: int) -> int: ...
+def cuda_sjlt_accumulate(
+    block: CudaBlock,
+    exponents: int,
+    seed: int,
+    dim: int,
+    sparsity: int,
+    sums: int,
+    not_finite: int,
+    saturated: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_rademacher_accumulate(
+    block: CudaBlock,
+    exponents: int,
+    seed: int,
+    dim: int,
+    sums: int,
+    not_finite: int,
+    saturated: int,
+    workspace: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_gaussian_accumulate(
+    block: CudaBlock,
+    seed: int,
+    dim: int,
+    sums: int,
+    not_finite: int,
+    workspace: int,
+    device: int,
+    stream: int,
+) -> None: ...

@@ -88,7 +88,7 @@ def gaussian_accumulate(
     if native is None:
         accumulate_reference(parameters, sums, not_finite, seed=unsigned_seed(seed))
         return
-    native(**parameters.native(), seed=unsigned_seed(seed), sums=sums.numpy(), not_finite=not_finite.numpy())
+    native(parameters, seed=unsigned_seed(seed), sums=sums, not_finite=not_finite)
 
 
 @gaussian_accumulate.register_fake

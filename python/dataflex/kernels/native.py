@@ -11,12 +11,17 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
-API_VERSION = 4
+from dataflex.kernels import cuda
+from dataflex.kernels.block import Block
+
+API_VERSION = 5
 """Version of the extension's functions that this package calls."""
 
 
@@ -58,15 +63,25 @@ def announce(message: str) -> None:
 
 
 def kernel(kind: str, device: torch.device) -> Callable[..., None] | None:
-    """The native function that accumulates projections of this kind on this device.
+    """What accumulates projections of this kind on this device natively: called with a block, tensors and numbers.
 
     None, announced once with its cost: plain torch has to do.
     """
     status = native_status()
-    if device.type == "cpu" and status.module is not None:
-        function: Callable[..., None] = getattr(status.module, f"{kind}_accumulate")
-        return function
+    reason = status.reason
+    if device.type not in ("cpu", "cuda"):
+        reason = f"there is no kernel for {device.type}"
+    elif status.module is not None and device.type == "cpu":
+        return partial(_on_cpu, getattr(status.module, f"{kind}_accumulate"))
+    elif status.module is not None:
+        reason = cuda.problem(status.module, device)
+        if not reason:
+            return partial(cuda.accumulate, status.module, kind)
     if device.type != "meta":
-        why = f"there is no kernel for {device.type}" if device.type != "cpu" else status.reason
-        announce(f"{kind} projections run in plain torch, about 10 times slower than the native kernel: {why}")
+        announce(f"{kind} projections run in plain torch, about 10 times slower than the native kernel: {reason}")
     return None
+
+
+def _on_cpu(function: Callable[..., None], block: Block, **arguments: Any) -> None:
+    views = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    function(**block.native(), **views)

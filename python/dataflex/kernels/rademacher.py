@@ -87,12 +87,12 @@ def rademacher_accumulate(
         accumulate_reference(parameters, exponents, sums, not_finite, saturated, seed=unsigned_seed(seed))
         return
     native(
-        **parameters.native(),
-        exponents=exponents.numpy(),
+        parameters,
+        exponents=exponents,
         seed=unsigned_seed(seed),
-        sums=sums.numpy(),
-        not_finite=not_finite.numpy(),
-        saturated=saturated.numpy(),
+        sums=sums,
+        not_finite=not_finite,
+        saturated=saturated,
     )
 
 

@@ -139,13 +139,13 @@ def sjlt_accumulate(
         accumulate_reference(parameters, *results, seed=unsigned_seed(seed), sparsity=sparsity)
         return
     native(
-        **parameters.native(),
-        exponents=exponents.numpy(),
+        parameters,
+        exponents=exponents,
         seed=unsigned_seed(seed),
         sparsity=sparsity,
-        sums=sums.numpy(),
-        not_finite=not_finite.numpy(),
-        saturated=saturated.numpy(),
+        sums=sums,
+        not_finite=not_finite,
+        saturated=saturated,
     )
 
 

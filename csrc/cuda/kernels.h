@@ -1,0 +1,35 @@
+// The projections of sjlt.h, rademacher.h and gaussian.h on a CUDA device, with the same bits (gaussian: the same
+// tolerance). All pointers of a job and of its totals are device memory; `threads` is not used; exponents are not
+// checked (they cannot be without waiting for the device).
+//
+// The functions put their work on a stream and return; a CUDA error is a std::runtime_error with CUDA's own text. The
+// workspace must stay allocated until the stream has done the work, and must be aligned to 16 bytes.
+#pragma once
+
+#include <stdint.h>
+
+#include <string>
+
+#include "gaussian.h"
+#include "rademacher.h"
+#include "sjlt.h"
+
+namespace dataflex::cuda {
+
+struct Queue {
+  int device;
+  void* stream;  // a cudaStream_t of that device
+};
+
+void sjlt_accumulate(const SjltJob& job, const Totals& totals, const Queue& queue);
+
+int64_t rademacher_workspace_bytes(const Gradients& block);
+void rademacher_accumulate(const RademacherJob& job, const Totals& totals, void* workspace, const Queue& queue);
+
+int64_t gaussian_workspace_bytes(const Gradients& block, int32_t dim);
+void gaussian_accumulate(const GaussianJob& job, const GaussianTotals& totals, void* workspace, const Queue& queue);
+
+// Why the kernels cannot run on this device; empty if they can. Never throws.
+std::string device_problem(int device);
+
+}  // namespace dataflex::cuda
