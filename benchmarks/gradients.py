@@ -9,8 +9,8 @@ conversation), with LoRA on all linear layers and the moments of two AdamW steps
 - features: this package, Adam normalisation and sjlt projection to k dimensions included
 - vmap: per-sample gradients by torch.func, then Adam and the same projection
 - one by one + TRAK: a backward pass a sample, Adam, and TRAK's BasicProjector, as LESS-style code does it. That
-  projector draws its matrix in every call and shares it among the samples of the call; a few of its k columns are timed
-  with --trak-rows samples, and the rest is extrapolated, which the table says.
+  projector draws its matrix in every call and shares it among the samples of the call, 16 in LESS's code; a few of its
+  k columns are timed with --trak-rows samples, and the rest is extrapolated, which the table says.
 
 Ratios are medians over rounds of pairs of the same round. CPU seconds are those of the process, and more telling than
 wall time where the machine is shared. Memory is the peak above what was resident before the pass.
@@ -272,7 +272,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vmap-rows", type=int, default=8, help="rows at once of torch.func; 0: leave it out")
-    parser.add_argument("--trak-rows", type=int, default=8, help="samples for TRAK; 0: leave it out")
+    parser.add_argument("--trak-rows", type=int, default=16, help="samples of one TRAK call; 0: leave it out")
     parser.add_argument("--trak-columns", type=int, default=50, help="columns of TRAK's projection that are timed")
     parser.add_argument("--scaling", action="store_true", help="time a quarter, half and all rows")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")

@@ -332,6 +332,7 @@ def test_four_bit_base_models():
             new = Linear4bit(old.in_features, old.out_features, bias=False, compute_dtype=torch.float32)
             new.load_state_dict(old.state_dict())
             setattr(layer.mlp, name, new.to("cpu"))
+            assert new.weight.dtype == torch.uint8
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["up_proj", "down_proj"])).eval()
     found, expected = streamed_batch(model, collate(examples(), 2)), one_by_one(model, examples())
     assert max(relative_errors(found, expected)) < 1e-4

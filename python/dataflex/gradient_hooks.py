@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -195,13 +196,16 @@ class _Pass:
 
     def _stream(self, parameter: nn.Parameter) -> None:
         """Hand the sum of a parameter's pieces to the sink, a bounded range at a time."""
-        pieces = self._pieces.pop(parameter)
         length, width = parameter.shape[0], parameter[0].numel()
+
+        def nothing(start: int, stop: int) -> Tensor:
+            return torch.zeros(self._rows, stop - start, width, device=parameter.device)
+
+        pieces = self._pieces.pop(parameter) or [nothing]
         step = max(1, BLOCK_VALUES // (self._rows * width))
         for start in range(0, length, step):
             stop = min(start + step, length)
-            blocks = [piece(start, stop).flatten(1) for piece in pieces]  # (b, (stop - start) * width) each
-            block = sum(blocks[1:], blocks[0]) if blocks else parameter.new_zeros(self._rows, (stop - start) * width)
+            block = reduce(torch.add, (piece(start, stop).flatten(1) for piece in pieces))  # (b, n)
             if self._groups is not None:
                 block = torch.stack([rows.sum(dim=0) for rows in torch.split(block, list(self._groups))])
             self._sink(block, self._slots[parameter].offset + start * width)

@@ -44,6 +44,9 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.wall + other.wall, self.cpu + other.cpu)
 
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} s ({self.cpu:.1f} s of CPU)"
+
 
 @dataclass(frozen=True, slots=True)
 class PartEstimate:
@@ -63,6 +66,11 @@ class PartEstimate:
     cost: Cost
     store_bytes: int
 
+    def line(self) -> str:
+        """The prediction as text."""
+        rate = self.rows / self.cost.wall
+        return f"{self.name}: {self.rows:,} rows in {self.batches:,} batches, {rate:.2f} rows/s, {self.cost}"
+
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
@@ -71,7 +79,7 @@ class DryRun:
     Attributes:
         parts: What was timed.
         counts: What is only counted.
-        peak_memory: Largest memory so far, in bytes: of the GPU if the model is there, else of this process.
+        peak_memory: Largest memory of the process up to now, in bytes; of the GPU, if the model is there.
     """
 
     parts: Sequence[PartEstimate]
@@ -90,16 +98,13 @@ class DryRun:
 
     def lines(self) -> list[str]:
         """The prediction as text."""
-        found = []
-        for part in self.parts:
-            rate = part.rows / part.cost.wall
-            found.append(f"{part.name}: {part.rows:,} rows in {part.batches:,} batches, {rate:.2f} rows/s")
-            found[-1] += f", {part.cost.wall:.1f} s ({part.cost.cpu:.1f} s of CPU)"
-        found += [f"{name}: {count:,} (not timed)" for name, count in self.counts.items()]
-        found.append(f"predicted time: {self.total.wall:.1f} s ({self.total.cpu:.1f} s of CPU)")
-        found.append(f"peak memory so far: {self.peak_memory / MIB:,.0f} MiB")
-        found.append(f"feature store: {self.store_bytes / MIB:,.1f} MiB")
-        return found
+        return [
+            *(part.line() for part in self.parts),
+            *(f"{name}: {count:,} (not timed)" for name, count in self.counts.items()),
+            f"predicted time: {self.total}",
+            f"peak memory: {self.peak_memory / MIB:,.0f} MiB",
+            f"feature store: {self.store_bytes / MIB:,.1f} MiB",
+        ]
 
 
 def dry_run(selector: Selector[Any], context: SelectionContext) -> DryRun:
