@@ -23,8 +23,13 @@ struct Queue {
 
 void sjlt_accumulate(const SjltJob& job, const Totals& totals, const Queue& queue);
 
-int64_t rademacher_workspace_bytes(const Gradients& block);
-void rademacher_accumulate(const RademacherJob& job, const Totals& totals, void* workspace, const Queue& queue);
+// Of the packed values of rademacher: what a second-level cache of sm_80 and newer holds.
+constexpr int64_t kPackedBytes = int64_t{32} << 20;
+
+// The workspace holds at most `packed_bytes` of values and a few sums; the parameters go through it chunk by chunk.
+int64_t rademacher_workspace_bytes(const Gradients& block, int64_t packed_bytes = kPackedBytes);
+void rademacher_accumulate(const RademacherJob& job, const Totals& totals, void* workspace, const Queue& queue,
+                           int64_t packed_bytes = kPackedBytes);
 
 int64_t gaussian_workspace_bytes(const Gradients& block, int32_t dim);
 void gaussian_accumulate(const GaussianJob& job, const GaussianTotals& totals, void* workspace, const Queue& queue);

@@ -14,8 +14,7 @@ constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int64_t kBatchGroups = 8;
 constexpr int64_t kMinBatches = 4 * kWarps;  // 4096 parameters: a block ends with one 64-bit addition an output
 
-// rademacher: 32 MiB of packed values stay in the second-level cache of sm_80 and newer.
-constexpr int64_t kPackedBytes = int64_t{32} << 20;
+// rademacher
 constexpr int64_t kSpanParameters = 128;
 constexpr int64_t kSpanRowTileBytes = 8 * kSpanParameters * 2;
 
@@ -45,11 +44,12 @@ SjltPlan plan_sjlt(const Gradients& block, int32_t dim, int multiprocessors) {
   return plan;
 }
 
-RademacherPlan plan_rademacher(int64_t rows, int64_t offset, int64_t count, int32_t dim, int multiprocessors) {
+RademacherPlan plan_rademacher(int64_t rows, int64_t offset, int64_t count, int32_t dim, int multiprocessors,
+                               int64_t packed_bytes) {
   RademacherPlan plan{};
   plan.row_tiles = rows <= 8 ? 1 : rows <= 16 ? 2 : 4;
   plan.spans = divide_up(offset + count, kSpanParameters) - offset / kSpanParameters;
-  plan.chunk_spans = std::min(plan.spans, kPackedBytes / (plan.row_tiles * kSpanRowTileBytes));
+  plan.chunk_spans = std::min(plan.spans, packed_bytes / (plan.row_tiles * kSpanRowTileBytes));
   plan.output_tiles = divide_up(dim, 256 * (8 / plan.row_tiles));
   // One block a multiprocessor, all of them at once: the work of blocks is alike.
   plan.splits = std::max<int64_t>(1, std::min(multiprocessors / plan.output_tiles, plan.chunk_spans));

@@ -27,9 +27,9 @@ struct SjltPlan {
 
 SjltPlan plan_sjlt(const Gradients& block, int32_t dim, int multiprocessors);
 
-// Up to 32 rows at a time are packed as bytes (workspace), a chunk of parameters that a second-level cache can hold,
-// and multiplied. A thread block multiplies 8 / row_tiles * 256 outputs over one of `splits` parts of the chunk. Spans
-// are the 128 parameters at a multiple of 128 whose signs one call of the generator gives.
+// Up to 32 rows at a time are packed as bytes (workspace), a chunk of the parameters at a time, and multiplied. A
+// thread block multiplies 8 / row_tiles * 256 outputs over one of `splits` parts of the chunk. Spans are the 128
+// parameters at a multiple of 128 whose signs one call of the generator gives.
 struct RademacherPlan {
   int row_tiles;  // of 8 rows: 1, 2 or 4
   int64_t spans, chunk_spans;
@@ -39,7 +39,8 @@ struct RademacherPlan {
   int64_t workspace_bytes() const;
 };
 
-RademacherPlan plan_rademacher(int64_t rows, int64_t offset, int64_t count, int32_t dim, int multiprocessors);
+RademacherPlan plan_rademacher(int64_t rows, int64_t offset, int64_t count, int32_t dim, int multiprocessors,
+                               int64_t packed_bytes);
 
 // A block adds 32 rows and 64 outputs over one of `splits` parts of the parameters, which depend on the sizes alone:
 // the same sums on every device of one kind.

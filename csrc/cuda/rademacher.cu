@@ -255,11 +255,12 @@ void add_chunk(const RademacherJob& job, const Totals& totals, const RademacherP
 
 }  // namespace
 
-int64_t rademacher_workspace_bytes(const Gradients& block) {
-  return plan_rademacher(block.rows, block.offset, block.count, 1, 1).workspace_bytes();
+int64_t rademacher_workspace_bytes(const Gradients& block, int64_t packed_bytes) {
+  return plan_rademacher(block.rows, block.offset, block.count, 1, 1, packed_bytes).workspace_bytes();
 }
 
-void rademacher_accumulate(const RademacherJob& job, const Totals& totals, void* workspace, const Queue& queue) {
+void rademacher_accumulate(const RademacherJob& job, const Totals& totals, void* workspace, const Queue& queue,
+                           int64_t packed_bytes) {
   constexpr int64_t kRowsAtOnce = kMaxTiles * kTileRows;
   const Gradients& block = job.block;
   if (block.rows == 0 || block.count == 0) return;
@@ -268,7 +269,7 @@ void rademacher_accumulate(const RademacherJob& job, const Totals& totals, void*
   const int64_t begin = block.offset / kSpan * kSpan - block.offset;
   for (int64_t row = 0; row < block.rows; row += kRowsAtOnce) {
     const int64_t rows = block.rows - row < kRowsAtOnce ? block.rows - row : kRowsAtOnce;
-    const RademacherPlan plan = plan_rademacher(rows, block.offset, block.count, job.dim, processors);
+    const RademacherPlan plan = plan_rademacher(rows, block.offset, block.count, job.dim, processors, packed_bytes);
     const int64_t width = plan.chunk_spans * kSpan;
     for (int64_t start = begin; start < block.count; start += width) {
       const int64_t first = start < 0 ? 0 : start;

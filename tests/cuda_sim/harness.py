@@ -29,7 +29,7 @@ ENVIRONMENT = {
     # What a job leaks is none of the kernels' business; stacks of fibers are ordinary stacks.
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
     "UBSAN_OPTIONS": "print_stacktrace=0",
-    "TSAN_OPTIONS": "exitcode=66:report_signal_unsafe=0",
+    "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
 }
 TIMEOUT = 240
 
@@ -50,13 +50,20 @@ class Emulator:
     program: Path
     scratch: Path
 
-    def run(self, job: Job, *, order: str = "forward", multiprocessors: int = 2) -> Totals:
-        """The totals of a job, its threads run in an order: ``forward``, ``reverse`` or the seed of a random one."""
+    def run(
+        self, job: Job, *, order: str = "forward", multiprocessors: int = 2, packed_bytes: int | None = None
+    ) -> Totals:
+        """The totals of a job, its threads run in an order: ``forward``, ``reverse`` or the seed of a random one.
+
+        ``packed_bytes`` limits the workspace of ``rademacher``.
+        """
         request, result = self.scratch / "job", self.scratch / "result"
         request.write_bytes(job.to_bytes())
         result.unlink(missing_ok=True)
         environment = os.environ | ENVIRONMENT
         environment |= {"EMULATED_ORDER": order, "EMULATED_MULTIPROCESSORS": str(multiprocessors)}
+        if packed_bytes is not None:
+            environment["EMULATED_PACKED_BYTES"] = str(packed_bytes)
         command = [str(self.program), str(request), str(result)]
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)

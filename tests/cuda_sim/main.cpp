@@ -106,8 +106,11 @@ void run(Job& job) {
   if (job.kind == "sjlt") {
     dataflex::cuda::sjlt_accumulate({job.block, exponents, job.seed, job.dim, job.sparsity, 0}, totals, kQueue);
   } else if (job.kind == "rademacher") {
-    const Owned space = workspace(dataflex::cuda::rademacher_workspace_bytes(job.block));
-    dataflex::cuda::rademacher_accumulate({job.block, exponents, job.seed, job.dim, 0}, totals, space->data, kQueue);
+    const char* limit = getenv("EMULATED_PACKED_BYTES");
+    const int64_t packed_bytes = limit == nullptr ? dataflex::cuda::kPackedBytes : atoll(limit);
+    const Owned space = workspace(dataflex::cuda::rademacher_workspace_bytes(job.block, packed_bytes));
+    dataflex::cuda::rademacher_accumulate({job.block, exponents, job.seed, job.dim, 0}, totals, space->data, kQueue,
+                                          packed_bytes);
   } else {
     const Owned space = workspace(dataflex::cuda::gaussian_workspace_bytes(job.block, job.dim));
     const dataflex::GaussianTotals sums{job.sums->as<double>(), totals.not_finite};
@@ -132,7 +135,8 @@ void print_plan(const std::string& kind, std::istream& numbers) {
     print("batches_per_split", plan.batches_per_split);
     print("shared_bytes", plan.shared_bytes());
   } else if (kind == "rademacher") {
-    const auto plan = dataflex::cuda::plan_rademacher(block.rows, block.offset, block.count, dim, multiprocessors);
+    const auto plan = dataflex::cuda::plan_rademacher(block.rows, block.offset, block.count, dim, multiprocessors,
+                                                      dataflex::cuda::kPackedBytes);
     print("row_tiles", plan.row_tiles);
     print("spans", plan.spans);
     print("chunk_spans", plan.chunk_spans);

@@ -204,7 +204,7 @@ MUTATIONS = [
         "rademacher: one buffer where two are needed",
         "rademacher.cu",
         "buffers[span % 2 * kSpanQuads + quad]",
-        "buffers[quad]",
+        "buffers[span % 1 * kSpanQuads + quad]",
         "rademacher",
         "tsan",
     ),

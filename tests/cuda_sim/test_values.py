@@ -59,6 +59,13 @@ def test_the_size_of_the_device_does_not_matter(emulator: Emulator, name: str, m
     assert differs(job, emulator.run(job, multiprocessors=multiprocessors), job.reference()) is None
 
 
+@pytest.mark.parametrize(("rows", "offset"), [(2, 100), (9, 0)])
+def test_a_small_workspace_takes_the_parameters_chunk_by_chunk(emulator: Emulator, rows: int, offset: int) -> None:
+    job = make("rademacher", rows, 700, offset=offset, dim=40, variant="adamw")
+    tiles = 1 if rows <= 8 else 2
+    assert differs(job, emulator.run(job, packed_bytes=2 * tiles * 2048), job.reference()) is None
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_sums_beyond_32_bits_are_exact(emulator: Emulator, sign: int) -> None:
     job = towards_one_side(sign)
