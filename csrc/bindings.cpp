@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cpu/isa.h"
+#include "gaussian.h"
 #include "philox.h"
 #include "rademacher.h"
 #include "sjlt.h"
@@ -126,6 +127,18 @@ void rademacher_accumulate(const py::array& grads, const std::string& type, int6
   dataflex::rademacher_accumulate(job, totals);
 }
 
+void gaussian_accumulate(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                         const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
+                         uint64_t seed, Dense<double>& sums, Dense<uint8_t>& not_finite, int threads) {
+  const Gradients block = make_block(grads, type, offset, variant, constants, exp_avg, exp_avg_sq);
+  const int32_t dim = check_sums(sums, block.rows);
+  check_rows(not_finite, block.rows);
+  const dataflex::GaussianTotals totals{sums.mutable_data(), not_finite.mutable_data()};
+  const dataflex::GaussianJob job{block, seed, dim, threads};
+  const py::gil_scoped_release unlocked;
+  dataflex::gaussian_accumulate(job, totals);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -147,4 +160,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("exp_avg_sq").noconvert(), py::arg("exponents").noconvert(), py::arg("seed"),
              py::arg("sums").noconvert(), py::arg("not_finite").noconvert(), py::arg("saturated").noconvert(),
              py::arg("threads"));
+  module.def("gaussian_accumulate", &gaussian_accumulate, py::arg("grads").noconvert(), py::arg("type"),
+             py::arg("offset"), py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
+             py::arg("exp_avg_sq").noconvert(), py::arg("seed"), py::arg("sums").noconvert(),
+             py::arg("not_finite").noconvert(), py::arg("threads"));
 }

@@ -1,0 +1,2 @@
+#define DATAFLEX_GAUSSIAN kGaussianAvx2
+#include "gaussian_run.inl"

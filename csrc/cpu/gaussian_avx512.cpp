@@ -1,0 +1,2 @@
+#define DATAFLEX_GAUSSIAN kGaussianAvx512
+#include "gaussian_run.inl"

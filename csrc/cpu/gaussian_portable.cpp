@@ -1,0 +1,2 @@
+#define DATAFLEX_GAUSSIAN kGaussianPortable
+#include "gaussian_run.inl"
