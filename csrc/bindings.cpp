@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "adam_pass.h"
 #include "cpu/isa.h"
 #include "gaussian.h"
 #include "philox.h"
@@ -139,6 +140,14 @@ void gaussian_accumulate(const py::array& grads, const std::string& type, int64_
   dataflex::gaussian_accumulate(job, totals);
 }
 
+double adam_pass(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                 const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
+                 int threads) {
+  const Gradients block = make_block(grads, type, offset, variant, constants, exp_avg, exp_avg_sq);
+  const py::gil_scoped_release unlocked;
+  return dataflex::adam_pass(block, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -164,4 +173,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("offset"), py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
              py::arg("exp_avg_sq").noconvert(), py::arg("seed"), py::arg("sums").noconvert(),
              py::arg("not_finite").noconvert(), py::arg("threads"));
+  module.def("adam_pass", &adam_pass, "Reads and normalises a block and returns the sum: a floor for benchmarks.",
+             py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"), py::arg("variant"), py::arg("constants"),
+             py::arg("exp_avg").noconvert(), py::arg("exp_avg_sq").noconvert(), py::arg("threads"));
 }

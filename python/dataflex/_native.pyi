@@ -51,3 +51,13 @@ def gaussian_accumulate(
     not_finite: NDArray[np.uint8],
     threads: int,
 ) -> None: ...
+def adam_pass(
+    grads: NDArray[np.float32] | NDArray[np.int16],
+    type: str,
+    offset: int,
+    variant: str,
+    constants: Sequence[float],
+    exp_avg: NDArray[np.float32] | None,
+    exp_avg_sq: NDArray[np.float32] | None,
+    threads: int,
+) -> float: ...

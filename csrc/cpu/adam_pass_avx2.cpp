@@ -1,0 +1,2 @@
+#define DATAFLEX_ADAM_PASS adam_pass_avx2
+#include "adam_pass_run.inl"
