@@ -25,11 +25,11 @@ from dataflex.files import write_json, write_text
 from measuring import contenders, peers, report
 from measuring.case import Case, make_cases
 from measuring.goals import Measured, outcomes
-from measuring.machine import facts
+from measuring.machine import describe, facts
 from measuring.timing import Contender, measure
 
 QUICK = {"rows": [32], "parameters": [1_000_000], "dim": [4096], "rounds": 3}
-FULL = {"rows": [1, 8, 32], "parameters": [1_000_000, 10_000_000], "dim": [4096, 8192], "rounds": 7}
+FULL = {"rows": [1, 8, 32], "parameters": [1_000_000, 10_000_000], "dim": [4096, 8192], "rounds": 5}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -85,7 +85,7 @@ def main() -> None:
     others = [] if options.no_peers else list(peers.available(device.type))
     machine = facts(device)
     machine["versions"] |= {peer.package: peer.version() for peer in others}
-    print(report.describe(machine))
+    print(describe(machine))
     results = list(run(options, device, others))
     against = list(outcomes(results, amx="amx_int8" in machine["vector units"]))
     text = report.markdown(machine, results, against)

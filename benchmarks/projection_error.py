@@ -20,6 +20,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from dataflex.projection import Projector
 from measuring.errors import Summary, pair_errors, summarise
 from measuring.lora_gradients import lora_gradients
 from measuring.machine import describe, facts
-from measuring.vectors import GENERATED, Vectors
+from measuring.vectors import GENERATED, Generate, Vectors
 
 LIMIT = 1.05
 TAIL_LIMIT = 1.5
@@ -50,8 +51,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dim", type=int, default=4096, help="features k, 4096")
     parser.add_argument("--rows", type=int, default=64, help="vectors a round, 64: 2016 pairs")
-    parser.add_argument("--rounds", type=int, default=48, help="rounds of the sparse kinds, 48")
-    parser.add_argument("--dense-rounds", type=int, default=16, help="rounds of the dense kinds, 16: they are slow")
+    parser.add_argument("--rounds", type=int, default=32, help="rounds of the sparse kinds, 32")
+    parser.add_argument("--dense-rounds", type=int, default=8, help="rounds of the dense kinds, 8: they are slow")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of dataflex")
     parser.add_argument("--quick", action="store_true", help="the sparse kinds, 8 rounds")
@@ -66,10 +67,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def vector_sets(rows: int) -> Iterator[tuple[str, Draw]]:
     """Names of vector sets, and what draws each for a round."""
     for name, (draw, count) in GENERATED.items():
-        yield name, lambda seed, d=draw, c=count: d(rows, c, torch.Generator().manual_seed(seed))
+        yield name, partial(_generated, draw, rows, count)
     source, raw, normalised = lora_gradients(rows)
     yield f"LoRA gradients, {source}", lambda _: raw
     yield "the same, Adam-normalised", lambda _: normalised
+
+
+def _generated(draw: Generate, rows: int, count: int, seed: int) -> Vectors:
+    return draw(rows, count, torch.Generator().manual_seed(seed))
 
 
 def measure(options: argparse.Namespace, name: str, draw: Draw) -> Iterator[Summary]:

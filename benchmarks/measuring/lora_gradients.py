@@ -20,7 +20,7 @@ from dataflex.model import add_lora, load_model, load_tokenizer, undisturbed
 from measuring.vectors import Vectors
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
-RANK, TARGET = 8, ("q_proj", "v_proj")
+RANK, TARGET = 4, ("q_proj", "v_proj")
 WARM_UP_STEPS, BATCH, LEARNING_RATE = 10, 4, 1e-4
 CUTOFF, VOCABULARY, LENGTH = 128, 512, 48
 
@@ -81,7 +81,7 @@ def _random_llama() -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
 def _fetch_model() -> Any:

@@ -21,7 +21,7 @@ from measuring.case import Case
 from measuring.contenders import GPU_FACTOR
 from measuring.timing import PEER, Contender
 
-DRAWN_ENTRIES = 2**25  # of P in a call of a peer that draws it: about a second
+DRAWN_ENTRIES = 2**24  # of P in a call of a peer that draws it: half a second
 TRAK, DATTRI, BERGSON = "TRAK BasicProjector", "dattri random_project", "bergson project_global"
 SKLEARN, FAST_JL = "scikit-learn SparseRandomProjection", "fast_jl"
 KIND = "rademacher"

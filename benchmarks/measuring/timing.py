@@ -110,10 +110,10 @@ def _cpu_seconds(run: Callable[[], object]) -> tuple[float, float | None]:
 
 def _gpu_seconds(run: Callable[[], object]) -> tuple[float, float | None]:
     """Seconds between two events on the current stream."""
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
-    start.record()  # type: ignore[no-untyped-call]
+    start.record()
     run()
-    stop.record()  # type: ignore[no-untyped-call]
+    stop.record()
     torch.cuda.synchronize()
     return start.elapsed_time(stop) / 1000, None

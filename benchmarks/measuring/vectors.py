@@ -51,8 +51,8 @@ def cosines(rows: Tensor) -> Tensor:
 def gram(rows: Tensor) -> Tensor:
     """Inner products of all rows ``(n, p)``: ``(n, n)`` float64."""
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for part in rows.split(2**16, dim=1):
-        wide = part.double()
+    for start in range(0, rows.shape[1], 2**16):
+        wide = rows[:, start : start + 2**16].double()
         total += wide @ wide.T
     return total
 
@@ -92,13 +92,14 @@ def few_hot(rows: int, count: int, generator: torch.Generator) -> Vectors:
     return Vectors(vectors * _signs(vectors.shape, generator))
 
 
-GENERATED: dict[str, tuple[Callable[[int, int, torch.Generator], Vectors], int]] = {
+Generate = Callable[[int, int, torch.Generator], Vectors]
+GENERATED: dict[str, tuple[Generate, int]] = {
     "normal": (gaussian, 2**17),
     "normal, cosine 0.5": (correlated, 2**17),
-    "heavy tails": (heavy_tails, 2**20),
+    "heavy tails": (heavy_tails, 2**19),
     f"{FEW}-hot": (few_hot, 2**17),
 }
-"""How to draw, and the number of entries: the kurtosis of heavy tails needs as many as it is large."""
+"""How to draw, and the number of entries: a kurtosis needs at least as many as it is large."""
 
 
 def cosine_theory(cosine: Tensor, dim: int) -> float:
