@@ -53,7 +53,7 @@ demo: install ## Fine-tune a real model with dynamic selection, offline, in minu
 	$(BIN)/python examples/quickstart/run.py
 
 bench: install ## Time the projection on this machine
-	$(BIN)/python benchmarks/projection.py
+	$(BIN)/python benchmarks/projection.py --quick
 
 clean: ## Remove builds, caches and .venv
 	rm -rf $(VENV) build dist .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
