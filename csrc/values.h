@@ -55,10 +55,14 @@ DATAFLEX_INLINE Value normalised(const Adam& adam, float g, float m, float v) {
   return {u, is_finite(u) && is_finite(denominator)};
 }
 
-// The nearest integer, half to even, of |x| <= 2^23: at 2^23 the spacing of floats is 1, so the sum rounds.
+// The nearest integer, half to even, of |x| <= 2^23.
 DATAFLEX_INLINE int32_t round_to_grid(float x) {
-  const float shift = copysignf(0x1p23f, x);
+#if defined(__SSE4_1__) || defined(__aarch64__) || defined(__CUDA_ARCH__)
+  return static_cast<int32_t>(rintf(x));
+#else
+  const float shift = copysignf(0x1p23f, x);  // at 2^23 the spacing of floats is 1, so the sum rounds
   return static_cast<int32_t>((x + shift) - shift);
+#endif
 }
 
 // u * scale on the grid of -limit .. limit, 0 if u is not finite; `saturated` counts the values beyond it.

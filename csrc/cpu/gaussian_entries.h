@@ -35,7 +35,8 @@ inline float polynomial(float x, float c0, Rest... rest) {
 
 // ln(1 + z) = z + z^2 P(z) for |z| <= 1/3, to 2.4e-8.
 inline float log_one_plus(float z) {
-  const float p = polynomial(z, -0.499999856f, 0.333333202f, -0.250041462f, 0.200037803f, -0.164830175f, 0.141183099f, -0.150407637f, 0.13425749f);
+  const float p = polynomial(z, -0.499999856f, 0.333333202f, -0.250041462f, 0.200037803f, -0.164830175f, 0.141183099f,
+                             -0.150407637f, 0.13425749f);
   return multiply_add(z * z, p, z);
 }
 

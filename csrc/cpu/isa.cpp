@@ -17,8 +17,8 @@ constexpr Isa kBestFirst[] = {Isa::kAmx, Isa::kAvx512, Isa::kAvx2, Isa::kPortabl
 
 #ifdef DATAFLEX_X86
 
-// Whether the processor has 8-bit tiles and Linux lets this process use their 8 KiB of state, which it must be asked for
-// once (ARCH_REQ_XCOMP_PERM, since Linux 5.16).
+// Whether the processor has 8-bit tiles and Linux lets this process use their 8 KiB of state, which it must be asked
+// for once (ARCH_REQ_XCOMP_PERM, since Linux 5.16).
 bool has_amx() {
 #ifdef __linux__
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;

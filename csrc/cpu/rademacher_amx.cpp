@@ -15,8 +15,8 @@
 namespace dataflex {
 namespace {
 
-constexpr int kGroup = 4 * kPhiloxLanes;   // outputs
-constexpr int kGroupWords = 4 * kGroup;  // of one block
+constexpr int kGroup = 4 * kPhiloxLanes;  // outputs
+constexpr int kGroupWords = 4 * kGroup;   // of one block
 constexpr int kChunkBlocks = 8;
 constexpr int kHalves = 2 * kChunkBlocks;  // tiles along the parameters
 constexpr int kTileRows = 16, kTileBytes = 1024;
@@ -28,7 +28,6 @@ struct Scratch {
   alignas(64) int8_t signs[kHalves][4][kTileBytes];  // of one group: tiles of 16 outputs, in the order of word vectors
   alignas(64) uint32_t words[kChunkBlocks][kGroupWords];
   alignas(64) int32_t grid[kChunkBlocks * kBlock];
-  alignas(64) float values[kChunkBlocks * kBlock];
   alignas(64) int32_t high_sums[2][kTileRows][16], low_sums[2][kTileRows][16];
 };
 
@@ -53,10 +52,10 @@ inline __m512i interleave(const int32_t* rows, int byte) {
 void load_row(const RademacherJob& job, const RademacherSlice& slice, int row, int64_t block, int blocks,
               Scratch& scratch, const RademacherSpace& space) {
   const int64_t source = slice.rows.begin + row;
-  const Flaws flaws = load_grid(job.block, source, block * kBlock, blocks * kBlock, job.exponents[source],
-                                kRademacherLimit, scratch.values, scratch.grid);
-  if (flaws.broken > 0) space.not_finite[row] = 1;
-  space.saturated[row] += flaws.saturated;
+  const GridFacts facts = load_grid(job.block, source, block * kBlock, blocks * kBlock, job.exponents[source],
+                                    kRademacherLimit, scratch.grid);
+  if (facts.broken > 0) space.not_finite[row] = 1;
+  space.saturated[row] += facts.saturated;
   const int tile = row / kTileRows, byte = row % kTileRows * 64;
   for (int half = 0; half < 2 * blocks; ++half) {
     _mm512_store_si512(scratch.high[tile][half] + byte, interleave(scratch.grid + 64 * half, 1));

@@ -9,10 +9,10 @@
 
 namespace dataflex {
 
-constexpr int kBlock = 128;             // parameters that one Philox call has signs for
-constexpr int kTile = 64;               // outputs; slices start at multiples of it
-constexpr int kSliceRows = 32;          // rows that share a draw of the signs
-constexpr int kSliceOutputs = 4096;     // their 32-bit sums (512 KiB) stay in the second-level cache
+constexpr int kBlock = 128;              // parameters that one Philox call has signs for
+constexpr int kTile = 64;                // outputs; slices start at multiples of it
+constexpr int kSliceRows = 32;           // rows that share a draw of the signs
+constexpr int kSliceOutputs = 4096;      // their 32-bit sums (512 KiB) stay in the second-level cache
 constexpr int64_t kSpanBlocks = 1 << 9;  // 2^16 parameters: sums of values up to 2^15 - 1 fit 32 bits
 
 // What one call adds up.

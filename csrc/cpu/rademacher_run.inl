@@ -27,8 +27,8 @@ constexpr int kRowsAtOnce = 4;   // 16 registers of sums
 constexpr int kChunkBlocks = 2;  // 16 KiB of tables
 constexpr int kTableSize = 8 * kColumns * 4;
 
-// table (t, nibble 2 c + half), entry n: the sum of the parameters 16 (4 half + s) + 4 t + c, s = 0 .. 3, negative where
-// bit s of n is set.
+// table (t, nibble 2 c + half), entry n: the sum of the parameters 16 (4 half + s) + 4 t + c, s = 0 .. 3, negative
+// where bit s of n is set.
 inline void build_tables(const int32_t* grid, int32_t* tables) {
   for (int half = 0; half < 2; ++half) {
     alignas(64) int32_t twice[4][kColumns], all[kColumns];
@@ -184,26 +184,24 @@ inline void add_group(const uint32_t* words, const int32_t* tables, int, int32_t
 
 #endif
 
-constexpr int kGroup = 4 * kPhiloxLanes;       // outputs
-constexpr int kGroupWords = 4 * kGroup;      // of one block
+constexpr int kGroup = 4 * kPhiloxLanes;  // outputs
+constexpr int kGroupWords = 4 * kGroup;   // of one block
 constexpr int kChunk = kChunkBlocks * kBlock;
 static_assert(kTile % kGroup == 0, "a slice is made of whole groups");
 
 // Parts of the scratch memory.
 struct Scratch {
   int32_t* grid;    // (kChunk)
-  float* values;    // (kChunk)
   int32_t* tables;  // (kRowsAtOnce, kChunkBlocks, kTableSize)
   uint32_t* words;  // (groups, kChunkBlocks, kGroupWords)
 };
 
-constexpr size_t kFixedScratch = sizeof(int32_t) * (2 * kChunk + kRowsAtOnce * kChunkBlocks * kTableSize);
+constexpr size_t kFixedScratch = sizeof(int32_t) * (kChunk + kRowsAtOnce * kChunkBlocks * kTableSize);
 
 Scratch divide(void* scratch) {
   int32_t* grid = static_cast<int32_t*>(scratch);
-  int32_t* tables = grid + 2 * kChunk;
-  return {grid, reinterpret_cast<float*>(grid + kChunk), tables,
-          reinterpret_cast<uint32_t*>(tables + kRowsAtOnce * kChunkBlocks * kTableSize)};
+  int32_t* tables = grid + kChunk;
+  return {grid, tables, reinterpret_cast<uint32_t*>(tables + kRowsAtOnce * kChunkBlocks * kTableSize)};
 }
 
 size_t scratch_bytes(const RademacherSlice& slice) {
@@ -214,10 +212,10 @@ size_t scratch_bytes(const RademacherSlice& slice) {
 void load_tables(const RademacherJob& job, int64_t row, int rows, int64_t block, int blocks, const Scratch& scratch,
                  uint8_t* not_finite, int64_t* saturated) {
   for (int r = 0; r < rows; ++r) {
-    const Flaws flaws = load_grid(job.block, row + r, block * kBlock, blocks * kBlock, job.exponents[row + r],
-                                  kRademacherLimit, scratch.values, scratch.grid);
-    if (flaws.broken > 0) not_finite[r] = 1;
-    saturated[r] += flaws.saturated;
+    const GridFacts facts = load_grid(job.block, row + r, block * kBlock, blocks * kBlock, job.exponents[row + r],
+                                      kRademacherLimit, scratch.grid);
+    if (facts.broken > 0) not_finite[r] = 1;
+    saturated[r] += facts.saturated;
     int32_t* tables = scratch.tables + r * kChunkBlocks * kTableSize;
     for (int i = 0; i < blocks; ++i) build_tables(scratch.grid + i * kBlock, tables + i * kTableSize);
   }
@@ -252,7 +250,7 @@ void accumulate(const RademacherJob& job, const RademacherSlice& slice, const Ra
     for (int64_t group = 0; group < outputs / kGroup; ++group) {
       for (int i = 0; i < blocks; ++i) {
         draw_signs(job, block + i, slice.outputs.begin + group * kGroup,
-                               scratch.words + (group * kChunkBlocks + i) * kGroupWords);
+                   scratch.words + (group * kChunkBlocks + i) * kGroupWords);
       }
     }
     for (int row = 0; row < rows; row += kRowsAtOnce) {

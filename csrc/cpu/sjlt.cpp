@@ -3,20 +3,19 @@
 // With enough rows the workers share the rows; with few rows they share the parameters, each with totals of its own
 // that are added up at the end. All memory is allocated before the threads start.
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "isa.h"
 #include "sjlt.h"
 #include "sjlt_run.h"
 #include "threads.h"
+#include "work.h"
 
 namespace dataflex {
 namespace {
 
 constexpr int64_t kValuesPerWorker = 1 << 15;         // less than this is not worth a thread
 constexpr int64_t kPrivateTotals = int64_t{1} << 23;  // 64 MiB of private totals at most
-constexpr size_t kAlignment = 64;
 
 SjltRun implementation() {
   switch (current_isa()) {
@@ -32,28 +31,31 @@ SjltRun implementation() {
   }
 }
 
-Range share(int64_t total, int part, int parts) { return {total * part / parts, total * (part + 1) / parts}; }
-
-// Aligned buffers of one worker.
+// Buffers of one worker.
 class Buffers {
  public:
   explicit Buffers(const SjltJob& job)
-      : placements_(static_cast<size_t>(job.sparsity) * kChunkGroups),
-        values_(kChunk),
-        integers_(kChunk + job.dim + kAlignment / sizeof(int32_t)) {}
+      : stride_(divide_up(job.dim, 1024) * 1024 + 17 * kLanes),
+        placements_(static_cast<size_t>(job.sparsity) * kChunkGroups),
+        integers_(kRowsAtOnce * (kPiece + stride_) * sizeof(int32_t)) {}
 
   Workspace view() {
-    void* start = integers_.data();
-    size_t space = integers_.size() * sizeof(int32_t);
-    int32_t* grid = static_cast<int32_t*>(std::align(kAlignment, sizeof(int32_t), start, space));
-    return {placements_.data(), values_.data(), grid, grid + kChunk};
+    int32_t* grid = integers_.at<int32_t>(0);
+    return {placements_.data(), grid, grid + kRowsAtOnce * kPiece, stride_};
   }
 
  private:
+  int64_t stride_;
   std::vector<Placement> placements_;
-  std::vector<float> values_;
-  std::vector<int32_t> integers_;
+  AlignedBytes integers_;
 };
+
+std::vector<Buffers> make_buffers(const SjltJob& job, int workers) {
+  std::vector<Buffers> buffers;
+  buffers.reserve(workers);
+  for (int i = 0; i < workers; ++i) buffers.emplace_back(job);
+  return buffers;
+}
 
 // Totals of one worker that shares the parameters, not the rows.
 struct PrivateTotals {
@@ -77,18 +79,17 @@ struct PrivateTotals {
 
 void share_rows(const SjltJob& job, Range groups, int workers, const Totals& totals) {
   const SjltRun run = implementation();
-  std::vector<Buffers> buffers(workers, Buffers(job));
-  run_parallel(workers, [&](int i) { run(job, share(job.block.rows, i, workers), groups, totals, buffers[i].view()); });
+  std::vector<Buffers> buffers = make_buffers(job, workers);
+  run_parallel(workers,
+               [&](int i) { run(job, share({0, job.block.rows}, i, workers), groups, totals, buffers[i].view()); });
 }
 
 void share_groups(const SjltJob& job, Range groups, int workers, const Totals& totals) {
   const SjltRun run = implementation();
-  std::vector<Buffers> buffers(workers, Buffers(job));
+  std::vector<Buffers> buffers = make_buffers(job, workers);
   std::vector<PrivateTotals> results(workers, PrivateTotals(job));
   run_parallel(workers, [&](int i) {
-    const Range part = share(groups.end - groups.begin, i, workers);
-    const Range own{groups.begin + part.begin, groups.begin + part.end};
-    run(job, {0, job.block.rows}, own, results[i].view(), buffers[i].view());
+    run(job, {0, job.block.rows}, share(groups, i, workers), results[i].view(), buffers[i].view());
   });
   for (const PrivateTotals& part : results) part.add_to(totals);
 }

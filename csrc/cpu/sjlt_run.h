@@ -8,9 +8,13 @@
 
 namespace dataflex {
 
-// 255 values of the grid (|q| <= 2^23) add up in 32 bits, and a chunk adds at most one value a group to an output.
-constexpr int kChunkGroups = 240;
-constexpr int kChunk = kChunkGroups * kLanes;
+// A chunk shares its draw among the rows, and its 32-bit sums are added to the totals at its end: long, because that
+// costs as much as some 2000 values, but its moments and placements (192 KiB at sparsity 8) stay in the second-level
+// cache.
+constexpr int kChunkGroups = 1024;
+constexpr int kPieceGroups = 64;  // put on the grid and scattered while in the first-level cache
+constexpr int kRowsAtOnce = 4;    // share the reading of placements
+constexpr int kPiece = kPieceGroups * kLanes;
 
 // Where one group of parameters goes in one repetition.
 struct Placement {
@@ -21,10 +25,10 @@ struct Placement {
 
 // Buffers of one worker.
 struct Workspace {
-  Placement* placements;  // (kChunkGroups, sparsity)
-  float* values;          // (kChunk)
-  int32_t* grid;          // (kChunk), 64-byte aligned
-  int32_t* partial;       // (dim), 64-byte aligned, zero between chunks
+  Placement* placements;  // (sparsity, kChunkGroups)
+  int32_t* grid;          // (kRowsAtOnce, kPiece), 64-byte aligned
+  int32_t* partial;       // (kRowsAtOnce) times (dim) at a distance of stride, 64-byte aligned, zero between chunks
+  int64_t stride;         // not a multiple of 4 KiB: processors take loads and stores that far apart for dependent
 };
 
 // Adds the share of `rows` and of `groups` (absolute group numbers) to `result`.
