@@ -85,10 +85,10 @@ def measure(options: argparse.Namespace, name: str, draw: Draw) -> Iterator[Summ
         if not kinds:
             break
         vectors = draw(seed)
-        cosine = vectors.cosines()
+        truth = vectors.gram()
         for kind in kinds:
             projector = Projector(options.dim, seed=seed, **KINDS[kind])
-            errors[kind].append(pair_errors(projector.project(vectors.grads, vectors.adam), vectors, cosine))
+            errors[kind].append(pair_errors(projector.project(vectors.grads, vectors.adam), truth))
     sample = draw(0)
     for kind in options.kinds:
         yield summarise(name, kind, sample, errors[kind], options.dim)

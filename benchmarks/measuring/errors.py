@@ -68,24 +68,21 @@ class Summary:
         return self.cosine_rms <= limit
 
 
-def pair_errors(features: Tensor, vectors: Vectors, cosine: Tensor) -> PairErrors:
+def pair_errors(features: Tensor, truth: Tensor) -> PairErrors:
     """Errors of one P.
 
     Args:
         features: ``(n, k)``.
-        vectors: What was projected.
-        cosine: ``(n, n)`` cosines of the vectors.
+        truth: ``(n, n)`` inner products of what was projected.
     """
-    norms = vectors.values().double().norm(dim=1)
-    i, j = torch.triu_indices(len(features), len(features), offset=1)
-    products = gram(features) / (norms[:, None] * norms)
-    return PairErrors((cosines(features) - cosine)[i, j], (products - cosine)[i, j])
+    norms = truth.diagonal().sqrt()
+    found, scale = gram(features), norms[:, None] * norms
+    return PairErrors(_pairs(cosines(found) - cosines(truth)), _pairs((found - truth) / scale))
 
 
 def summarise(name: str, kind: str, vectors: Vectors, rounds: Sequence[PairErrors], dim: int) -> Summary:
     """Statistics over rounds; kurtosis and theories are those of ``vectors``, the first round's."""
-    cosine = vectors.cosines()
-    i, j = torch.triu_indices(len(cosine), len(cosine), offset=1)
+    cosine = _pairs(cosines(vectors.gram()))
     absolute = torch.stack([errors.cosine.abs() for errors in rounds])  # (rounds, pairs)
     cosine_rms, cosine_error = rms(torch.stack([errors.cosine for errors in rounds]))
     product_rms, product_error = rms(torch.stack([errors.product for errors in rounds]))
@@ -95,18 +92,24 @@ def summarise(name: str, kind: str, vectors: Vectors, rounds: Sequence[PairError
         kind=kind,
         entries=vectors.grads.shape[1],
         kurtosis=vectors.kurtosis(),
-        mean_cosine=float(cosine[i, j].abs().mean()),
+        mean_cosine=float(cosine.abs().mean()),
         rounds=len(rounds),
         cosine_rms=cosine_rms,
         cosine_error=cosine_error,
-        cosine_theory=cosine_theory(cosine[i, j], dim),
+        cosine_theory=cosine_theory(cosine, dim),
         product_rms=product_rms,
         product_error=product_error,
-        product_theory=product_theory(cosine[i, j], dim),
+        product_theory=product_theory(cosine, dim),
         tail=tail,
         tail_error=tail_error,
         largest=float(absolute.max()),
     )
+
+
+def _pairs(matrix: Tensor) -> Tensor:
+    """The entries above the diagonal."""
+    i, j = torch.triu_indices(*matrix.shape, offset=1)
+    return matrix[i, j]
 
 
 def rms(errors: Tensor) -> tuple[float, float]:

@@ -31,9 +31,9 @@ class Vectors:
         """What is projected: ``(n, p)`` float32."""
         return self.grads if self.adam is None else adam_normalize(self.grads, self.adam)
 
-    def cosines(self) -> Tensor:
-        """``(n, n)`` float64."""
-        return cosines(self.values())
+    def gram(self) -> Tensor:
+        """Inner products: ``(n, n)`` float64."""
+        return gram(self.values())
 
     def kurtosis(self) -> float:
         """Fourth moment over the squared second, mean over the vectors: 3 if normal, p if one entry is all."""
@@ -41,9 +41,8 @@ class Vectors:
         return float((squares**2).mean(dim=1).div(squares.mean(dim=1) ** 2).mean())
 
 
-def cosines(rows: Tensor) -> Tensor:
-    """Cosines between all rows ``(n, p)``: ``(n, n)`` float64."""
-    products = gram(rows)
+def cosines(products: Tensor) -> Tensor:
+    """Cosines from the inner products ``(n, n)`` of vectors."""
     norms = products.diagonal().sqrt()
     return products / (norms[:, None] * norms)
 

@@ -19,7 +19,7 @@ def test_an_isometry_has_no_error() -> None:
     values = torch.randn(5, 40, dtype=torch.float64, generator=generator())
     rotation, _ = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=generator()))
     drawn = Vectors(values)
-    errors = pair_errors(values @ rotation, drawn, drawn.cosines())
+    errors = pair_errors(values @ rotation, drawn.gram())
     assert errors.cosine.shape == errors.product.shape == (10,)
     assert errors.cosine.abs().max() < 1e-12
     assert errors.product.abs().max() < 1e-12
@@ -27,10 +27,10 @@ def test_an_isometry_has_no_error() -> None:
 
 def test_scaled_features_keep_cosines_and_change_inner_products() -> None:
     drawn = Vectors(torch.randn(4, 30, generator=generator()))
-    errors = pair_errors(2 * drawn.grads, drawn, drawn.cosines())
+    errors = pair_errors(2 * drawn.grads, drawn.gram())
     assert errors.cosine.abs().max() < 1e-6
     i, j = torch.triu_indices(4, 4, offset=1)
-    torch.testing.assert_close(errors.product, 3 * drawn.cosines()[i, j], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(errors.product, 3 * vectors.cosines(drawn.gram())[i, j], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("draw", [vectors.gaussian, vectors.correlated])
@@ -41,7 +41,7 @@ def test_theory_is_what_a_normal_matrix_shows(draw: object) -> None:
         torch.manual_seed(seed)
         drawn = draw(12, 300, torch.Generator().manual_seed(seed))  # type: ignore[operator]
         features = drawn.grads.double() @ torch.randn(300, dim, dtype=torch.float64) / math.sqrt(dim)
-        rounds.append(pair_errors(features, drawn, drawn.cosines()))
+        rounds.append(pair_errors(features, drawn.gram()))
     summary = summarise("vectors", "normal matrix", drawn, rounds, dim)
     assert abs(summary.cosine_rms - summary.cosine_theory) < 3 * summary.cosine_error + 0.02 * summary.cosine_theory
     assert abs(summary.product_rms - summary.product_theory) < 3 * summary.product_error + 0.02 / math.sqrt(dim)
@@ -57,7 +57,7 @@ def test_the_standard_error_is_that_of_rounds_not_of_pairs() -> None:
 
 def test_a_verdict_needs_two_standard_errors() -> None:
     drawn = Vectors(torch.randn(4, 30, generator=generator()))
-    errors = pair_errors(drawn.grads, drawn, drawn.cosines())
+    errors = pair_errors(drawn.grads, drawn.gram())
     summary = summarise("vectors", "none", drawn, [errors, errors], 16)
     summary = replace(summary, cosine_rms=1.0, cosine_error=0.01)
     assert summary.within(1.05) is True
@@ -81,9 +81,10 @@ def test_few_hot_vectors_are_few_hot_and_overlap() -> None:
     hot = (drawn.grads != 0).sum(dim=1)
     assert hot.max() == vectors.FEW
     assert hot.min() >= vectors.FEW - 2  # two places may coincide
-    assert drawn.cosines().fill_diagonal_(0).abs().max() > 0.1
+    assert vectors.cosines(drawn.gram()).fill_diagonal_(0).abs().max() > 0.1
 
 
 def test_correlated_vectors_have_a_cosine_of_one_half() -> None:
-    off_diagonal = vectors.correlated(6, 20_000, generator()).cosines()[torch.triu_indices(6, 6, offset=1).unbind()]
+    cosines = vectors.cosines(vectors.correlated(6, 20_000, generator()).gram())
+    off_diagonal = cosines[torch.triu_indices(6, 6, offset=1).unbind()]
     torch.testing.assert_close(off_diagonal, torch.full_like(off_diagonal, 0.5), rtol=0, atol=0.03)
