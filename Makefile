@@ -59,7 +59,7 @@ demo: install ## Fine-tune a real model with dynamic selection, offline, in minu
 	$(BIN)/python examples/quickstart/run.py
 
 bench: install ## Time projection, gradient features and scores on this machine
-	$(BIN)/python benchmarks/projection.py
+	$(BIN)/python benchmarks/projection.py --quick
 	$(BIN)/python examples/quickstart/fetch_model.py
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/scores.py --rows 20000

@@ -1,75 +1,101 @@
-"""Time of the fused Adam + sjlt projection, beside the Adam arithmetic alone and the plain torch projection.
+"""Time of the fused Adam + projection beside plain torch, other packages, and floors that nothing can pass.
 
-Usage: python benchmarks/projection.py [--parameters 1000000] [--dim 4096] [--rounds 5]
+    python benchmarks/projection.py --quick                       # one case, about a minute
+    python benchmarks/projection.py --json times.json --markdown times.md --plot times.svg
 
-The variants take turns in every round, so that other work on the machine hits all of them; medians are printed.
+All contenders take turns in every round, so that other work on the machine hits all of them; medians are printed, and
+ratios are medians of the ratios inside a round. Processor time a thread stands beside wall time: where wall time is
+longer, threads waited or other work had the processor.
+
+Other packages are measured where they are installed, and skipped with a line that says what to install where not.
+Give them an environment of their own (benchmarks/README.md). On a machine with a CUDA device everything runs there,
+timed with events.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-from dataflex.adam import AdamMoments, adam_normalize
-from dataflex.kernels import fixed_point, sjlt
-from dataflex.kernels.block import Block, arguments
-from dataflex.kernels.native import native_status
-from dataflex.projection import Projector
+from dataflex.files import write_json, write_text
+from measuring import contenders, peers, report
+from measuring.case import Case, make_cases
+from measuring.goals import Measured, outcomes
+from measuring.machine import describe, facts
+from measuring.timing import Contender, measure
+
+QUICK = {"rows": [32], "parameters": [1_000_000], "dim": [4096], "rounds": 3}
+FULL = {"rows": [1, 8, 32], "parameters": [1_000_000, 10_000_000], "dim": [4096, 8192], "rounds": 5}
 
 
-def variants(rows: int, count: int, dim: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name, for ``rows`` gradients of ``count`` parameters."""
-    generator = torch.Generator().manual_seed(0)
-    grads = torch.randn(rows, count, generator=generator)
-    adam = AdamMoments(torch.zeros(count), torch.ones(count), step=10, betas=(0.9, 0.999), eps=1e-8)
-    projector = Projector(dim)
-
-    def plain() -> None:
-        sjlt.accumulate_reference(
-            Block(*arguments(grads, 0, adam)),
-            torch.full((rows,), fixed_point.adam_exponent(adam.betas, sjlt.LIMIT), dtype=torch.int32),
-            sums=torch.zeros(rows, dim, dtype=torch.int64),
-            not_finite=torch.zeros(rows, dtype=torch.uint8),
-            saturated=torch.zeros(rows, dtype=torch.int64),
-            seed=0,
-            sparsity=8,
-        )
-
-    return {
-        "adam, torch": lambda: adam_normalize(grads, adam),
-        "adam + sjlt": lambda: projector.project(grads, adam),
-        "sjlt": lambda: projector.project(grads),
-        "adam + sjlt, torch": plain,
-    }
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; ``--quick`` sets what is not given itself."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", metavar="B", help=f"gradients b, {FULL['rows']}")
+    parser.add_argument("--parameters", type=int, nargs="+", metavar="P", help=f"parameters p, {FULL['parameters']}")
+    parser.add_argument("--dim", type=int, nargs="+", metavar="K", help=f"features k, {FULL['dim']}")
+    parser.add_argument("--rounds", type=int, help=f"counted rounds, {FULL['rounds']}")
+    parser.add_argument("--kinds", nargs="+", choices=contenders.KINDS, default=list(contenders.KINDS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of dataflex")
+    parser.add_argument("--no-peers", action="store_true", help="leave other packages out")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK}")
+    parser.add_argument("--json", type=Path, help="write every time here")
+    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    parser.add_argument("--plot", type=Path, help="draw the first case here (.svg, .png, .pdf)")
+    options = parser.parse_args(arguments)
+    for name, value in (QUICK if options.quick else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
-def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function; the first round does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+def lineup(case: Case, kinds: list[str], others: Sequence[peers.Peer]) -> Iterator[Contender]:
+    """Everything that is timed on a case."""
+    yield from contenders.floors(case)
+    yield from contenders.ours(case, kinds)
+    yield from contenders.baselines(case)
+    yield from (peer.contender(case) for peer in others)
+
+
+def run(options: argparse.Namespace, device: torch.device, others: Sequence[peers.Peer]) -> Iterator[Measured]:
+    """Measure case after case, and say what came out."""
+    for case in make_cases(options.rows, options.parameters, options.dim, device):
+        print(f"\nb = {case.rows}, p = {case.parameters:,}, k = {case.dim}: ms a row, wall (processor a thread)")
+        entered = list(lineup(case, options.kinds, others))
+        times = measure(entered, options.rounds, device)
+        for one in entered:
+            measured = Measured(
+                case.rows, case.parameters, case.dim, one.name, one.role, one.share, one.stored, times[one.name]
+            )
+            print(f"  {one.name:<38} {report.cell(measured)}", flush=True)
+            yield measured
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    print(f"p = {options.parameters}, k = {options.dim}, {torch.get_num_threads()} threads; {native_status().reason}")
-    for rows in (1, 8, 32):
-        times = medians(variants(rows, options.parameters, options.dim), options.rounds)
-        for name, seconds in times.items():
-            print(f"b = {rows:2}  {name:<20} {1000 * seconds / rows:9.2f} ms a row")
+    """Measure and write what was asked for."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    # torch says that its CSR tensors are in beta, and bergson's dependencies announce deprecations.
+    warnings.filterwarnings("ignore", category=UserWarning)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    others = [] if options.no_peers else list(peers.available(device.type))
+    machine = facts(device)
+    machine["versions"] |= {peer.package: peer.version() for peer in others}
+    print(describe(machine))
+    results = list(run(options, device, others))
+    against = list(outcomes(results, amx="amx_int8" in machine["vector units"]))
+    text = report.markdown(machine, results, against)
+    print(f"\n{text}")
+    if options.json:
+        write_json(options.json, report.document(machine, results, against))
+    if options.markdown:
+        write_text(options.markdown, text)
+    if options.plot:
+        report.plot(options.plot, machine, results)
 
 
 if __name__ == "__main__":

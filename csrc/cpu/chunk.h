@@ -73,9 +73,8 @@ inline int load_values(const Gradients& block, int64_t row, int64_t first, int c
 }
 
 struct GridFacts {
-  int broken;       // values that are not finite
-  int saturated;    // values beyond the grid
-  int32_t largest;  // magnitude on the grid
+  int broken;     // values that are not finite
+  int saturated;  // values beyond the grid
 };
 
 // grid[i] = parameter start + i (absolute index) of one row, for i < count; 0 outside the block, of which at least one
@@ -90,14 +89,9 @@ inline GridFacts load_grid(const Gradients& block, int64_t row, int64_t start, i
   int32_t* first = grid + (begin - start);
   const float scale = power_of_two(exponent);
   int saturated = 0;
-  int32_t largest = 0;
-  const int broken = each_value(block, row, begin - block.offset, inside, [&](int i, float u) {
-    const int32_t q = on_grid(u, scale, limit, saturated);
-    const int32_t magnitude = q < 0 ? -q : q;
-    largest = magnitude > largest ? magnitude : largest;
-    first[i] = q;
-  });
-  return {broken, saturated, largest};
+  const int broken = each_value(block, row, begin - block.offset, inside,
+                                [&](int i, float u) { first[i] = on_grid(u, scale, limit, saturated); });
+  return {broken, saturated};
 }
 
 }  // namespace

@@ -37,16 +37,18 @@ class Buffers {
   explicit Buffers(const SjltJob& job)
       : stride_(divide_up(job.dim, 1024) * 1024 + 17 * kLanes),
         placements_(static_cast<size_t>(job.sparsity) * kChunkGroups),
+        fill_(job.dim / kLanes),
         integers_(kRowsAtOnce * (kPiece + stride_) * sizeof(int32_t)) {}
 
   Workspace view() {
     int32_t* grid = integers_.at<int32_t>(0);
-    return {placements_.data(), grid, grid + kRowsAtOnce * kPiece, stride_};
+    return {placements_.data(), fill_.data(), grid, grid + kRowsAtOnce * kPiece, stride_};
   }
 
  private:
   int64_t stride_;
   std::vector<Placement> placements_;
+  std::vector<int32_t> fill_;
   AlignedBytes integers_;
 };
 

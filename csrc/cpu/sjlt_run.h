@@ -9,10 +9,13 @@
 namespace dataflex {
 
 // A chunk shares its draw among the rows, and its 32-bit sums are added to the totals at its end: long, because that
-// costs as much as some 2000 values, but its moments and placements (192 KiB at sparsity 8) stay in the second-level
+// costs as much as some 2000 values, but its moments and placements (384 KiB at sparsity 8) stay in the second-level
 // cache.
-constexpr int kChunkGroups = 1024;
-constexpr int kPieceGroups = 64;  // put on the grid and scattered while in the first-level cache
+constexpr int kChunkGroups = 2048;
+// 255 values of the grid (|q| <= 2^23) add up in 32 bits. A group adds at most one to an output; a chunk of so many
+// groups that the fullest segment gets more is emptied in between.
+constexpr int kMostAdded = 255;
+constexpr int kPieceGroups = 64;  // put on the grid, then scattered, while in the first-level cache
 constexpr int kRowsAtOnce = 4;    // share the reading of placements
 constexpr int kPiece = kPieceGroups * kLanes;
 
@@ -26,6 +29,7 @@ struct Placement {
 // Buffers of one worker.
 struct Workspace {
   Placement* placements;  // (sparsity, kChunkGroups)
+  int32_t* fill;          // (dim / kLanes): groups of a chunk in each segment
   int32_t* grid;          // (kRowsAtOnce, kPiece), 64-byte aligned
   int32_t* partial;       // (kRowsAtOnce) times (dim) at a distance of stride, 64-byte aligned, zero between chunks
   int64_t stride;         // not a multiple of 4 KiB: processors take loads and stores that far apart for dependent

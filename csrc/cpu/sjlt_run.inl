@@ -44,23 +44,20 @@ constexpr Positions make_lanes() {
 
 constexpr Positions kLaneAt = make_lanes();
 
-// One repetition of `groups` groups of kRows rows, which share the reading of the placements:
-// partial[row][output + position] += +-grid[row][group][lane at position].
+// One repetition of one group of kRows rows, which share the reading of the placement:
+// partial[row][output + position] += +-grid[row][lane at position].
 #if defined(__AVX512F__)
 
 template <int kRows>
-inline void scatter(const int32_t* grid, const Placement* placements, int groups, int32_t* partial, int64_t stride) {
-  for (int i = 0; i < groups; ++i) {
-    const Placement p = placements[i];
-    const __m512i lanes =
-        _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(kLaneAt.at[p.permutation])));
-    for (int r = 0; r < kRows; ++r) {
-      const __m512i values = _mm512_load_si512(grid + r * kPiece + i * kLanes);
-      const __m512i flipped = _mm512_mask_sub_epi32(values, p.negative, _mm512_setzero_si512(), values);
-      const __m512i moved = _mm512_permutexvar_epi32(lanes, flipped);
-      int32_t* segment = partial + r * stride + p.output;
-      _mm512_store_si512(segment, _mm512_add_epi32(_mm512_load_si512(segment), moved));
-    }
+inline void scatter_group(const int32_t* grid, Placement p, int32_t* partial, int64_t stride) {
+  const __m512i lanes =
+      _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(kLaneAt.at[p.permutation])));
+  for (int r = 0; r < kRows; ++r) {
+    const __m512i values = _mm512_load_si512(grid + r * kPiece);
+    const __m512i flipped = _mm512_mask_sub_epi32(values, p.negative, _mm512_setzero_si512(), values);
+    const __m512i moved = _mm512_permutexvar_epi32(lanes, flipped);
+    int32_t* segment = partial + r * stride + p.output;
+    _mm512_store_si512(segment, _mm512_add_epi32(_mm512_load_si512(segment), moved));
   }
 }
 
@@ -85,39 +82,33 @@ inline __m256i flip(const int32_t* values, __m256i negative) {
 }
 
 template <int kRows>
-inline void scatter(const int32_t* grid, const Placement* placements, int groups, int32_t* partial, int64_t stride) {
-  for (int i = 0; i < groups; ++i) {
-    const Placement p = placements[i];
-    const __m128i lanes = _mm_load_si128(reinterpret_cast<const __m128i*>(kLaneAt.at[p.permutation]));
-    const __m256i first = _mm256_cvtepu8_epi32(lanes), second = _mm256_cvtepu8_epi32(_mm_srli_si128(lanes, 8));
-    const __m256i low_mask = sign_mask(p.negative & 255), high_mask = sign_mask(p.negative >> 8);
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t* values = grid + r * kPiece + i * kLanes;
-      const __m256i low = flip(values, low_mask), high = flip(values + 8, high_mask);
-      __m256i* segment = reinterpret_cast<__m256i*>(partial + r * stride + p.output);
-      _mm256_store_si256(segment, _mm256_add_epi32(_mm256_load_si256(segment), pick(low, high, first)));
-      _mm256_store_si256(segment + 1, _mm256_add_epi32(_mm256_load_si256(segment + 1), pick(low, high, second)));
-    }
+inline void scatter_group(const int32_t* grid, Placement p, int32_t* partial, int64_t stride) {
+  const __m128i lanes = _mm_load_si128(reinterpret_cast<const __m128i*>(kLaneAt.at[p.permutation]));
+  const __m256i first = _mm256_cvtepu8_epi32(lanes), second = _mm256_cvtepu8_epi32(_mm_srli_si128(lanes, 8));
+  const __m256i low_mask = sign_mask(p.negative & 255), high_mask = sign_mask(p.negative >> 8);
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t* values = grid + r * kPiece;
+    const __m256i low = flip(values, low_mask), high = flip(values + 8, high_mask);
+    __m256i* segment = reinterpret_cast<__m256i*>(partial + r * stride + p.output);
+    _mm256_store_si256(segment, _mm256_add_epi32(_mm256_load_si256(segment), pick(low, high, first)));
+    _mm256_store_si256(segment + 1, _mm256_add_epi32(_mm256_load_si256(segment + 1), pick(low, high, second)));
   }
 }
 
 #else
 
 template <int kRows>
-inline void scatter(const int32_t* grid, const Placement* placements, int groups, int32_t* partial, int64_t stride) {
-  for (int i = 0; i < groups; ++i) {
-    const Placement p = placements[i];
-    const uint8_t* lanes = kLaneAt.at[p.permutation];
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t* values = grid + r * kPiece + i * kLanes;
-      int32_t* segment = partial + r * stride + p.output;
-      int32_t flipped[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const int32_t sign = -((p.negative & 1 << lane) != 0);
-        flipped[lane] = (values[lane] ^ sign) - sign;
-      }
-      for (int position = 0; position < kLanes; ++position) segment[position] += flipped[lanes[position]];
+inline void scatter_group(const int32_t* grid, Placement p, int32_t* partial, int64_t stride) {
+  const uint8_t* lanes = kLaneAt.at[p.permutation];
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t* values = grid + r * kPiece;
+    int32_t* segment = partial + r * stride + p.output;
+    int32_t flipped[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int32_t sign = -((p.negative & 1 << lane) != 0);
+      flipped[lane] = (values[lane] ^ sign) - sign;
     }
+    for (int position = 0; position < kLanes; ++position) segment[position] += flipped[lanes[position]];
   }
 }
 
@@ -155,55 +146,197 @@ void place(const SjltJob& job, int64_t first, int count, Placement* placements) 
   }
 }
 
+// The largest number of groups of a chunk that one segment gets.
+int most_added(const SjltJob& job, const Placement* placements, int count, int32_t* fill) {
+  memset(fill, 0, sizeof(int32_t) * (job.dim / kLanes));
+  int32_t most = 0;
+  for (int j = 0; j < job.sparsity; ++j) {
+    for (int i = 0; i < count; ++i) {
+      const int32_t found = ++fill[placements[j * kChunkGroups + i].output / kLanes];
+      most = most > found ? most : found;
+    }
+  }
+  return most;
+}
+
 void flush(int32_t* partial, int64_t* sums, int dim) {
   for (int i = 0; i < dim; ++i) sums[i] += partial[i];
   memset(partial, 0, sizeof(int32_t) * dim);
 }
 
-// Rows that go through a chunk together.
-struct RowBlock {
-  int64_t first;
-  int count;
-  int64_t bound[kRowsAtOnce];  // of the magnitude of the 32-bit sums: an output gets at most one value of a group
+template <int kRows>
+void scatter(const Workspace& space, int sparsity, const Placement* placements, int groups) {
+  for (int j = 0; j < sparsity; ++j) {
+    for (int i = 0; i < groups; ++i) {
+      scatter_group<kRows>(space.grid + i * kLanes, placements[j * kChunkGroups + i], space.partial, space.stride);
+    }
+  }
+}
+
+// Scatters a piece that was loaded; `placements` are those of its first group.
+void scatter(int rows, const Workspace& space, int sparsity, const Placement* placements, int groups) {
+  if (rows == 4) return scatter<4>(space, sparsity, placements, groups);
+  if (rows == 3) return scatter<3>(space, sparsity, placements, groups);
+  if (rows == 2) return scatter<2>(space, sparsity, placements, groups);
+  scatter<1>(space, sparsity, placements, groups);
+}
+
+// What has been noticed of a row, a lane each: sums over lanes would cost more than all the rest.
+struct alignas(64) LaneFacts {
+  int32_t broken[kLanes], saturated[kLanes];
+
+  GridFacts sum() const {
+    GridFacts facts{0, 0};
+    for (int lane = 0; lane < kLanes; ++lane) {
+      facts.broken += broken[lane];
+      facts.saturated += saturated[lane];
+    }
+    return facts;
+  }
 };
 
-// Puts a piece of each row on the grid; empties the 32-bit sums that the piece might overflow.
-void load_piece(const SjltJob& job, RowBlock& rows, int64_t group, int groups, const Totals& totals,
+// Puts the group of parameter `first` of the block on the grid; `stored` are its gradients.
+#if defined(__AVX512F__)
+
+inline __m512 widen_group(const float* stored) { return _mm512_loadu_ps(stored); }
+inline __m512 widen_group(const BFloat16* stored) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline __m512 widen_group(const Float16* stored) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
+}
+
+inline __mmask16 finite_lanes(__m512 values) {
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(values), _mm512_set1_ps(FLT_MAX), _CMP_LE_OQ);
+}
+
+// values.h in vectors: the same operations in the same order.
+template <AdamVariant variant, class Stored>
+inline void load_group(const Adam& adam, const Stored* stored, int64_t first, float scale, LaneFacts& facts,
+                       int32_t* grid) {
+  __m512 u = widen_group(stored);
+  __mmask16 finite = 0xFFFF;
+  if constexpr (variant != AdamVariant::kNone) {
+    const __m512 g = u, m = _mm512_loadu_ps(adam.exp_avg + first), v = _mm512_loadu_ps(adam.exp_avg_sq + first);
+    const __m512 mean = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(adam.beta1), m),
+                                      _mm512_mul_ps(_mm512_set1_ps(adam.one_minus_beta1), g));
+    const __m512 square = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(adam.beta2), v),
+                                        _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(adam.one_minus_beta2), g), g));
+    const __m512 eps = _mm512_set1_ps(adam.eps);
+    __m512 numerator = mean, denominator;
+    if constexpr (variant == AdamVariant::kAdamW) {
+      numerator = _mm512_mul_ps(mean, _mm512_set1_ps(adam.correction1));
+      denominator = _mm512_add_ps(_mm512_sqrt_ps(_mm512_mul_ps(square, _mm512_set1_ps(adam.correction2))), eps);
+    } else {
+      denominator = _mm512_sqrt_ps(_mm512_add_ps(square, eps));
+    }
+    u = _mm512_div_ps(numerator, denominator);
+    finite = finite_lanes(denominator);
+  }
+  const __mmask16 usable = finite_lanes(u);
+  const __m512 x = _mm512_maskz_mul_ps(usable, u, _mm512_set1_ps(scale));
+  const __m512 limit = _mm512_set1_ps(kSjltLimit);
+  const __m512 clamped = _mm512_max_ps(_mm512_min_ps(x, limit), _mm512_sub_ps(_mm512_setzero_ps(), limit));
+  const __m512i q = _mm512_cvt_roundps_epi32(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512i one = _mm512_set1_epi32(1);
+  const auto count = [one](int32_t* counts, __mmask16 lanes) {
+    const __m512i before = _mm512_load_si512(counts);
+    _mm512_store_si512(counts, _mm512_mask_add_epi32(before, lanes, before, one));
+  };
+  count(facts.broken, static_cast<__mmask16>(~(finite & usable)));
+  count(facts.saturated, _mm512_cmp_ps_mask(clamped, x, _CMP_NEQ_UQ));
+  _mm512_store_si512(grid, q);
+}
+
+#else
+
+template <AdamVariant variant, class Stored>
+inline void load_group(const Adam& adam, const Stored* stored, int64_t first, float scale,
+                       LaneFacts& __restrict__ facts, int32_t* __restrict__ grid) {
+  const float *exp_avg = adam.exp_avg, *exp_avg_sq = adam.exp_avg_sq;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const float g = widen(stored[lane]);
+    Value value{g, is_finite(g)};
+    if constexpr (variant != AdamVariant::kNone) {
+      value = normalised<variant>(adam, g, exp_avg[first + lane], exp_avg_sq[first + lane]);
+    }
+    int saturated = 0;
+    grid[lane] = on_grid(value.u, scale, kSjltLimit, saturated);
+    facts.broken[lane] += !value.finite;
+    facts.saturated[lane] += saturated;
+  }
+}
+
+#endif
+
+// Puts groups of one row that lie inside the block on the grid.
+template <AdamVariant variant, class Stored>
+GridFacts load_groups(const SjltJob& job, int64_t row, int64_t group, int groups, int32_t* grid) {
+  const Gradients& block = job.block;
+  const Adam adam = block.adam;
+  const int64_t first = group * kLanes - block.offset;
+  const Stored* stored = static_cast<const Stored*>(block.values) + row * block.row_stride;
+  const float scale = power_of_two(job.exponents[row]);
+  LaneFacts facts{};
+  for (int i = 0; i < groups * kLanes; i += kLanes) {
+    load_group<variant>(adam, stored + first + i, first + i, scale, facts, grid + i);
+  }
+  return facts.sum();
+}
+
+using LoadGroups = GridFacts (*)(const SjltJob&, int64_t row, int64_t group, int groups, int32_t* grid);
+
+template <class Stored>
+LoadGroups load_groups_of(AdamVariant variant) {
+  switch (variant) {
+    case AdamVariant::kAdamW:
+      return load_groups<AdamVariant::kAdamW, Stored>;
+    case AdamVariant::kLess:
+      return load_groups<AdamVariant::kLess, Stored>;
+    default:
+      return load_groups<AdamVariant::kNone, Stored>;
+  }
+}
+
+LoadGroups load_groups_of(const Gradients& block) {
+  switch (block.type) {
+    case ValueType::kBFloat16:
+      return load_groups_of<BFloat16>(block.adam.variant);
+    case ValueType::kFloat16:
+      return load_groups_of<Float16>(block.adam.variant);
+    default:
+      return load_groups_of<float>(block.adam.variant);
+  }
+}
+
+// Puts a piece of some rows on the grid.
+void load_piece(const SjltJob& job, Range rows, int64_t group, int groups, const Totals& totals,
                 const Workspace& space) {
-  for (int r = 0; r < rows.count; ++r) {
-    const int64_t row = rows.first + r;
-    const GridFacts facts = load_grid(job.block, row, group * kLanes, groups * kLanes, job.exponents[row], kSjltLimit,
-                                      space.grid + r * kPiece);
+  const Gradients& block = job.block;
+  const bool inside = group * kLanes >= block.offset && (group + groups) * kLanes <= block.offset + block.count;
+  const LoadGroups load_groups = load_groups_of(block);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    int32_t* grid = space.grid + (row - rows.begin) * kPiece;
+    const GridFacts facts =
+        inside ? load_groups(job, row, group, groups, grid)
+               : load_grid(block, row, group * kLanes, groups * kLanes, job.exponents[row], kSjltLimit, grid);
     if (facts.broken > 0) totals.not_finite[row] = 1;
     totals.saturated[row] += facts.saturated;
-    const int64_t added = int64_t{groups} * facts.largest;
-    if (rows.bound[r] + added > INT32_MAX) {
-      flush(space.partial + r * space.stride, totals.sums + row * job.dim, job.dim);
-      rows.bound[r] = 0;
-    }
-    rows.bound[r] += added;
   }
 }
 
-void scatter(int rows, const Workspace& space, const Placement* placements, int groups) {
-  if (rows == 4) return scatter<4>(space.grid, placements, groups, space.partial, space.stride);
-  if (rows == 3) return scatter<3>(space.grid, placements, groups, space.partial, space.stride);
-  if (rows == 2) return scatter<2>(space.grid, placements, groups, space.partial, space.stride);
-  scatter<1>(space.grid, placements, groups, space.partial, space.stride);
-}
-
-// Adds a few rows of a chunk to their totals.
-void add_rows(const SjltJob& job, RowBlock rows, int64_t first, int groups, const Totals& totals,
+// Adds groups start .. stop of a chunk, which begins at group `first`, to the totals of some rows.
+void add_rows(const SjltJob& job, Range rows, int64_t first, int start, int stop, const Totals& totals,
               const Workspace& space) {
-  for (int piece = 0; piece < groups; piece += kPieceGroups) {
-    const int some = groups - piece < kPieceGroups ? groups - piece : kPieceGroups;
-    load_piece(job, rows, first + piece, some, totals, space);
-    for (int j = 0; j < job.sparsity; ++j) {
-      scatter(rows.count, space, space.placements + j * kChunkGroups + piece, some);
-    }
+  const int count = static_cast<int>(rows.end - rows.begin);
+  for (int piece = start; piece < stop; piece += kPieceGroups) {
+    const int groups = stop - piece < kPieceGroups ? stop - piece : kPieceGroups;
+    load_piece(job, rows, first + piece, groups, totals, space);
+    scatter(count, space, job.sparsity, space.placements + piece, groups);
   }
-  for (int r = 0; r < rows.count; ++r) {
-    flush(space.partial + r * space.stride, totals.sums + (rows.first + r) * job.dim, job.dim);
+  for (int r = 0; r < count; ++r) {
+    flush(space.partial + r * space.stride, totals.sums + (rows.begin + r) * job.dim, job.dim);
   }
 }
 
@@ -213,9 +346,12 @@ void DATAFLEX_SJLT_RUN(const SjltJob& job, Range rows, Range groups, const Total
   for (int64_t first = groups.begin; first < groups.end; first += kChunkGroups) {
     const int count = static_cast<int>(groups.end - first < kChunkGroups ? groups.end - first : kChunkGroups);
     place(job, first, count, space.placements);
+    const int step = most_added(job, space.placements, count, space.fill) <= kMostAdded ? count : kMostAdded;
     for (int64_t row = rows.begin; row < rows.end; row += kRowsAtOnce) {
-      const int some = rows.end - row < kRowsAtOnce ? static_cast<int>(rows.end - row) : kRowsAtOnce;
-      add_rows(job, {row, some, {}}, first, count, totals, space);
+      const Range some{row, rows.end - row < kRowsAtOnce ? rows.end : row + kRowsAtOnce};
+      for (int start = 0; start < count; start += step) {
+        add_rows(job, some, first, start, count - start < step ? count : start + step, totals, space);
+      }
     }
   }
 }
