@@ -169,7 +169,8 @@ def _columns(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _signs(negative: Tensor) -> Tensor:
-    return torch.where(negative, -1.0, 1.0) * SPARSITY**-0.5
+    signs: Tensor = torch.where(negative, -1.0, 1.0) * SPARSITY**-0.5
+    return signs
 
 
 @lru_cache(maxsize=1)  # for the cases that differ in b alone

@@ -108,7 +108,7 @@ def summarise(name: str, kind: str, vectors: Vectors, rounds: Sequence[PairError
 
 def _pairs(matrix: Tensor) -> Tensor:
     """The entries above the diagonal."""
-    i, j = torch.triu_indices(*matrix.shape, offset=1)
+    i, j = torch.triu_indices(len(matrix), len(matrix), offset=1)
     return matrix[i, j]
 
 

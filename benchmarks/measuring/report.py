@@ -79,13 +79,14 @@ def cell(result: Measured) -> str:
 
 
 def _memory_table(results: Sequence[Measured]) -> Iterator[str]:
-    """Memory of the largest batch and smallest number of parameters at each k, of what ran there in full."""
+    """Memory of the largest batch and smallest p at each k; what the kinds of dataflex take does not depend on p."""
     rows, parameters = max(result.rows for result in results), min(result.parameters for result in results)
     shown = [r for r in results if (r.rows, r.parameters) == (rows, parameters) and r.role != FLOOR]
     yield from ("", f"Memory in MB, p = {parameters:.0e}, b = {rows}:", "")
     yield from ("| | k | taken during a call | kept between calls |", "|---|---|---|---|")
     for result in shown:
-        taken = "" if result.times.memory is None or result.share < 1 else f"{result.times.memory / MEGABYTE:,.0f}"
+        memory = result.times.memory if result.share == 1 or result.role == OURS else None
+        taken = "" if memory is None else f"{memory / MEGABYTE:,.0f}"
         kept = "" if result.stored is None else f"{result.stored / MEGABYTE:,.0f}"
         yield f"| {result.name} | {result.dim} | {taken} | {kept} |"
 
