@@ -50,7 +50,7 @@ RademacherPlan plan_rademacher(int64_t rows, int64_t offset, int64_t count, int3
   plan.row_tiles = rows <= 8 ? 1 : rows <= 16 ? 2 : 4;
   plan.spans = divide_up(offset + count, kSpanParameters) - offset / kSpanParameters;
   plan.chunk_spans = std::min(plan.spans, packed_bytes / (plan.row_tiles * kSpanRowTileBytes));
-  plan.output_tiles = divide_up(dim, 256 * (8 / plan.row_tiles));
+  plan.output_tiles = divide_up(dim, 256 * sets_of(plan.row_tiles));
   // One block a multiprocessor, all of them at once: the work of blocks is alike.
   plan.splits = std::max<int64_t>(1, std::min(multiprocessors / plan.output_tiles, plan.chunk_spans));
   return plan;

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "gradients.h"
+#include "platform.h"
 
 namespace dataflex::cuda {
 
@@ -27,8 +28,11 @@ struct SjltPlan {
 
 SjltPlan plan_sjlt(const Gradients& block, int32_t dim, int multiprocessors);
 
+// Sets of 32 outputs that a warp multiplies with so many tiles of 8 rows: at most 128 sums a lane.
+DATAFLEX_INLINE constexpr int sets_of(int row_tiles) { return row_tiles == 4 ? 2 : 4; }
+
 // Up to 32 rows at a time are packed as bytes (workspace), a chunk of the parameters at a time, and multiplied. A
-// thread block multiplies 8 / row_tiles * 256 outputs over one of `splits` parts of the chunk. Spans are the 128
+// thread block multiplies 256 * sets_of(row_tiles) outputs over one of `splits` parts of the chunk. Spans are the 128
 // parameters at a multiple of 128 whose signs one call of the generator gives.
 struct RademacherPlan {
   int row_tiles;  // of 8 rows: 1, 2 or 4

@@ -18,8 +18,7 @@ constexpr int kQuads = 4;     // packed words (4 parameters each) of a lane in h
 constexpr int kPlaneWords = kSpan * kTileRows / 4;
 constexpr int kTileWords = 2 * kPlaneWords;  // high bytes, low bytes
 constexpr int kMaxTiles = 4;
-constexpr int kSetOutputs = 32;     // of one Philox call
-constexpr int kTilesTimesSets = 8;  // of a warp: 128 sums a lane
+constexpr int kSetOutputs = 32;  // of one Philox call
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 // Word of the parameters 32 c + 16 h + 4 t .. + 3 of a span in row g of a tile, within the plane of its high or low
@@ -170,7 +169,7 @@ __device__ void add_product(const Product& product, int32_t first_output, bool f
 // packed rows from shared memory, where the next span arrives while this one is multiplied.
 template <int kTiles>
 __global__ void __launch_bounds__(kThreads, 1) multiply(const Product product) {
-  constexpr int kSets = kTilesTimesSets / kTiles;
+  constexpr int kSets = sets_of(kTiles);
   constexpr int kSpanQuads = kTiles * kTileWords / 4;
   constexpr int kFetches = (kSpanQuads + kThreads - 1) / kThreads;
   uint4* buffers = dynamic_shared<uint4>();  // (2, kSpanQuads)
