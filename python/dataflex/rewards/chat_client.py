@@ -282,6 +282,20 @@ class Round:
         self._wake.set()
 
 
+def model_names(endpoint: Endpoint, timeout: float) -> list[str]:
+    """Names of the models that a server offers; none if it does not answer, or not as such a server does."""
+    client = openai.OpenAI(
+        api_key=endpoint.key or "none",
+        base_url=endpoint.base_url,
+        timeout=timeout,
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=endpoint.trust_env, follow_redirects=False),
+    )
+    with client, suppress(openai.OpenAIError, ValueError, AttributeError, TypeError):
+        return [str(model.id) for model in client.models.list()]
+    return []
+
+
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
