@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dataflex.errors import ConfigError, RewardError
+from dataflex.rewards.judge import SCORE_PATTERN
 from dataflex.rewards.vllm import PLAIN_CHAT_TEMPLATE, LocalVllmReward
 from dataflex.types import RewardRequest
 
@@ -34,7 +35,7 @@ ENGINE_OPTIONS = {"trust_remote_code", "tensor_parallel_size", "dtype", "seed", 
     "max_model_len",
     "kv_cache_memory_bytes",
 }
-SAMPLING_OPTIONS = {"temperature", "top_p", "top_k", "max_tokens", "seed"}
+SAMPLING_OPTIONS = {"temperature", "top_p", "top_k", "max_tokens", "seed", "structured_outputs"}
 """Keyword arguments of vLLM 0.32 (its ``LLM`` and engine arguments, its ``SamplingParams``) that may be used here."""
 
 
@@ -124,6 +125,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
     platforms.current_platform = SimpleNamespace(is_cpu=lambda: not state.has_gpu)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    params = ModuleType("vllm.sampling_params")
+    params.StructuredOutputsParams = lambda regex: regex  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", params)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
     return state
@@ -152,14 +156,25 @@ def test_the_published_parameters_reach_the_engine(fake: FakeVllm) -> None:
             "max_model_len": None,
         }
     ]
-    assert fake.sampling == [{"temperature": 0.0, "top_p": 0.9, "top_k": 40, "max_tokens": 512, "seed": 42}]
+    assert fake.sampling == [
+        {
+            **{"temperature": 0.0, "top_p": 0.9, "top_k": 40, "max_tokens": 512, "seed": 42},
+            "structured_outputs": SCORE_PATTERN,
+        }
+    ]
 
 
 def test_other_parameters_reach_the_engine_too(fake: FakeVllm) -> None:
     judge(
-        vllm_dtype="float32", vllm_enforce_eager=True, vllm_max_model_len=900, trust_remote_code=True, vllm_seed=7
+        vllm_dtype="float32",
+        vllm_enforce_eager=True,
+        vllm_max_model_len=900,
+        trust_remote_code=True,
+        vllm_seed=7,
+        vllm_constrain_reply=False,
     ).score(requests("a"))
     (engine,) = fake.engines
+    assert fake.sampling[0]["structured_outputs"] is None
     assert engine["dtype"] == "float32"
     assert engine["enforce_eager"] is engine["trust_remote_code"] is True
     assert (engine["max_model_len"], engine["seed"], fake.sampling[0]["seed"]) == (900, 7, 7)

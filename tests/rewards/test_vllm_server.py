@@ -15,6 +15,7 @@ import pytest
 
 from dataflex.errors import ConfigError, RewardError
 from dataflex.rewards import server_process
+from dataflex.rewards.judge import SCORE_PATTERN
 from dataflex.rewards.vllm import PLAIN_CHAT_TEMPLATE
 from dataflex.rewards.vllm_server import VllmServerReward
 from helpers.api_judge import by_answer, requests
@@ -103,8 +104,10 @@ def test_the_documented_parameters_reach_the_server(judge, tmp_path):
     }
     assert backend.body() == {
         "model": str(tmp_path / "judge"),
-        **{"temperature": 0.0, "top_p": 0.9, "max_tokens": 512, "seed": 42, "extra_body": {"top_k": 40}},
+        **{"temperature": 0.0, "top_p": 0.9, "max_tokens": 512, "seed": 42},
+        "extra_body": {"top_k": 40, "structured_outputs": {"regex": SCORE_PATTERN}},
     }
+    assert judge(vllm_constrain_reply=False).body()["extra_body"] == {"top_k": 40}
     assert record(tmp_path)["environment"] == {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dataflex.errors import RewardError
 from dataflex.rewards.base import Failure, RewardBackend, settle
-from dataflex.rewards.judge import REMINDER, JudgeConfig, JudgePrompt, parse_score
+from dataflex.rewards.judge import REMINDER, SCORE_PATTERN, JudgeConfig, JudgePrompt, parse_score
 from dataflex.types import RewardRequest
 from dataflex.vllm_engine import import_vllm, start_engine, stop_engine
 
@@ -45,6 +45,9 @@ class VllmJudgeConfig(JudgeConfig):
     )
     vllm_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="precision of the judge")
     vllm_enforce_eager: bool = Field(False, description="no CUDA graphs: a quicker start, slower replies")
+    vllm_constrain_reply: bool = Field(
+        True, description="let the judge write nothing but a score; base models and small ones need it"
+    )
     vllm_release: bool = Field(False, description="stop the judge after each round; it starts anew in the next")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with the judge")
 
@@ -132,10 +135,13 @@ class LocalVllmReward(RewardBackend[VllmJudgeConfig]):
         """One reply a prompt, None where it was cut off."""
         if not prompts:
             return []
+        from vllm.sampling_params import StructuredOutputsParams
+
         from vllm import SamplingParams
 
         config, engine = self.config, self._engine
         sampling = SamplingParams(
+            structured_outputs=StructuredOutputsParams(regex=SCORE_PATTERN) if config.vllm_constrain_reply else None,
             temperature=config.vllm_temperature,
             top_p=config.vllm_top_p,
             top_k=config.vllm_top_k,

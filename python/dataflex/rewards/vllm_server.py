@@ -27,6 +27,7 @@ from dataflex.errors import ModelError, RewardError
 from dataflex.model import load_tokenizer
 from dataflex.rewards.api import is_loopback
 from dataflex.rewards.chat import ChatConfig, ChatReward, cache_folder
+from dataflex.rewards.judge import SCORE_PATTERN
 from dataflex.rewards.server_process import ServerProcess, free_port, is_free
 from dataflex.rewards.vllm import PLAIN_CHAT_TEMPLATE, VllmJudgeConfig, control_tokens
 from dataflex.types import RewardRequest
@@ -123,13 +124,14 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
     def body(self) -> dict[str, Any]:
         """Model and sampling parameters."""
         config = self.config
+        constraint = {"structured_outputs": {"regex": SCORE_PATTERN}} if config.vllm_constrain_reply else {}
         return {
             "model": config.hf_model_name_or_path,
             "temperature": config.vllm_temperature,
             "top_p": config.vllm_top_p,
             "max_tokens": config.vllm_max_tokens,
             "seed": config.vllm_seed,
-            "extra_body": {"top_k": config.vllm_top_k},
+            "extra_body": {"top_k": config.vllm_top_k, **constraint},
         }
 
     def control_tokens(self) -> frozenset[str]:

@@ -44,6 +44,7 @@ from dataflex.projection import AdamVariant, Projector
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
+from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler
 from dataflex.sample_features import GradientType, SampleFeatures
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.similarity import Aggregate, cosine_scores, target_directions, top_k
@@ -81,6 +82,13 @@ class NiceConfig(SelectorConfig):
     generation_top_k: int = Field(0, ge=0, description="top-k truncation; above 0 it biases the gradient")
     max_prompt_length: int = Field(4096, ge=1, description="longest prompt in tokens; cut from the left")
     rollout_batch_size: int = Field(16, ge=1, description="answers that are generated at once")
+    rollout_backend: Literal["hf", "vllm"] = Field("hf", description="what draws the answers: transformers or vLLM")
+    rollout_backend_params: VllmRolloutConfig = Field(
+        default_factory=VllmRolloutConfig, description="parameters of rollout_backend: vllm"
+    )
+    replay_rewards: Path | None = Field(
+        None, description="output_dir or cache_dir of another run: its answers and rewards are used, none is asked for"
+    )
     baseline: Baseline = Field("none", description="advantage: the reward itself, minus the others' mean, or scaled")
     length_normalize: bool = Field(False, description="mean over an answer's tokens in place of the sum")
     aggregate: Aggregate = Field("mean", description="rule over the evaluation samples")
@@ -128,10 +136,18 @@ class NiceSelector(Selector[NiceConfig]):
         """The reward backend, built on first use."""
         return self.config.build_reward()
 
+    @cached_property
+    def vllm_sampler(self) -> VllmSampler:
+        """What draws the answers with ``rollout_backend: vllm``, built on first use."""
+        return VllmSampler(self.config.rollout_backend_params)
+
     def check(self, context: SelectionContext) -> None:
         """Check the reward backend, the projection and the evaluation set before training starts."""
         Projector(self.config.proj_dim, self.config.projection, self.config.seed)
-        self.reward.check()
+        if self.config.replay_rewards is None:
+            self.reward.check()
+            if self.config.rollout_backend == "vllm":
+                self.vllm_sampler.check(context.model)
         if not context.eval_dataset:
             raise SelectionError("NICE needs an evaluation set", hint="set eval_dataset")
         if self.config.generation_top_p < 1 or self.config.generation_top_k > 0:
@@ -183,47 +199,65 @@ class NiceSelector(Selector[NiceConfig]):
         return Selection(indices, scores, self.name, context.step, context.round, report)
 
     def close(self) -> None:
-        """Free the reward backend."""
-        if "reward" in self.__dict__:
-            self.reward.close()
+        """Free the reward backend and the engine that draws answers."""
+        for part in ("reward", "vllm_sampler"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
 
     def _rollouts(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[Rollout]:
         """Sampled and scored answers of the round, from disk where the same round left them."""
+        data = context.eval_dataset.fingerprint if context.eval_dataset else None
+        name = Path("rollouts") / f"step-{context.step}.jsonl"
+        if self.config.replay_rewards is not None:
+            facts = {"replayed": True, "data": data}
+            replayed = RolloutFile(self.config.replay_rewards / name, {}, {}).replayed(data)
+            RolloutFile(self._work_dir(context) / name, facts, facts).write(replayed)
+            logger.info("using the answers and rewards of %s", self.config.replay_rewards / name)
+            return replayed
         file = RolloutFile(
-            self._work_dir(context) / "rollouts" / f"step-{context.step}.jsonl",
-            {
+            self._work_dir(context) / name,
+            answers={
                 "state": state_fingerprint(context.model),
-                "data": context.eval_dataset.fingerprint if context.eval_dataset else None,
+                "data": data,
                 "config": self.config.model_dump(mode="json", include=SAMPLING_FIELDS),
-                "reward": {"name": self.reward.name, "config": self.reward.config.model_dump(mode="json")},
             },
+            rewards={"name": self.reward.name, "config": self.reward.config.model_dump(mode="json")},
         )
-        stored = file.read()
+        stored = file.scored()
         if stored is not None:
             logger.info("using the answers and rewards of %s", file.path)
             return stored
-        with watch.phase("answers"):
-            answers = sample_answers(
-                context.model,
-                context.tokenizer,
-                [Prompt(sample.id, self._prompt_ids(context, sample)) for sample in samples],
-                Sampling(
-                    self.config.generation_temperature,
-                    self.config.max_new_tokens,
-                    self.config.generation_top_k,
-                    self.config.generation_top_p,
-                ),
-                answers_per_prompt=self.config.mc_samples,
-                stop_token_ids=context.template.stop_token_ids(context.tokenizer),
-                seed=self.config.seed,
-                step=context.step,
-                batch_size=self.config.rollout_batch_size,
-                autocast=context.autocast,
-            )
+        answers = file.answered()
+        if answers is None:
+            with watch.phase("answers"):
+                answers = self._sampled(context, samples)
+            file.write_answers(answers)
         with watch.phase("rewards"):
             scored = score_answers(self.reward, samples, answers)
         file.write(scored)
         return scored
+
+    def _sampled(self, context: SelectionContext, samples: Sequence[Sample]) -> list[Rollout]:
+        config = self.config
+        prompts = [Prompt(sample.id, self._prompt_ids(context, sample)) for sample in samples]
+        sampling = Sampling(
+            config.generation_temperature, config.max_new_tokens, config.generation_top_k, config.generation_top_p
+        )
+        how: dict[str, Any] = {
+            "answers_per_prompt": config.mc_samples,
+            "stop_token_ids": context.template.stop_token_ids(context.tokenizer),
+            "seed": config.seed,
+            "step": context.step,
+            "autocast": context.autocast,
+        }
+        if config.rollout_backend == "vllm":
+            folder = self._work_dir(context) / "rollouts"
+            return self.vllm_sampler.sample_answers(
+                context.model, context.tokenizer, prompts, sampling, folder=folder, **how
+            )
+        return sample_answers(
+            context.model, context.tokenizer, prompts, sampling, batch_size=config.rollout_batch_size, **how
+        )
 
     def _targets(
         self, context: SelectionContext, samples: Sequence[Sample], rollouts: Sequence[Rollout]
@@ -335,6 +369,7 @@ SAMPLING_FIELDS = {
     "generation_temperature",
     "generation_top_p",
     "generation_top_k",
+    "rollout_backend",
 }
 """The parameters that the sampled answers depend on."""
 
