@@ -37,7 +37,7 @@ FOR_TESTS = {
     **{"vllm_temperature": 1.0},
 }
 """Rounding in 16 bits would flip near-ties between two batches; without compilation the engine starts sooner. SmolLM2
-is too small to judge: greedily it gives every answer 1.0, so that scores are drawn, by seed, to have some to compare."""
+is too small to judge: greedily it gives every answer 1.0. Scores are drawn, by seed, to have some to compare."""
 
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Japan": "Tokyo", "Egypt": "Cairo"}
 CAPITALS |= {"Norway": "Oslo", "Cuba": "Havana"}

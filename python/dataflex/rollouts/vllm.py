@@ -76,6 +76,7 @@ class VllmSampler:
     def __init__(self, config: VllmRolloutConfig) -> None:
         self.config = config
         self._engine: Any = None
+        self._length = 0
         self._rounds = 0
 
     def check(self, model: nn.Module) -> None:
@@ -157,8 +158,9 @@ class VllmSampler:
         sampling: Sampling,
         stop_token_ids: Collection[int],
     ) -> list[Any]:
-        from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
+
+        from vllm import SamplingParams
 
         with atomic_directory(adapter) as staged:
             cast(PeftModel, model).save_pretrained(str(staged))
@@ -191,9 +193,12 @@ class VllmSampler:
             ) from error
 
     def _started(self, model: nn.Module, prompts: Sequence[Prompt], sampling: Sampling) -> Any:
-        if self._engine is not None:
-            return self._engine
+        """The engine, started anew if these prompts are longer than it was started for."""
         config, lora = self.config, _lora_config(model)
+        length = config.max_model_len or _needed_length(model, prompts, sampling)
+        if self._engine is not None and length <= self._length:
+            return self._engine
+        self.close()
         self._engine = start_engine(
             self._base(model),
             needed_by=_NEEDED_BY,
@@ -204,13 +209,14 @@ class VllmSampler:
             dtype=self._dtype(model),
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=config.enforce_eager,
-            max_model_len=config.max_model_len or _needed_length(model, prompts, sampling),
+            max_model_len=length,
             generation_config="vllm",  # the model's own generation defaults are not the policy
             logprobs_mode="processed_logprobs",
             enable_lora=True,
             max_loras=1,
             max_lora_rank=next(rank for rank in _RANKS if rank >= _largest_rank(lora)),
         )
+        self._length = length
         return self._engine
 
     def _base(self, model: nn.Module) -> str:
