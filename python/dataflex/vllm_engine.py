@@ -49,7 +49,13 @@ def quiet_environment() -> dict[str, str]:
 
 
 def start_engine(
-    model: str, *, needed_by: str, error: type[DataflexError], kv_cache_gib: float | None, **options: Any
+    model: str,
+    *,
+    needed_by: str,
+    error: type[DataflexError],
+    kv_cache_gib: float | None,
+    enforce_eager: bool | None,
+    **options: Any,
 ) -> Any:
     """Start an engine (``vllm.LLM``).
 
@@ -58,13 +64,16 @@ def start_engine(
         needed_by: For messages.
         error: The exception to raise.
         kv_cache_gib: Room for keys and values; None: what vLLM finds on a GPU, :data:`CPU_KV_CACHE_GIB` without one.
+        enforce_eager: Whether to do without compilation; None: only without a GPU, where it takes minutes.
         **options: Further arguments of ``vllm.LLM``.
 
     Raises:
         DataflexError: vLLM is missing or the engine does not start; ``error`` is its class.
     """
     vllm = import_vllm(needed_by, error)
-    if kv_cache_gib is None and not _has_gpu() and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+    has_gpu = _has_gpu()
+    options["enforce_eager"] = not has_gpu if enforce_eager is None else enforce_eager
+    if kv_cache_gib is None and not has_gpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         kv_cache_gib = CPU_KV_CACHE_GIB
         logger.info("no GPU: %s takes %g GiB of memory for keys and values", needed_by, kv_cache_gib)
     if kv_cache_gib is not None:

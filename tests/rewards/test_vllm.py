@@ -180,7 +180,7 @@ def test_other_parameters_reach_the_engine_too(fake: FakeVllm) -> None:
     assert (engine["max_model_len"], engine["seed"], fake.sampling[0]["seed"]) == (900, 7, 7)
 
 
-def test_without_a_gpu_the_key_value_cache_is_small_unless_it_is_set(
+def test_without_a_gpu_the_cache_is_small_unless_it_is_set_and_nothing_is_compiled(
     fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.has_gpu = False
@@ -189,6 +189,7 @@ def test_without_a_gpu_the_key_value_cache_is_small_unless_it_is_set(
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     judge().score(requests("a"))
     assert [engine.get("kv_cache_memory_bytes") for engine in fake.engines] == [2 * 2**30, 2**29, None]
+    assert all(engine["enforce_eager"] for engine in fake.engines)
 
 
 def test_usage_reports_are_off_unless_the_user_wants_them(fake: FakeVllm, monkeypatch: pytest.MonkeyPatch) -> None:

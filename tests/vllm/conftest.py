@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-MODEL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
+MODELS = Path(__file__).parents[2] / "models"
 
 
 @pytest.fixture(scope="session")
 def model_path() -> str:
     """The folder of SmolLM2-135M-Instruct: ``examples/quickstart/fetch_model.py`` makes it."""
-    path = Path(os.environ.get("DATAFLEX_TEST_MODEL", MODEL))
+    path = Path(os.environ.get("DATAFLEX_MODELS") or MODELS) / "SmolLM2-135M-Instruct"
     assert (path / "config.json").exists(), f"no model in {path}: run examples/quickstart/fetch_model.py"
     return str(path)

@@ -118,14 +118,11 @@ def test_draws_follow_the_policy_before_and_after_training_steps(parts, tmp_path
 
 def test_log_probs_of_long_answers_are_the_models_own(parts, tmp_path):
     tokenizer, model, _ = parts
-    questions = ["What is the capital of France?", "Name a colour."]
-    prompts = [
-        Prompt(
-            text,
-            tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"],
-        )
-        for text in questions
-    ]
+    prompts = []
+    for text in ("What is the capital of France?", "Name a colour."):
+        turns = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        prompts.append(Prompt(text, list(ids)))
     rollouts = draw(parts, tmp_path, prompts, tokens=24, answers=4)
     assert draw(parts, tmp_path, prompts, tokens=24, answers=4) == rollouts
     differences = []

@@ -44,7 +44,9 @@ class VllmJudgeConfig(JudgeConfig):
         None, gt=0, description="GiB for keys and values; null: the rest of the GPU's share, 2 without a GPU"
     )
     vllm_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="precision of the judge")
-    vllm_enforce_eager: bool = Field(False, description="no CUDA graphs: a quicker start, slower replies")
+    vllm_enforce_eager: bool | None = Field(
+        None, description="no compilation: a quicker start, slower replies; null: only without a GPU"
+    )
     vllm_constrain_reply: bool = Field(
         True, description="let the judge write nothing but a score; base models and small ones need it"
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
+import torch
 from pydantic import Field, field_validator
 
 from dataflex.errors import ModelError, RewardError
@@ -193,7 +194,8 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
             "uvicorn-log-level": "warning",
         }
         given = [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
-        flags = {"--enforce-eager": config.vllm_enforce_eager, "--trust-remote-code": config.trust_remote_code}
+        eager = not _has_gpu() if config.vllm_enforce_eager is None else config.vllm_enforce_eager
+        flags = {"--enforce-eager": eager, "--trust-remote-code": config.trust_remote_code}
         return [*given, *(flag for flag, is_set in flags.items() if is_set), *config.server_options]
 
     def _expect_judge(self, endpoint: Endpoint) -> None:
@@ -214,6 +216,11 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
             raise RewardError(
                 f"the judge's {error.message.removeprefix('cannot load the ')}", hint=error.hint
             ) from error
+
+
+def _has_gpu() -> bool:
+    """Whether the server will see a GPU, as far as this environment can tell."""
+    return torch.cuda.is_available() or any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/kfd"))
 
 
 def _endpoint_at(url: str, key: str | None) -> Endpoint:

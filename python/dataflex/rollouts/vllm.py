@@ -61,7 +61,9 @@ class VllmRolloutConfig(ComponentConfig):
     )
     max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer; null: what the round needs")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that the model is split over")
-    enforce_eager: bool = Field(False, description="no CUDA graphs: a quicker start, slower answers")
+    enforce_eager: bool | None = Field(
+        None, description="no compilation: a quicker start, slower answers; null: only without a GPU"
+    )
     release: bool = Field(False, description="stop the engine after each round; it starts anew in the next")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with the model")
 
