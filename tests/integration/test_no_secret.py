@@ -18,7 +18,7 @@ from helpers.http_judge import Call, Reply, judge_server, score
 KEY = "sk-planted+7f/3c=91b"
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -30,7 +30,7 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)]),
     }
     command = [sys.executable, "-m", "dataflex", *arguments]
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, check=False, timeout=250)
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, check=False, timeout=400)
 
 
 def configure(project: Path, url: str) -> None:

@@ -14,6 +14,7 @@ Written for vLLM 0.32 (``LLM.generate``, ``LoRARequest``).
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ class VllmSampler:
         """
         jobs = [(prompt, answer) for prompt in prompts for answer in range(answers_per_prompt)]
         keys = [answer_key(seed, step, prompt.sample_id, answer) for prompt, answer in jobs]
-        adapter = folder / "vllm-adapter"
+        adapter = folder / f"vllm-adapter-{os.getpid()}"  # each rank has its own
         try:
             engine = self._started(model, prompts, sampling)
             outputs = self._generated(
