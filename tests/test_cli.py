@@ -253,7 +253,13 @@ class TestTrain:
         assert self.trained[0].learning_rate == 1e-3
 
     def test_replayed_rewards_are_a_parameter_of_the_selector(self, tmp_path: Path) -> None:
-        nice = ["train_type=dynamic_select", "component_name=nice", "eval_dataset=[a]", "warmup_step=1", "update_step=1"]
+        nice = [
+            "train_type=dynamic_select",
+            "component_name=nice",
+            "eval_dataset=[a]",
+            "warmup_step=1",
+            "update_step=1",
+        ]
         nice += ["component_params.reward=exact_match", "update_times=1"]
         done = run("train", "run.yaml", *nice, "--replay-rewards", str(tmp_path))
         assert done.exit_code == 0, done.stderr

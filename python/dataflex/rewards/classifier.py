@@ -161,9 +161,11 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
     def _model_config(self) -> Any:
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(
-            self.config.model_name_or_path, trust_remote_code=self.config.trust_remote_code
-        )
+        name = self.config.model_name_or_path
+        try:
+            return AutoConfig.from_pretrained(name, trust_remote_code=self.config.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise RewardError(f"the reward model {name!r} cannot be loaded: {error}") from error
 
     def _loaded(self) -> Any:
         """The model, loaded if it is not."""

@@ -13,6 +13,7 @@ Written for vLLM 0.32 (``vllm.entrypoints.openai.api_server``).
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -161,8 +162,7 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
         port = config.server_port or free_port()
         # The key keeps other users of this machine out; it also tells our server from one that took the port first.
         endpoint = _endpoint_at(f"http://127.0.0.1:{port}/v1", secrets.token_urlsafe(32))
-        environment = {**quiet_environment(), "VLLM_API_KEY": endpoint.key or ""}
-        environment["VLLM_CPU_KVCACHE_SPACE"] = f"{CPU_KV_CACHE_GIB:.0f}"  # read where there is no GPU only
+        environment = {"VLLM_API_KEY": endpoint.key or "", **self._defaults()}
         log = config.server_log or cache_folder() / f"vllm-server-{port}.log"
         logger.info("starting a vLLM server for %s on port %d; its log is %s", config.hf_model_name_or_path, port, log)
         self._server = ServerProcess(config.server_python, ["-m", _MODULE, *self._options(port)], environment, log)
@@ -173,6 +173,13 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
             self.close()
             raise
         return endpoint
+
+    def _defaults(self) -> dict[str, str]:
+        """Environment variables of the server that the user has not set."""
+        values = quiet_environment()
+        if self.config.vllm_kv_cache_gib is None:
+            values["VLLM_CPU_KVCACHE_SPACE"] = f"{CPU_KV_CACHE_GIB:.0f}"  # it is read where there is no GPU only
+        return {name: value for name, value in values.items() if name not in os.environ}
 
     def _options(self, port: int) -> list[str]:
         config = self.config
