@@ -267,6 +267,7 @@ def hostile_replies(draw: Any) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # ten thousand examples on a machine that does other things, too
 @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hostile_replies())
 def test_any_of_10_000_hostile_replies_is_a_number_in_range_or_nothing(reply: str) -> None:
