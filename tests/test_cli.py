@@ -254,6 +254,20 @@ class TestTrain:
         assert (done.exit_code, done.stdout, done.stderr) == (0, "report of out\n", "")
         assert self.trained[0].learning_rate == 1e-3
 
+    def test_replayed_rewards_are_a_parameter_of_the_selector(self, tmp_path: Path) -> None:
+        nice = [
+            "train_type=dynamic_select",
+            "component_name=nice",
+            "eval_dataset=[a]",
+            "warmup_step=1",
+            "update_step=1",
+        ]
+        nice += ["component_params.reward=exact_match", "update_times=1"]
+        done = run("train", "run.yaml", *nice, "--replay-rewards", str(tmp_path))
+        assert done.exit_code == 0, done.stderr
+        assert self.trained[0].component_params["replay_rewards"] == str(tmp_path)
+        assert run("train", "run.yaml", "--replay-rewards", "nowhere").exit_code == 2
+
     def test_errors_of_the_configuration_come_before_any_training(self) -> None:
         assert run("train", "run.yaml", "bf16=true", "fp16=true").exit_code == 1
         assert self.trained == []

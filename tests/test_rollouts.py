@@ -1,20 +1,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from dataflex.rollouts import (
+from dataflex.errors import RolloutError
+from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
+from dataflex.rollouts.hf import (
     InverseTransformSampler,
-    Prompt,
-    Rollout,
-    RolloutFile,
-    Sampling,
     answer_stream,
     neutral_generation,
-    sample_answers,
     truncated,
 )
 from helpers.tiny import tiny_model, tiny_tokenizer
@@ -127,15 +125,54 @@ def test_streams_are_independent():
     assert answer_stream(1, 2, "x", 0).random() == answer_stream(1, 2, "x", 0).random()
 
 
+STORED = [
+    Rollout("a", 0, [1, 2], [-0.5, -0.1], True, "é \u2028 text", 0.5),
+    Rollout("a", 1, [3], [-1.0], False, ""),
+]
+FACTS = {"state": "x", "sampling": (1, 2), "data": "d"}
+REWARD = {"name": "metric"}
+
+
 def test_stored_answers_count_only_for_their_round(tmp_path):
-    rollouts = [
-        Rollout("a", 0, [1, 2], [-0.5, -0.1], True, "é \u2028 text", 0.5),
-        Rollout("a", 1, [3], [-1.0], False, ""),
-    ]
     path = tmp_path / "rollouts" / "step-3.jsonl"
-    RolloutFile(path, {"state": "x", "sampling": (1, 2)}).write(rollouts)
-    assert RolloutFile(path, {"state": "x", "sampling": [1, 2]}).read() == rollouts
-    assert RolloutFile(path, {"state": "y", "sampling": [1, 2]}).read() is None
-    assert RolloutFile(tmp_path / "none.jsonl", {}).read() is None
+    RolloutFile(path, FACTS, REWARD).write(STORED)
+    assert RolloutFile(path, {**FACTS, "sampling": [1, 2]}, REWARD).scored() == STORED
+    assert RolloutFile(path, {**FACTS, "state": "y"}, REWARD).scored() is None
+    assert RolloutFile(path, {**FACTS, "state": "y"}, REWARD).answered() is None
+    assert RolloutFile(tmp_path / "none.jsonl", {}, {}).scored() is None
     path.write_text(path.read_text(encoding="utf-8").replace("0.5", "0.6"), encoding="utf-8")
-    assert RolloutFile(path, {"state": "x", "sampling": [1, 2]}).read() is None
+    assert RolloutFile(path, FACTS, REWARD).scored() is None
+
+
+def test_answers_survive_another_or_a_failed_reward(tmp_path):
+    path = tmp_path / "step-3.jsonl"
+    unscored = [replace(STORED[0], reward=None), STORED[1]]
+    RolloutFile(path, FACTS, REWARD).write_answers(unscored)
+    assert RolloutFile(path, FACTS, REWARD).scored() is None
+    assert RolloutFile(path, FACTS, REWARD).answered() == unscored
+    RolloutFile(path, FACTS, REWARD).write(STORED)
+    other = RolloutFile(path, FACTS, {"name": "api"})
+    assert other.scored() is None
+    assert other.answered() == unscored
+
+
+def test_replay_takes_another_models_answers_to_the_same_data(tmp_path):
+    path = tmp_path / "step-3.jsonl"
+    RolloutFile(path, FACTS, REWARD).write(STORED)
+    assert RolloutFile(path, {"state": "y"}, {"name": "api"}).replayed("d") == STORED
+    with pytest.raises(RolloutError, match="another evaluation set"):
+        RolloutFile(path, FACTS, REWARD).replayed("e")
+    RolloutFile(path, FACTS, REWARD).write_answers(STORED)
+    with pytest.raises(RolloutError, match=r"no intact answers with rewards to replay in .*step-3\.jsonl"):
+        RolloutFile(path, FACTS, REWARD).replayed("d")
+    with pytest.raises(RolloutError, match="no intact answers"):
+        RolloutFile(tmp_path / "step-4.jsonl", FACTS, REWARD).replayed("d")
+
+
+def test_log_probs_of_a_truncated_draw_are_those_of_what_was_kept():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    sampler = InverseTransformSampler(Sampling(1.0, 1, top_k=2), np.array([[0.9]]))
+    token = int(sampler(torch.zeros(1, 1), logits).argmax())
+    assert token == 1
+    expected = torch.log_softmax(logits[0, :2].double(), dim=0)[1]
+    torch.testing.assert_close(sampler.log_probs[0][0], expected, rtol=1e-6, atol=0)

@@ -33,6 +33,10 @@ def register_reward_backends(register: Register) -> None:
     register("metric", "dataflex.rewards.metric:MetricReward", summary="verifiable metrics, no model needed")
     register("api", "dataflex.rewards.api:ApiReward", summary="a judge behind an OpenAI-compatible HTTP API")
     register("local_vllm", "dataflex.rewards.vllm:LocalVllmReward", summary="a judge model in vLLM, in process")
+    register("vllm_server", "dataflex.rewards.vllm_server:VllmServerReward", summary="a judge model in a vLLM server")
+    register(
+        "classifier", "dataflex.rewards.classifier:ClassifierReward", summary="a sequence-classification reward model"
+    )
 
 
 @hookimpl

@@ -117,7 +117,13 @@ def cli(ctx: click.Context, traceback: bool, verbose: bool, quiet: bool) -> None
 @cli.command()
 @click.argument("config")
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-def train(config: str, overrides: tuple[str, ...]) -> None:
+@click.option(
+    "--replay-rewards",
+    metavar="OUTPUT_DIR",
+    type=click.Path(exists=True, file_okay=False),
+    help="Use the answers and rewards of that run; nothing is generated and no judge is asked.",
+)
+def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -> None:
     """Fine-tune as the YAML file CONFIG says.
 
     KEY=VALUE replaces a key of the file: learning_rate=2e-4, component_params.mc_samples=8.
@@ -128,6 +134,8 @@ def train(config: str, overrides: tuple[str, ...]) -> None:
     """
     from dataflex.launch import is_main_process, torchrun_command
 
+    if replay_rewards is not None:
+        overrides = (*overrides, f"component_params.replay_rewards={json.dumps(replay_rewards)}")
     run = _load(config, overrides)
     command = torchrun_command(["train", config, *overrides])
     if command is not None:

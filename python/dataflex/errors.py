@@ -58,6 +58,10 @@ class StoreError(DataflexError):
     """A feature store is damaged or belongs to another run."""
 
 
+class RolloutError(DataflexError):
+    """Answers of the model cannot be sampled, or stored ones cannot be used."""
+
+
 class RewardError(DataflexError):
     """A reward backend could not score its requests."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,7 @@ class Reply:
         headers: Further headers.
         delay: Seconds before the reply.
         cut: Announce the whole body, send half of it and hang up.
+        reset: Send nothing and reset the connection.
     """
 
     body: str = "{}"
@@ -29,6 +32,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
     cut: bool = False
+    reset: bool = False
 
 
 @dataclass
@@ -54,12 +58,14 @@ class JudgeServer:
         script: Function of (call, number of the call from 0) that says what to do.
         calls: Everything that arrived, in order.
         most_at_once: The largest number of requests that were under way together.
+        models: Names that GET /v1/models lists.
     """
 
     def __init__(self, script: Callable[[Call, int], Reply]) -> None:
         self.script = script
         self.calls: list[Call] = []
         self.most_at_once = 0
+        self.models: list[str] = []
         self.url = ""
         self._under_way = 0
         self._lock = threading.Lock()
@@ -81,11 +87,11 @@ class JudgeServer:
             self._under_way -= 1
 
 
-def completion(content: str | None, finish_reason: str = "stop") -> str:
+def completion(content: str | None, finish_reason: str = "stop", model: str = "judge") -> str:
     """The body of a regular chat completion."""
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
-    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]})
+    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": model, "choices": [choice]})
 
 
 def score(value: float) -> Reply:
@@ -104,6 +110,22 @@ def judge_server(script: Callable[[Call, int], Reply]) -> Iterator[JudgeServer]:
             reply = judge.answer(Call(time.monotonic(), self.path, self.headers["authorization"], body))
             sent = reply.body.encode()
             judge.done()
+            if reply.reset:
+                # No lingering: closing sends RST in place of FIN.
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.rfile.close()
+                self.wfile.close()
+                self.connection.close()
+                self.close_connection = True
+                return
+            self.send(reply, sent)
+
+        def do_GET(self) -> None:
+            data = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} for name in judge.models]
+            reply = Reply(json.dumps({"object": "list", "data": data}))
+            self.send(reply, reply.body.encode())
+
+        def send(self, reply: Reply, sent: bytes) -> None:
             with suppress(OSError):  # the client may have gone
                 self.send_response(reply.status)
                 self.send_header("content-type", "application/json")

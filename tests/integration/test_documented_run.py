@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,44 +10,20 @@ import yaml
 from peft import PeftModel
 
 import dataflex
-from helpers.tiny import tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+from helpers.documented import LLAMA3_TOKENS, documented_project
+from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A working directory with a tiny Llama 3, data in Alpaca form and the documented files."""
-    root = tmp_path / "DataFlex"
-    (root / "data").mkdir(parents=True)
-    tokenizer = tiny_tokenizer(extra_tokens=LLAMA3_TOKENS)
-    tokenizer.save_pretrained(root / "model")
-    tiny_model(vocab_size=len(tokenizer), max_position_embeddings=1024).save_pretrained(root / "model")
-    for name, count, seed in (("train", 14, 0), ("target", 2, 9)):
-        rows = [
-            {"instruction": sample.messages[0]["content"], "input": "", "output": sample.reference}
-            | dict(sample.metadata)
-            for sample in tiny_samples(count, seed)
-        ]
-        (root / "data" / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
-    info = {"my_train": {"file_name": "train.json"}, "my_target": {"file_name": "target.json"}}
-    (root / "data" / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
-    components = yaml.safe_load((FIXTURES / "documented_components.yaml").read_text(encoding="utf-8"))
+    """A working directory with the documented files; the judge is a metric, since no judge runs here."""
+    root = documented_project(tmp_path)
+    path = root / "src/dataflex/configs/components.yaml"
+    components = yaml.safe_load(path.read_text(encoding="utf-8"))
     nice = components.get("selectors", components)["nice"]["params"]
     nice["reward_model_backend"] = "metric"
     nice["reward_backend_params"]["metric"] = {"metric": "helpers.rewards:text_length"}
-    (root / "src/dataflex/configs").mkdir(parents=True)
-    (root / "src/dataflex/configs/components.yaml").write_text(yaml.safe_dump(components), encoding="utf-8")
-    text = (FIXTURES / "documented_nice.yaml").read_text(encoding="utf-8")
-    for documented, ours in (
-        ("meta-llama/Llama-3.1-8B", "model"),
-        ("alpaca_en_demo", "my_train"),
-        ("alpaca_zh_demo", "my_target"),
-    ):
-        assert documented in text
-        text = text.replace(documented, ours)
-    (root / "nice.yaml").write_text(text, encoding="utf-8")
+    path.write_text(yaml.safe_dump(components), encoding="utf-8")
     monkeypatch.chdir(root)
     return root
 

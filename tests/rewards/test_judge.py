@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataflex.errors import ConfigError, RewardError
@@ -226,7 +226,61 @@ JSON = st.recursive(
 )
 
 
-@given(st.text(max_size=60) | JSON.map(json.dumps) | st.floats().map(repr) | st.sampled_from(ATTACKS))
-def test_any_reply_is_a_number_in_range_or_nothing(reply: str) -> None:
+def spoiled(reply: str, draw: Any) -> str:
+    """A reply with something cut out, put in, repeated or wrapped."""
+    start = draw(st.integers(0, len(reply)))
+    stop = draw(st.integers(start, len(reply)))
+    return draw(
+        st.sampled_from(
+            [
+                reply[:start] + reply[stop:],
+                reply[:start] + draw(SCRAPS) + reply[stop:],
+                reply + draw(st.sampled_from(["", " ", "\n", ", "])) + reply,
+                f"```json\n{reply}\n```",
+                f"{draw(SCRAPS)}{reply}",
+            ]
+        )
+    )
+
+
+SCRAPS = (
+    st.sampled_from(["Score: ", "\u0000", "\u2212", "\u0661", "\ufeff", "\\u0031", "//", "/10", "%", "```", "0x", "_"])
+    | st.sampled_from(["{", "}", "[", "]", '"', ",", ":", "e", "E99", "-", "+", ".", "1", "0", '"score"'])
+    | st.sampled_from(["nan", "NaN", "Infinity", "true", "null"])
+    | st.text(max_size=3)
+)
+REPLIES = (
+    st.text(max_size=60)
+    | JSON.map(json.dumps)
+    | st.floats().map(repr)
+    | st.floats(-0.1, 1.1).map(lambda value: json.dumps({"score": value}))
+    | st.sampled_from(ATTACKS)
+)
+
+
+@st.composite
+def hostile_replies(draw: Any) -> str:
+    reply = draw(REPLIES)
+    for _ in range(draw(st.integers(0, 3))):
+        reply = spoiled(reply, draw)
+    return str(reply)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # ten thousand examples on a machine that does other things, too
+@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hostile_replies())
+def test_any_of_10_000_hostile_replies_is_a_number_in_range_or_nothing(reply: str) -> None:
     score = parse_score(reply)
     assert score is None or (type(score) is float and 0 <= score <= 1)
+    if score is not None:
+        # Whatever is accepted is, read by another parser, a number or an object with that number, and nothing else.
+        bare = reply.strip().removeprefix("```json").removeprefix("```JSON").removesuffix("```").strip()
+        bare = re.sub(r"^```(json)?", "", bare, flags=re.IGNORECASE).strip()
+        value = number_of(json.JSONDecoder().decode(bare))
+        assert value == score
+
+
+def number_of(value: Any) -> float:
+    """The number of a decoded reply: itself, or the member ``score``."""
+    return float(value["score"] if isinstance(value, dict) else value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 from collections.abc import Mapping
@@ -36,6 +37,14 @@ def user_module(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         ({"metric": "token_f1", "strip_articles": False}, "the city", "city", 2 / 3),
         ({"metric": "numeric"}, "so 3 + 4 = 7", "7", 1.0),
         ({"metric": "numeric", "take": "first", "abs_tol": 0.5}, "3.4 or 9", "3", 1.0),
+        ({"metric": "numeric", "units": "convert"}, "about 5000 m", "5 km", 1.0),
+        ({"metric": "numeric", "units": "convert"}, "5", "5 km", 1.0),
+        ({"metric": "numeric", "units": "require"}, "5", "5 km", 0.0),
+        ({"metric": "rouge_l"}, "the cat sat", "the dog sat down", 4 / 7),
+        ({"metric": "choice"}, "The answer is (B).", "B", 1.0),
+        ({"metric": "choice", "letters": "ABC", "take": "first"}, "A. x\nB. y", "A", 1.0),
+        ({"metric": "json_equal"}, '```json\n{"b": [1, 2], "a": 1.0}\n```', '{"a": 1, "b": [1, 2]}', 1.0),
+        ({"metric": "json_equal", "list_order": False}, "[2, 1]", "[1, 2]", 1.0),
         ({"metric": "regex", "pattern": r"\d{4}"}, "in 1999", None, 1.0),
         ({"metric": "regex", "pattern": r"answer: (\w+)", "group": 1}, "answer: PARIS", "Paris", 1.0),
         ({"metric": "regex", "pattern": r"answer: (?P<a>\w+)", "group": "a"}, "answer: Rome", "Paris", 0.0),
@@ -50,7 +59,8 @@ def test_metrics_with_their_options(
 def test_every_named_metric_scores_a_right_answer_with_one() -> None:
     for name in METRICS:
         options = {"pattern": ".+", "group": 0} if name == "regex" else {}
-        assert MetricReward(metric=name, **options).score([request("12", "12")]) == [1.0], name
+        answer = "B" if name == "choice" else "12"
+        assert MetricReward(metric=name, **options).score([request(answer, answer)]) == [1.0], name
 
 
 def test_options_of_metrics_are_fields_of_the_config() -> None:
@@ -68,6 +78,12 @@ def test_options_of_metrics_are_fields_of_the_config() -> None:
         ({"metric": "regex", "pattern": "(a)", "group": 2}, "no group 2"),
         ({"metric": "numeric", "rel_tol": -1}, "rel_tol"),
         ({"metric": "numeric", "tolerance": 1}, "tolerance"),
+        ({"metric": "choice", "letters": "abc"}, "letters"),
+        ({"metric": "exact_match", "weight": 2}, "weight"),
+        ({"metric": []}, "the list is empty"),
+        ({"metric": [{"metric": "numeric"}], "take": "first"}, "with several metrics, take belongs to one of them"),
+        ({"metric": [{"metric": "numeric", "contains": True}]}, "metric 'numeric' has no option contains"),
+        ({"metric": [{"metric": "numeric", "weight": 0}]}, "metric.list.*weight"),
         ({}, "metric"),
     ],
 )
@@ -164,3 +180,38 @@ def test_a_function_that_cannot_be_imported_is_found_before_training() -> None:
 
 def test_nothing_to_score() -> None:
     assert MetricReward(metric="exact_match").score([]) == []
+
+
+def test_several_metrics_give_their_weighted_mean() -> None:
+    parts = [{"metric": "exact_match", "contains": True, "weight": 3}, {"metric": "token_f1"}]
+    metric = MetricReward.from_params({"metric": parts, "reference_column": "answers"})
+    answers = ["Paris", "Lutetia"]
+    assert metric.score([request("Paris it is", answers=answers)]) == [pytest.approx((3 * 1 + 0.5) / 4)]
+    assert metric.score([request("Lutetia", answers=answers)]) == [1.0]
+    assert metric.score([request("Rome", answers=answers)]) == [0.0]
+
+
+def test_one_metric_that_fails_fails_the_answer(user_module: SimpleNamespace) -> None:
+    user_module.half = lambda prediction, reference, metadata: 0.5
+    parts = [{"metric": "user_rewards:half"}, {"metric": "numeric", "weight": 1e-6}]
+    metric = MetricReward.from_params({"metric": parts, "on_error": "skip"})
+    assert metric.score([request("1", "1"), request("1", "one"), request("1", None)]) == [
+        pytest.approx(0.5, rel=1e-5),
+        None,
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("params", "package"), [({"metric": "rouge_l"}, "rapidfuzz"), ({"metric": "numeric", "units": "convert"}, "pint")]
+)
+def test_a_missing_package_names_the_extra(
+    params: dict[str, Any], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = MetricReward.from_params({**params, "on_error": "skip"})
+    metric.check()
+    real = importlib.util.find_spec
+    monkeypatch.setattr("dataflex.rewards.metric.find_spec", lambda name: None if name == package else real(name))
+    with pytest.raises(RewardError, match=rf'{package}\n.*pip install "dataflex-sdk\[metrics\]"'):
+        metric.check()
+    MetricReward(metric="numeric").check()

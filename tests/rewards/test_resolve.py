@@ -47,8 +47,8 @@ def test_a_backend_passes_through_without_further_parameters() -> None:
 def test_an_unknown_name_lists_backends_and_metrics(spec: str, near: str) -> None:
     with pytest.raises(PluginError) as caught:
         resolve_reward(spec)
-    assert "api, local_vllm, metric" in str(caught.value)
-    assert "exact_match, numeric, regex, token_f1" in str(caught.value)
+    assert "api, classifier, local_vllm, metric, vllm_server" in str(caught.value)
+    assert "exact_match, choice, numeric, json_equal, regex, rouge_l, token_f1" in str(caught.value)
     assert f"did you mean {near!r}?" in str(caught.value)
 
 

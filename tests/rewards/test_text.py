@@ -9,7 +9,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflex.rewards.text import Normalisation, comparable, exact_match, regex_match, token_f1, words
+from dataflex.rewards.text import Normalisation, comparable, exact_match, regex_match, rouge_l, token_f1, words
 
 PROSE = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 WORDS = ("the", "a", "cat,", "sat.", "on", "mat", "red")
@@ -184,3 +184,32 @@ def test_a_catastrophic_pattern_is_stopped() -> None:
     with pytest.raises(TimeoutError):
         regex_match("a" * 200 + "b", regex.compile(r"^(a|a)*$"), timeout=0.05)
     assert time.perf_counter() - start < 5
+
+
+def longest_common_subsequence(first: list[str], second: list[str]) -> int:
+    """The textbook recurrence."""
+    row = [0] * (len(second) + 1)
+    for a in first:
+        before = row[:]
+        for column, b in enumerate(second, start=1):
+            row[column] = before[column - 1] + 1 if a == b else max(before[column], row[column - 1])
+    return row[-1]
+
+
+@given(*[st.lists(st.sampled_from(["the", "cat", "dog", "sat", "是", "b"]), max_size=12)] * 2)
+def test_rouge_l_follows_its_definition(first: list[str], second: list[str]) -> None:
+    found = rouge_l(" ".join(first), " ".join(second))
+    if not first or not second:
+        assert found == float(first == second)
+        return
+    common = longest_common_subsequence(first, second)
+    precision, recall = common / len(first), common / len(second)
+    expected = 2 * precision * recall / (precision + recall) if common else 0.0
+    assert found == pytest.approx(expected)
+
+
+def test_rouge_l_of_prose() -> None:
+    assert rouge_l("The cat sat.", "the CAT sat!") == 1.0
+    assert rouge_l("法国的首都是巴黎", "巴黎是法国的首都") == pytest.approx(2 * 5 / 16)
+    assert rouge_l("...", "!!!") == 0.0
+    assert rouge_l("", "x") == 0.0

@@ -1,8 +1,9 @@
-"""The backend against a fake ``vllm`` that accepts what vLLM 0.32 accepts; no real engine runs here."""
+"""The backend against a fake ``vllm`` that accepts what vLLM 0.32 accepts; ``tests/vllm`` runs real engines."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from dataflex.errors import ConfigError, RewardError
+from dataflex.rewards.judge import SCORE_PATTERN
 from dataflex.rewards.vllm import PLAIN_CHAT_TEMPLATE, LocalVllmReward
 from dataflex.types import RewardRequest
 
@@ -31,8 +33,9 @@ SEED_PARAMS = {
 ENGINE_OPTIONS = {"trust_remote_code", "tensor_parallel_size", "dtype", "seed", "gpu_memory_utilization"} | {
     "enforce_eager",
     "max_model_len",
+    "kv_cache_memory_bytes",
 }
-SAMPLING_OPTIONS = {"temperature", "top_p", "top_k", "max_tokens", "seed"}
+SAMPLING_OPTIONS = {"temperature", "top_p", "top_k", "max_tokens", "seed", "structured_outputs"}
 """Keyword arguments of vLLM 0.32 (its ``LLM`` and engine arguments, its ``SamplingParams``) that may be used here."""
 
 
@@ -68,6 +71,7 @@ class FakeVllm:
     max_model_len: int = 2000
     finish_reason: str = "stop"
     fails: bool = False
+    has_gpu: bool = True
     engines: list[dict[str, Any]] = field(default_factory=list)
     sampling: list[dict[str, Any]] = field(default_factory=list)
     calls: list[list[str]] = field(default_factory=list)
@@ -117,7 +121,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
 
     module = ModuleType("vllm")
     module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
+    platforms = ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: not state.has_gpu)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    params = ModuleType("vllm.sampling_params")
+    params.StructuredOutputsParams = lambda regex: regex  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", params)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
     return state
 
 
@@ -144,17 +156,49 @@ def test_the_published_parameters_reach_the_engine(fake: FakeVllm) -> None:
             "max_model_len": None,
         }
     ]
-    assert fake.sampling == [{"temperature": 0.0, "top_p": 0.9, "top_k": 40, "max_tokens": 512, "seed": 42}]
+    assert fake.sampling == [
+        {
+            **{"temperature": 0.0, "top_p": 0.9, "top_k": 40, "max_tokens": 512, "seed": 42},
+            "structured_outputs": SCORE_PATTERN,
+        }
+    ]
 
 
 def test_other_parameters_reach_the_engine_too(fake: FakeVllm) -> None:
     judge(
-        vllm_dtype="float32", vllm_enforce_eager=True, vllm_max_model_len=900, trust_remote_code=True, vllm_seed=7
+        vllm_dtype="float32",
+        vllm_enforce_eager=True,
+        vllm_max_model_len=900,
+        trust_remote_code=True,
+        vllm_seed=7,
+        vllm_constrain_reply=False,
     ).score(requests("a"))
     (engine,) = fake.engines
+    assert fake.sampling[0]["structured_outputs"] is None
     assert engine["dtype"] == "float32"
     assert engine["enforce_eager"] is engine["trust_remote_code"] is True
     assert (engine["max_model_len"], engine["seed"], fake.sampling[0]["seed"]) == (900, 7, 7)
+
+
+def test_without_a_gpu_the_cache_is_small_unless_it_is_set_and_nothing_is_compiled(
+    fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.has_gpu = False
+    judge().score(requests("a"))
+    judge(vllm_kv_cache_gib=0.5).score(requests("a"))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    judge().score(requests("a"))
+    assert [engine.get("kv_cache_memory_bytes") for engine in fake.engines] == [2 * 2**30, 2**29, None]
+    assert all(engine["enforce_eager"] for engine in fake.engines)
+
+
+def test_usage_reports_are_off_unless_the_user_wants_them(fake: FakeVllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_NO_USAGE_STATS")
+    judge().check()
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
+    judge().check()
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "0"
 
 
 def test_all_answers_go_in_one_call_in_order_and_equal_ones_once(fake: FakeVllm) -> None:
@@ -256,7 +300,7 @@ def test_a_prompt_that_cannot_be_rendered_is_a_failure_of_its_answer(fake: FakeV
 
 def test_an_engine_that_does_not_start_is_a_clear_error(fake: FakeVllm) -> None:
     fake.fails = True
-    with pytest.raises(RewardError, match=r"'judge' did not start: ValueError: No available.*\n.*lower vllm_gpu"):
+    with pytest.raises(RewardError, match=r"'judge' did not start: ValueError: No available.*\n.*lower gpu_mem"):
         judge().score(requests("a"))
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dataflex.adam import adam_normalize
 from dataflex.data.collate import collate
-from dataflex.errors import ConfigError, RewardError, SelectionError
+from dataflex.distributed import Ranks
+from dataflex.errors import ConfigError, RewardError, RolloutError, SelectionError
 from dataflex.features import adam_moments
 from dataflex.gradients import policy_gradient, sample_gradient
 from dataflex.rollouts import Rollout
@@ -131,7 +132,7 @@ def test_a_failing_reward_stops_the_selection(tmp_path):
 
     with pytest.raises(RewardError, match="the judge is down"):
         tiny_nice(reward=Broken()).select(tiny_context(tmp_path))
-    assert not list((tmp_path).rglob("step-*.jsonl"))
+    assert all(answer.reward is None for answer in stored_rollouts(tmp_path))
     for rewards, message in (([float("nan")], "nan"), ([0.5, 1.0, float("inf")], "inf")):
         with pytest.raises(RewardError, match=message):
             tiny_nice(reward=Fixed(rewards)).select(tiny_context(tmp_path))
@@ -181,6 +182,53 @@ def test_a_finished_round_is_not_paid_for_twice(tmp_path):
     assert np.array_equal(again.scores, first.scores)
     assert "answers" in first.report["seconds"]
     assert "answers" not in again.report["seconds"]
+
+
+def test_answers_of_a_round_whose_reward_failed_are_not_drawn_again(tmp_path):
+    context = tiny_context(tmp_path)
+    expected = tiny_nice().select(replace(context, output_dir=tmp_path / "other"))
+
+    class Broken(LengthReward):
+        def score(self, requests):
+            raise RewardError("the judge is down")
+
+    with pytest.raises(RewardError):
+        tiny_nice(reward=Broken()).select(context)
+    again = tiny_nice().select(context)
+    assert np.array_equal(again.scores, expected.scores)
+    assert "answers" not in again.report["seconds"]
+    assert "rewards" in again.report["seconds"]
+
+
+def test_another_reward_scores_the_same_answers(tmp_path):
+    context = tiny_context(tmp_path)
+    tiny_nice().select(context)
+    answers = [replace(found, reward=None) for found in stored_rollouts(tmp_path)]
+    other = type("Other", (Fixed,), {"name": "other"})
+    tiny_nice(reward=other([0.25, 0.5])).select(context)
+    assert [replace(found, reward=None) for found in stored_rollouts(tmp_path)] == answers
+    assert [found.reward for found in stored_rollouts(tmp_path)][:4] == [0.25, 0.5, 0.25, 0.5]
+
+
+def test_replay_uses_stored_answers_and_rewards_without_any_call(tmp_path):
+    context = tiny_context(tmp_path / "first")
+    first = tiny_nice().select(context)
+    params = {"reward": "api", "reward_backend_params": {"api": {"api_url": "http://x/v1", "model_name": "m"}}}
+    replaying = tiny_nice(**params, replay_rewards=tmp_path / "first")
+    later = replace(context, output_dir=tmp_path / "second")
+    replaying.check(later)  # no key is needed
+    again = replaying.select(later)
+    assert np.array_equal(again.scores, first.scores)
+    assert not {"answers", "rewards"} & set(again.report["seconds"])
+    assert stored_rollouts(tmp_path / "second") == stored_rollouts(tmp_path / "first")
+    third = tiny_nice(**params, replay_rewards=tmp_path / "second").select(
+        replace(context, output_dir=tmp_path / "third")
+    )
+    assert np.array_equal(third.scores, first.scores)
+    with pytest.raises(RolloutError, match=r"step-5\.jsonl"):
+        replaying.select(replace(later, step=5))
+    with pytest.raises(RolloutError, match="another evaluation set"):
+        replaying.select(replace(later, eval_dataset=tiny_dataset(3, seed=7)))
 
 
 def test_a_candidate_that_is_not_finite_is_left_out(tmp_path, caplog, monkeypatch):
@@ -237,7 +285,7 @@ def test_score_answers_keeps_the_order(tmp_path):
     context = tiny_context(tmp_path)
     tiny_nice().select(context)
     answers = stored_rollouts(tmp_path)
-    scored = score_answers(Fixed([0.1, 0.2, 0.3]), context.eval_dataset.samples, answers)
+    scored = score_answers(Fixed([0.1, 0.2, 0.3]), context.eval_dataset.samples, answers, Ranks())
     assert [rollout.reward for rollout in scored] == [0.1, 0.2, 0.3] * 3
 
 

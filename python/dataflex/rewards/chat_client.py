@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -25,6 +26,8 @@ import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from dataflex.rewards.base import Failure, RewardStats
+
+logger = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 60.0
 MAX_RETRY_AFTER_SECONDS = 600.0
@@ -139,6 +142,7 @@ class Round:
         self._stats = stats
         self._on_done = on_done
         self._end: float | None = None
+        self._warned = False
         self._jitter = random.Random()  # its own: the global generator belongs to the training run
 
     def ask(self, questions: Mapping[str, Question]) -> dict[str, float | Failure]:
@@ -253,7 +257,7 @@ class Round:
         except openai.APIConnectionError as error:
             problem = _PassingError(self._endpoint.redacted(f"no connection: {error.__cause__ or error}"))
         else:
-            return self._reply_text(raw.http_response.text)
+            return self._reply_text(raw.http_response.text, str(body["model"]))
         raise problem  # outside of the handler: the SDK's exception is not chained
 
     def _explained(self, error: openai.APIStatusError) -> Exception:
@@ -265,14 +269,23 @@ class Round:
             return _PassingError(f"{reason} (Retry-After: {seconds:g} s)" if seconds else reason, seconds)
         return _FinalError(reason)
 
-    def _reply_text(self, body: str) -> str | None:
+    def _reply_text(self, body: str, model: str) -> str | None:
         try:
-            choice = json.loads(body)["choices"][0]
+            reply = json.loads(body)
+            choice = reply["choices"][0]
             content, finished = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise _PassingError(f"not a chat completion: {self._endpoint.redacted(body)!r}") from None
+        self._compare_models(model, reply.get("model"))
         # A cut number is another number: "0.9" may have been "0.95".
         return content if isinstance(content, str) and finished != "length" else None
+
+    def _compare_models(self, asked: str, named: Any) -> None:
+        """Warn, once a round, about a reply of another model; a date or an owner may have been added to its name."""
+        if not isinstance(named, str) or self._warned or asked.rsplit("/", 1)[-1].lower() in named.lower():
+            return
+        self._warned = True
+        logger.warning("the server names its model %r where %r was asked for", self._endpoint.redacted(named), asked)
 
     def _late(self) -> str:
         return f"the round took longer than {self._limits.deadline:g} s (deadline)"
@@ -280,6 +293,20 @@ class Round:
     def _stop(self, reason: str, hint: str | None) -> None:
         self.stopped = self.stopped or Stopped(reason, hint)
         self._wake.set()
+
+
+def model_names(endpoint: Endpoint, timeout: float) -> list[str]:
+    """Names of the models that a server offers; none if it does not answer, or not as such a server does."""
+    client = openai.OpenAI(
+        api_key=endpoint.key or "none",
+        base_url=endpoint.base_url,
+        timeout=timeout,
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=endpoint.trust_env, follow_redirects=False),
+    )
+    with client, suppress(openai.OpenAIError, ValueError, AttributeError, TypeError):
+        return [str(model.id) for model in client.models.list()]
+    return []
 
 
 def _now() -> float:

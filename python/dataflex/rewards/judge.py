@@ -14,10 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
 
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -25,10 +24,14 @@ from pydantic import Field
 
 from dataflex.errors import ConfigError, RewardError
 from dataflex.rewards.base import RewardConfig
+from dataflex.rewards.strict_json import parse_json
 from dataflex.types import Message, RewardRequest
 
 REMINDER = '\n\nYour last reply was not readable. Reply with the JSON object {"score": ...} alone.'
 """Added to the prompt when a reply was not a score: a judge at temperature 0 would repeat itself."""
+
+SCORE_PATTERN = r'\{"score": (0(\.[0-9]{1,2})?|1(\.0)?)\}'
+"""What a judge whose decoding can be constrained may write."""
 
 _VARIABLES = frozenset({"conversation", "answer", "reference", "tag", "metadata"})
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
@@ -126,8 +129,8 @@ def parse_score(text: str) -> float | None:
     text = text.strip()
     fenced = _FENCE.fullmatch(text)
     try:
-        value = json.loads(fenced[1] if fenced else text, object_pairs_hook=_unique_keys, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        value = parse_json(fenced[1] if fenced else text)
+    except ValueError:
         return None
     if isinstance(value, dict):
         value = value.get("score")
@@ -177,14 +180,3 @@ def _source(given: str, key: str) -> str:
         raise ConfigError(
             f"{key}: {given!r} is neither a template (no {{{{ ... }}}}) nor a readable file: {error}"
         ) from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("repeated key")
-    return found
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)

@@ -2,8 +2,8 @@
 
 ``metric`` is the name of a metric in :data:`METRICS`, or ``"package.module:function"``, a function of
 ``(prediction, reference, metadata)`` that returns a finite number (the reference is None where the sample has none).
-The named metrics return numbers in [0, 1]. A sample may carry several references in a list column
-(``reference_column``): the best one counts, as in SQuAD.
+The named metrics return numbers in [0, 1]. A list of metrics with weights gives their weighted mean. A sample may
+carry several references in a list column (``reference_column``): the best one counts, as in SQuAD, for each metric.
 """
 
 from __future__ import annotations
@@ -13,42 +13,74 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any, ClassVar
 
 import regex
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from dataflex.configurable import ComponentConfig
+from dataflex.errors import RewardError
 from dataflex.plugins import callable_from
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
 from dataflex.rewards.numeric import Decimal, Percent, numeric_match
-from dataflex.rewards.text import Normalisation, Take, exact_match, regex_match, token_f1
+from dataflex.rewards.structured import choice_match, json_match
+from dataflex.rewards.text import Normalisation, Take, exact_match, regex_match, rouge_l, token_f1
+from dataflex.rewards.units import Units, quantity_match
 from dataflex.types import RewardRequest
 
 _NORMALISATION = ("casefold", "strip_punctuation", "strip_articles")
 
 
-class MetricConfig(RewardConfig):
-    """Parameters of verifiable rewards; an option that the chosen metric does not have is an error."""
+class MetricOptions(ComponentConfig):
+    """Options of the named metrics; one that the chosen metric does not have is an error."""
 
-    metric: str = Field(description="name of a metric, or package.module:function(prediction, reference, metadata)")
-    reference_column: str | None = Field(
-        None, description="column that holds the reference or a list of them; null: the sample's last assistant turn"
-    )
     casefold: bool = Field(True, description="texts may differ in case")
     strip_punctuation: bool = Field(True, description="texts may differ in punctuation")
     strip_articles: bool = Field(True, description="texts may differ in a, an, the")
     contains: bool = Field(False, description="exact_match: the reference may be a phrase inside the answer")
-    take: Take = Field("last", description="numeric, regex: which number or match of the answer counts")
-    rel_tol: float = Field(1e-6, ge=0, lt=1, description="numeric: relative tolerance")
-    abs_tol: float = Field(0.0, ge=0, allow_inf_nan=False, description="numeric: absolute tolerance")
+    take: Take = Field("last", description="numeric, regex, choice: which number, match or letter of the answer counts")
+    rel_tol: float = Field(1e-6, ge=0, lt=1, description="numeric, json_equal: relative tolerance")
+    abs_tol: float = Field(0.0, ge=0, allow_inf_nan=False, description="numeric, json_equal: absolute tolerance")
     decimal: Decimal = Field(".", description="numeric: the decimal separator; the other one groups thousands")
     percent: Percent = Field("fraction", description="numeric: 45 % is 0.45 (fraction) or 45 (ignore)")
+    units: Units = Field(
+        "ignore", description="numeric: 5 km is 5000 m (convert; an answer without a unit has the reference's; require)"
+    )
     pattern: str | None = Field(None, description="regex: what the answer must contain")
     group: int | str | None = Field(
         None, description="regex: the group that must equal the reference; null: the pattern is enough"
     )
     timeout: float = Field(1.0, gt=0, description="regex: longest search in an answer, in seconds")
+    letters: str = Field("ABCDEFGHIJ", pattern="^[A-Z]{2,}$", description="choice: the letters that can be chosen")
+    list_order: bool = Field(True, description="json_equal: whether the order of lists matters")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            regex.compile(pattern or "")
+        except regex.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+    @property
+    def rules(self) -> Normalisation:
+        """How texts are normalised."""
+        return Normalisation(self.casefold, self.strip_punctuation, self.strip_articles)
+
+    @cached_property
+    def compiled(self) -> regex.Pattern[str]:
+        """The compiled pattern."""
+        return regex.compile(self.pattern or "")
+
+
+class MetricPart(MetricOptions):
+    """One metric with its options, and its weight among several."""
+
+    metric: str = Field(description="name of a metric, or package.module:function(prediction, reference, metadata)")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight in the mean of several metrics")
 
     @field_validator("metric")
     @classmethod
@@ -61,19 +93,9 @@ class MetricConfig(RewardConfig):
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
 
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            regex.compile(pattern or "")
-        except regex.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
-
     @model_validator(mode="after")
-    def _options_fit(self) -> MetricConfig:
-        known = {"metric", "reference_column", *RewardConfig.model_fields, *self.chosen.options}
-        unused = sorted(self.model_fields_set - known)
+    def _options_fit(self) -> MetricPart:
+        unused = sorted(self.model_fields_set - {"metric", "weight", *self.chosen.options})
         if unused:
             raise ValueError(f"metric {self.metric!r} has no option {', '.join(unused)}")
         if self.metric == "regex":
@@ -92,16 +114,6 @@ class MetricConfig(RewardConfig):
         """The metric that ``metric`` names."""
         return METRICS.get(self.metric, CALLABLE)
 
-    @property
-    def rules(self) -> Normalisation:
-        """How texts are normalised."""
-        return Normalisation(self.casefold, self.strip_punctuation, self.strip_articles)
-
-    @cached_property
-    def compiled(self) -> regex.Pattern[str]:
-        """The compiled pattern."""
-        return regex.compile(self.pattern or "")
-
     @cached_property
     def function(self) -> Callable[..., Any]:
         """The function that ``metric`` names.
@@ -112,43 +124,95 @@ class MetricConfig(RewardConfig):
         return callable_from(self.metric)
 
 
+class MetricConfig(RewardConfig, MetricOptions):
+    """Parameters of verifiable rewards: one metric with its options, or several with theirs."""
+
+    metric: str | list[MetricPart] = Field(
+        description="name of a metric, package.module:function(prediction, reference, metadata), or a list of "
+        "{metric, weight, options}, whose weighted mean is the reward"
+    )
+    reference_column: str | None = Field(
+        None, description="column that holds the reference or a list of them; null: the sample's last assistant turn"
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> MetricConfig:
+        options = self.model_fields_set & set(MetricOptions.model_fields)
+        if isinstance(self.metric, list) and (not self.metric or options):
+            raise ValueError(
+                f"with several metrics, {', '.join(sorted(options))} belongs to one of them"
+                if options
+                else "metric: the list is empty"
+            )
+        try:
+            _ = self.parts
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+        return self
+
+    @cached_property
+    def parts(self) -> list[MetricPart]:
+        """The metrics whose weighted mean is the reward."""
+        if isinstance(self.metric, list):
+            return self.metric
+        options = {name: getattr(self, name) for name in self.model_fields_set & set(MetricOptions.model_fields)}
+        return [MetricPart(metric=self.metric, **options)]
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A way to score one answer.
 
     Attributes:
-        score: Function of (config, prediction, reference, metadata); it raises where the answer cannot be scored. The
+        score: Function of (options, prediction, reference, metadata); it raises where the answer cannot be scored. The
             reference is None only if ``needs_reference`` allows it.
-        options: Fields of :class:`MetricConfig` that it reads.
-        needs_reference: Tells whether a sample without a reference can be scored with this configuration.
+        options: Fields of :class:`MetricOptions` that it reads.
+        needs_reference: Tells whether a sample without a reference can be scored with these options.
+        package: Tells which package of the extra ``metrics`` these options need, if any.
     """
 
     score: Callable[..., float]
     options: tuple[str, ...] = ()
-    needs_reference: Callable[[MetricConfig], bool] = lambda config: True
+    needs_reference: Callable[[MetricPart], bool] = lambda config: True
+    package: Callable[[MetricPart], str | None] = lambda config: None
 
 
-def _exact_match(config: MetricConfig, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
+def _exact_match(config: MetricPart, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
     return exact_match(prediction, reference, config.rules, contains=config.contains)
 
 
-def _token_f1(config: MetricConfig, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
+def _token_f1(config: MetricPart, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
     return token_f1(prediction, reference, config.rules)
 
 
-def _numeric(config: MetricConfig, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
-    return numeric_match(
-        prediction,
-        reference,
-        take=config.take,
-        rel_tol=config.rel_tol,
-        abs_tol=config.abs_tol,
-        decimal=config.decimal,
-        percent=config.percent,
+def _rouge_l(config: MetricPart, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
+    return rouge_l(prediction, reference, config.rules)
+
+
+def _choice(config: MetricPart, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
+    return choice_match(prediction, reference, letters=config.letters, take=config.take)
+
+
+def _json_equal(config: MetricPart, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
+    return json_match(
+        prediction, reference, rel_tol=config.rel_tol, abs_tol=config.abs_tol, list_order=config.list_order
     )
 
 
-def _regex(config: MetricConfig, prediction: str, reference: str | None, metadata: Mapping[str, Any]) -> float:
+def _numeric(config: MetricPart, prediction: str, reference: str, metadata: Mapping[str, Any]) -> float:
+    options: dict[str, Any] = {
+        "take": config.take,
+        "rel_tol": config.rel_tol,
+        "abs_tol": config.abs_tol,
+        "decimal": config.decimal,
+        "percent": config.percent,
+    }
+    if config.units == "ignore":
+        return numeric_match(prediction, reference, **options)
+    return quantity_match(prediction, reference, strict=config.units == "require", **options)
+
+
+def _regex(config: MetricPart, prediction: str, reference: str | None, metadata: Mapping[str, Any]) -> float:
     try:
         return regex_match(
             prediction,
@@ -163,7 +227,7 @@ def _regex(config: MetricConfig, prediction: str, reference: str | None, metadat
         raise TimeoutError(f"the pattern took more than {config.timeout:g} s (timeout)") from None
 
 
-def _callable(config: MetricConfig, prediction: str, reference: str | None, metadata: Mapping[str, Any]) -> float:
+def _callable(config: MetricPart, prediction: str, reference: str | None, metadata: Mapping[str, Any]) -> float:
     value = config.function(prediction, reference, metadata)
     if not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{config.metric} returned {value!r}, expected a finite number")
@@ -172,10 +236,17 @@ def _callable(config: MetricConfig, prediction: str, reference: str | None, meta
 
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(_exact_match, (*_NORMALISATION, "contains")),
-    "numeric": Metric(_numeric, ("take", "rel_tol", "abs_tol", "decimal", "percent")),
+    "choice": Metric(_choice, ("letters", "take")),
+    "numeric": Metric(
+        _numeric,
+        ("take", "rel_tol", "abs_tol", "decimal", "percent", "units"),
+        package=lambda config: None if config.units == "ignore" else "pint",
+    ),
+    "json_equal": Metric(_json_equal, ("rel_tol", "abs_tol", "list_order")),
     "regex": Metric(
         _regex, (*_NORMALISATION, "pattern", "group", "take", "timeout"), lambda config: config.group is not None
     ),
+    "rouge_l": Metric(_rouge_l, ("casefold", "strip_punctuation"), package=lambda config: "rapidfuzz"),
     "token_f1": Metric(_token_f1, _NORMALISATION),
 }
 """The metrics that a configuration can name."""
@@ -197,22 +268,31 @@ class MetricReward(RewardBackend[MetricConfig]):
     Config = MetricConfig
 
     def check(self) -> None:
-        """Import the function, if the metric is one.
+        """Import the functions and packages that the metrics need.
 
         Raises:
-            PluginError: It cannot be imported.
+            PluginError: A function cannot be imported.
+            RewardError: A package is missing.
         """
-        if self.config.chosen is CALLABLE:
-            _ = self.config.function
+        for part in self.config.parts:
+            if part.chosen is CALLABLE:
+                _ = part.function
+            package = part.chosen.package(part)
+            if package is not None and find_spec(package) is None:
+                raise RewardError(
+                    f"metric {part.metric!r} needs a package that is not installed: {package}",
+                    hint='pip install "dataflex-sdk[metrics]"',
+                )
 
     def score(self, requests: Sequence[RewardRequest]) -> list[float | None]:
         """Score answers; see :meth:`RewardBackend.score`.
 
-        An answer cannot be scored if its sample lacks the reference that the metric needs, if a pattern takes too
-        long, or if the function fails.
+        An answer cannot be scored if its sample lacks the reference that a metric needs, if a pattern takes too long,
+        or if a function fails: one metric that fails among several fails the answer.
 
         Raises:
-            PluginError: The function cannot be imported.
+            PluginError: A function cannot be imported.
+            RewardError: A package is missing, or an answer could not be scored and ``on_error`` is ``raise``.
         """
         self.check()
         with self._stats.timed():
@@ -220,17 +300,22 @@ class MetricReward(RewardBackend[MetricConfig]):
         return settle(outcomes, requests, backend=self.name, on_error=self.config.on_error, stats=self._stats)
 
     def _outcome(self, request: RewardRequest) -> float | Failure:
-        config, metric = self.config, self.config.chosen
         references = self._references(request)
-        if not references and metric.needs_reference(config):
-            return Failure(f"no reference ({config.reference_column or 'the sample has no assistant turn with text'})")
-        try:
-            return max(
-                metric.score(config, request.prediction, reference, request.metadata)
-                for reference in references or [None]
-            )
-        except Exception as error:  # a user's function may raise anything
-            return Failure(f"{type(error).__name__}: {error}", error)
+        total, weights = 0.0, 0.0
+        for part in self.config.parts:
+            if not references and part.chosen.needs_reference(part):
+                return Failure(
+                    f"no reference ({self.config.reference_column or 'the sample has no assistant turn with text'})"
+                )
+            try:
+                best = max(
+                    part.chosen.score(part, request.prediction, reference, request.metadata)
+                    for reference in references or [None]
+                )
+            except Exception as error:  # a user's function may raise anything
+                return Failure(f"{type(error).__name__}: {error}", error)
+            total, weights = total + part.weight * best, weights + part.weight
+        return total / weights
 
     def _references(self, request: RewardRequest) -> Sequence[str | None]:
         column = self.config.reference_column

@@ -13,7 +13,7 @@ fraction            3/4, 1 3/4, 1½, \frac{3}{4}              0.75, 1.75, 1.5, 0
 =================== ======================================== ===================
 
 A digit inside a word (H2O) is no number, a hyphen after a word or number (3-5) is no sign, and units after a number
-are ignored.
+are ignored here; :mod:`dataflex.rewards.units` reads them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,13 @@ def parse_numbers(text: str, *, decimal: Decimal = ".", percent: Percent = "frac
         decimal: The decimal separator; the other one of point and comma groups thousands.
         percent: ``fraction``: 45 % is 0.45; ``ignore``: 45 % is 45.
     """
-    return [value for value in _values(_plain(text), decimal, percent) if math.isfinite(value)]
+    return [value for value, _ in parse_quantities(text, decimal=decimal, percent=percent)]
+
+
+def parse_quantities(text: str, *, decimal: Decimal = ".", percent: Percent = "fraction") -> list[tuple[float, str]]:
+    """All finite numbers of a text, each with the text that follows it; arguments as :func:`parse_numbers`."""
+    plain = _plain(text)
+    return [(value, plain[end:]) for value, end in _values(plain, decimal, percent) if math.isfinite(value)]
 
 
 def numeric_match(
@@ -98,7 +104,8 @@ def numeric_match(
     return float(math.isclose(found[position], wanted[position], rel_tol=rel_tol, abs_tol=abs_tol))
 
 
-def _values(text: str, decimal: Decimal, percent: Percent) -> Iterator[float]:
+def _values(text: str, decimal: Decimal, percent: Percent) -> Iterator[tuple[float, int]]:
+    """Values and the positions at which their texts end."""
     for match in _pattern(decimal).finditer(text):
         if match["bottom"] is not None:
             bottom = float(match["bottom"])
@@ -108,7 +115,7 @@ def _values(text: str, decimal: Decimal, percent: Percent) -> Iterator[float]:
             value = float(f"{digits}e{match['power'] or 0}")
         if match["percent"] and percent == "fraction":
             value /= 100
-        yield -value if match["sign"] == "-" else value
+        yield -value if match["sign"] == "-" else value, match.end()
 
 
 @lru_cache(maxsize=2)

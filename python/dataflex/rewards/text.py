@@ -1,4 +1,4 @@
-"""Comparing an answer's words with a reference's: normalisation, exact match, contained phrase, token F1, regex.
+"""Comparing an answer's words with a reference's: normalisation, exact match, contained phrase, F1, ROUGE-L, regex.
 
 Normalisation follows SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250, official evaluation script): lower case, no
 punctuation, no articles, single spaces. It deviates where that script would call different answers equal or equal
@@ -19,7 +19,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import regex
@@ -83,6 +83,22 @@ def token_f1(prediction: str, reference: str, rules: Normalisation = DEFAULT) ->
         return float(_plain(prediction, rules) == _plain(reference, rules))
     common = (first & second).total()
     return 2 * common / (first.total() + second.total())
+
+
+def rouge_l(prediction: str, reference: str, rules: Normalisation = DEFAULT) -> float:
+    """ROUGE-L (Lin 2004, aclanthology.org/W04-1013): F1 of the longest common subsequence of words, not stemmed.
+
+    Articles count whatever ``rules`` say. rapidfuzz finds the subsequence; it is used in place of the package
+    rouge-score, which knows no letters but a-z and calls two equal Chinese texts different.
+    """
+    from rapidfuzz.distance import LCSseq
+
+    rules = replace(rules, strip_articles=False)
+    first, second = (words(_stripped(text, rules)) for text in (prediction, reference))
+    if not first or not second:
+        return float(_plain(prediction, rules) == _plain(reference, rules))
+    common: int = LCSseq.similarity(first, second)
+    return 2 * common / (len(first) + len(second))
 
 
 def regex_match(

@@ -3,13 +3,10 @@
 All answers of a round go to the engine in one call (``LLM.chat``), with prompts of :mod:`dataflex.rewards.judge` in
 the judge's own chat template; equal prompts go once. The engine starts at the first round; ``vllm_release`` frees it
 after each, so that judge and model in training take turns on one GPU.
-
-Written for vLLM 0.32 (``LLM``, ``SamplingParams``).
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -18,8 +15,9 @@ from pydantic import Field
 
 from dataflex.errors import RewardError
 from dataflex.rewards.base import Failure, RewardBackend, settle
-from dataflex.rewards.judge import REMINDER, JudgeConfig, JudgePrompt, parse_score
+from dataflex.rewards.judge import REMINDER, SCORE_PATTERN, JudgeConfig, JudgePrompt, parse_score
 from dataflex.types import RewardRequest
+from dataflex.vllm_engine import import_vllm, start_engine, stop_engine
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +27,9 @@ REPLY_ROOM = 16
 PLAIN_CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n\n{% endfor %}"
 """For judges without a chat template (base models): the prompt as it is."""
 
-_CPU_PAGE = "https://docs.vllm.ai/en/stable/getting_started/installation/cpu/"
 
-
-class LocalVllmConfig(JudgeConfig):
-    """Parameters of a judge in vLLM."""
+class VllmJudgeConfig(JudgeConfig):
+    """Parameters of a judge that vLLM runs, in this process or as a server."""
 
     hf_model_name_or_path: str = Field(min_length=1, description="the judge: a folder or a hub id")
     vllm_tensor_parallel_size: int = Field(1, ge=1, description="GPUs that the judge is split over")
@@ -44,13 +40,21 @@ class LocalVllmConfig(JudgeConfig):
     vllm_seed: int = Field(42, ge=0, description="seed of the sampling")
     vllm_max_model_len: int | None = Field(None, ge=1, description="longest prompt and reply; null: the model's own")
     vllm_gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of each GPU's memory to take")
+    vllm_kv_cache_gib: float | None = Field(
+        None, gt=0, description="GiB for keys and values; null: the rest of the GPU's share, 2 without a GPU"
+    )
     vllm_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="precision of the judge")
-    vllm_enforce_eager: bool = Field(False, description="no CUDA graphs: a quicker start, slower replies")
-    vllm_release: bool = Field(False, description="free the engine after each round; it starts anew in the next")
+    vllm_enforce_eager: bool | None = Field(
+        None, description="no compilation: a quicker start, slower replies; null: only without a GPU"
+    )
+    vllm_constrain_reply: bool = Field(
+        True, description="let the judge write nothing but a score; base models and small ones need it"
+    )
+    vllm_release: bool = Field(False, description="stop the judge after each round; it starts anew in the next")
     trust_remote_code: bool = Field(False, description="run the Python code that comes with the judge")
 
 
-class LocalVllmReward(RewardBackend[LocalVllmConfig]):
+class LocalVllmReward(RewardBackend[VllmJudgeConfig]):
     """Scores answers in [0, 1] with a judge model in vLLM.
 
     Example:
@@ -58,7 +62,8 @@ class LocalVllmReward(RewardBackend[LocalVllmConfig]):
     """
 
     name: ClassVar[str] = "local_vllm"
-    Config = LocalVllmConfig
+    Config = VllmJudgeConfig
+    _needed_by: ClassVar[str] = f"reward backend {name!r}"
 
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
@@ -71,7 +76,7 @@ class LocalVllmReward(RewardBackend[LocalVllmConfig]):
         Raises:
             RewardError: vLLM cannot be imported.
         """
-        _import_vllm()
+        import_vllm(self._needed_by, RewardError)
 
     def score(self, requests: Sequence[RewardRequest]) -> list[float | None]:
         """Score answers; see :meth:`RewardBackend.score`.
@@ -94,14 +99,13 @@ class LocalVllmReward(RewardBackend[LocalVllmConfig]):
         """Stop the engine and free its memory. The next round starts another."""
         if self._engine is None:
             return
-        self._engine.llm_engine.engine_core.shutdown()
-        self._engine = None
-        gc.collect()
+        engine, self._engine = self._engine, None
+        stop_engine(engine)
 
     def _outcomes(self, requests: Sequence[RewardRequest]) -> list[float | Failure]:
         engine = self._started()
-        control_tokens = _control_tokens(engine.get_tokenizer())
-        prompts = [self._rendered(request, control_tokens) for request in requests]
+        marks = control_tokens(engine.get_tokenizer())
+        prompts = [self._rendered(request, marks) for request in requests]
         unique = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
         self._stats.cache_hits += sum(isinstance(prompt, str) for prompt in prompts) - len(unique)
         known = self._judged(unique)
@@ -133,10 +137,13 @@ class LocalVllmReward(RewardBackend[LocalVllmConfig]):
         """One reply a prompt, None where it was cut off."""
         if not prompts:
             return []
+        from vllm.sampling_params import StructuredOutputsParams
+
         from vllm import SamplingParams
 
         config, engine = self.config, self._engine
         sampling = SamplingParams(
+            structured_outputs=StructuredOutputsParams(regex=SCORE_PATTERN) if config.vllm_constrain_reply else None,
             temperature=config.vllm_temperature,
             top_p=config.vllm_top_p,
             top_k=config.vllm_top_k,
@@ -152,9 +159,9 @@ class LocalVllmReward(RewardBackend[LocalVllmConfig]):
         # A cut number is another number: "0.9" may have been "0.95".
         return [None if reply.finish_reason == "length" else reply.text for reply in replies]
 
-    def _rendered(self, request: RewardRequest, control_tokens: frozenset[str]) -> str | Failure:
+    def _rendered(self, request: RewardRequest, marks: frozenset[str]) -> str | Failure:
         try:
-            return self._prompt.render(request, control_tokens)
+            return self._prompt.render(request, marks)
         except RewardError as error:
             return Failure(error.message, error)
 
@@ -183,24 +190,20 @@ class LocalVllmReward(RewardBackend[LocalVllmConfig]):
         """The engine, started if it is not running."""
         if self._engine is not None:
             return self._engine
-        config, vllm = self.config, _import_vllm()
-        try:
-            self._engine = vllm.LLM(
-                model=config.hf_model_name_or_path,
-                trust_remote_code=config.trust_remote_code,
-                tensor_parallel_size=config.vllm_tensor_parallel_size,
-                dtype=config.vllm_dtype,
-                seed=config.vllm_seed,
-                gpu_memory_utilization=config.vllm_gpu_memory_utilization,
-                enforce_eager=config.vllm_enforce_eager,
-                max_model_len=config.vllm_max_model_len,
-            )
-        except Exception as error:
-            raise RewardError(
-                f"the vLLM engine for {config.hf_model_name_or_path!r} did not start: {type(error).__name__}: {error}",
-                hint="out of memory: lower vllm_gpu_memory_utilization or vllm_max_model_len; the engine's own log is "
-                "above",
-            ) from error
+        config = self.config
+        self._engine = start_engine(
+            config.hf_model_name_or_path,
+            needed_by=self._needed_by,
+            error=RewardError,
+            kv_cache_gib=config.vllm_kv_cache_gib,
+            trust_remote_code=config.trust_remote_code,
+            tensor_parallel_size=config.vllm_tensor_parallel_size,
+            dtype=config.vllm_dtype,
+            seed=config.vllm_seed,
+            gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+            enforce_eager=config.vllm_enforce_eager,
+            max_model_len=config.vllm_max_model_len,
+        )
         if self._chat_template():
             logger.warning(
                 "judge %r has no chat template (a base model?): it sees the bare prompt; an instruction-tuned judge "
@@ -210,18 +213,7 @@ class LocalVllmReward(RewardBackend[LocalVllmConfig]):
         return self._engine
 
 
-def _import_vllm() -> Any:
-    try:
-        import vllm
-    except ImportError as error:
-        raise RewardError(
-            f"reward backend 'local_vllm' needs vLLM, which cannot be imported: {error}",
-            hint=f'pip install "dataflex-sdk[vllm]"; without a GPU, vLLM\'s CPU build: {_CPU_PAGE}',
-        ) from error
-    return vllm
-
-
-def _control_tokens(tokenizer: Any) -> frozenset[str]:
+def control_tokens(tokenizer: Any) -> frozenset[str]:
     """Tokens of the judge's tokenizer that its chat template may give a meaning to.
 
     Added tokens that are words or white space are left out: they are ordinary text.

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from dataflex.data.collate import IGNORE_INDEX
+from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
 from dataflex.features import state_fingerprint
 from dataflex.policy_features import PolicyFeatures, WeightedPrompt
@@ -34,6 +36,7 @@ from dataflex.projection import Projector
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
+from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler
 from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.similarity import Aggregate
@@ -62,6 +65,13 @@ class NiceConfig(GradientConfig):
     generation_top_k: int = Field(0, ge=0, description="top-k truncation; above 0 it biases the gradient")
     max_prompt_length: int = Field(4096, ge=1, description="longest prompt in tokens; cut from the left")
     rollout_batch_size: int = Field(16, ge=1, description="answers that are generated at once")
+    rollout_backend: Literal["hf", "vllm"] = Field("hf", description="what draws the answers: transformers or vLLM")
+    rollout_backend_params: VllmRolloutConfig = Field(
+        default_factory=VllmRolloutConfig, description="parameters of rollout_backend: vllm"
+    )
+    replay_rewards: Path | None = Field(
+        None, description="output_dir or cache_dir of another run: its answers and rewards are used, none is asked for"
+    )
     baseline: Baseline = Field("none", description="advantage: the reward itself, minus the others' mean, or scaled")
     length_normalize: bool = Field(False, description="mean over an answer's tokens in place of the sum")
     aggregate: Aggregate = Field("mean", description="rule over the evaluation samples")
@@ -97,10 +107,18 @@ class NiceSelector(GradientSelector[NiceConfig]):
         """The reward backend, built on first use."""
         return self.config.build_reward()
 
+    @cached_property
+    def vllm_sampler(self) -> VllmSampler:
+        """What draws the answers with ``rollout_backend: vllm``, built on first use."""
+        return VllmSampler(self.config.rollout_backend_params)
+
     def check(self, context: SelectionContext) -> None:
         """Check the reward backend, the projection and the evaluation set before training starts."""
         super().check(context)
-        self.reward.check()
+        if self.config.replay_rewards is None:
+            self.reward.check()
+            if self.config.rollout_backend == "vllm":
+                self.vllm_sampler.check(context.model)
         if self.config.generation_top_p < 1 or self.config.generation_top_k > 0:
             logger.warning("a truncated sampling distribution (top_p, top_k) biases the policy gradient of NICE")
 
@@ -153,52 +171,80 @@ class NiceSelector(GradientSelector[NiceConfig]):
         return Targets(directions, report)
 
     def close(self) -> None:
-        """Free the reward backend."""
-        if "reward" in self.__dict__:
-            self.reward.close()
+        """Free the reward backend and the engine that draws answers."""
+        for part in ("reward", "vllm_sampler"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
 
     def _rollouts(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[Rollout]:
         """Sampled and scored answers of the round, from disk where the same round left them."""
+        data = context.eval_dataset.fingerprint if context.eval_dataset else None
+        name = Path("rollouts") / f"step-{context.step}.jsonl"
+        if self.config.replay_rewards is not None:
+            facts = {"replayed": True, "data": data}
+            replayed = RolloutFile(self.config.replay_rewards / name, {}, {}).replayed(data)
+            if context.ranks.is_main:
+                RolloutFile(self.work_dir(context) / name, facts, facts).write(replayed)
+            logger.info("using the answers and rewards of %s", self.config.replay_rewards / name)
+            return replayed
         file = RolloutFile(
-            self.work_dir(context) / "rollouts" / f"step-{context.step}.jsonl",
-            {
+            self.work_dir(context) / name,
+            answers={
                 "state": state_fingerprint(context.model),
-                "data": context.eval_dataset.fingerprint if context.eval_dataset else None,
+                "data": data,
                 "config": self.config.model_dump(mode="json", include=SAMPLING_FIELDS),
-                "reward": {"name": self.reward.name, "config": self.reward.config.model_dump(mode="json")},
             },
+            rewards={"name": self.reward.name, "config": self.reward.config.model_dump(mode="json")},
         )
-        stored = file.read()
+        ranks = context.ranks
+        stored = ranks.main_first(file.scored)
         if stored is not None:
             logger.info("using the answers and rewards of %s", file.path)
             return stored
-        with watch.phase("answers"):
-            answers = self._sample(context, samples)
+        answers = ranks.main_first(file.answered)
+        if answers is None:
+            with watch.phase("answers"):
+                answers = self._shared_answers(context, samples)
+            ranks.on_main(partial(file.write_answers, answers))
         with watch.phase("rewards"):
-            scored = score_answers(self.reward, samples, answers)
-        file.write(scored)
+            scored = score_answers(self.reward, samples, answers, ranks)
+        ranks.on_main(partial(file.write, scored))
         return scored
+
+    def _shared_answers(self, context: SelectionContext, samples: Sequence[Sample]) -> list[Rollout]:
+        """M answers to each prompt, not yet scored, of which every rank draws its share."""
+        ranks = context.ranks
+        if self.config.rollout_backend == "vllm":  # one engine for all ranks
+            drawn = [ranks.on_main(lambda: [asdict(answer) for answer in self._sample(context, samples)])]
+        else:
+            own = self._sample(context, ranks.share(samples), progress=ranks.is_main)
+            drawn = ranks.gather([asdict(answer) for answer in own])
+        by_sample: dict[str, list[Rollout]] = {sample.id: [] for sample in samples}
+        for answer in (Rollout(**fields) for part in drawn for fields in part):
+            by_sample[answer.sample_id].append(answer)
+        return [answer for answers in by_sample.values() for answer in answers]
 
     def _sample(self, context: SelectionContext, samples: Sequence[Sample], *, progress: bool = True) -> list[Rollout]:
         """M answers to each prompt, not yet scored."""
-        return sample_answers(
-            context.model,
-            context.tokenizer,
-            [Prompt(sample.id, self._prompt_ids(context, sample)) for sample in samples],
-            Sampling(
-                self.config.generation_temperature,
-                self.config.max_new_tokens,
-                self.config.generation_top_k,
-                self.config.generation_top_p,
-            ),
-            answers_per_prompt=self.config.mc_samples,
-            stop_token_ids=context.template.stop_token_ids(context.tokenizer),
-            seed=self.config.seed,
-            step=context.step,
-            batch_size=self.config.rollout_batch_size,
-            autocast=context.autocast,
-            show_progress=progress,
+        config = self.config
+        prompts = [Prompt(sample.id, self._prompt_ids(context, sample)) for sample in samples]
+        sampling = Sampling(
+            config.generation_temperature, config.max_new_tokens, config.generation_top_k, config.generation_top_p
         )
+        how: dict[str, Any] = {
+            "answers_per_prompt": config.mc_samples,
+            "stop_token_ids": context.template.stop_token_ids(context.tokenizer),
+            "seed": config.seed,
+            "step": context.step,
+            "autocast": context.autocast,
+        }
+        if config.rollout_backend == "vllm":
+            folder = self.work_dir(context) / "rollouts"
+            return self.vllm_sampler.sample_answers(
+                context.model, context.tokenizer, prompts, sampling, folder=folder, **how
+            )
+        how |= {"batch_size": config.rollout_batch_size, "show_progress": progress}
+        return sample_answers(context.model, context.tokenizer, prompts, sampling, **how)
 
     def _answer_batches(self, prompts: Sequence[WeightedPrompt], rows: list[int]) -> list[list[int]]:
         """About the prompts whose answers are drawn at once: neighbours in length."""
@@ -279,6 +325,7 @@ SAMPLING_FIELDS = {
     "generation_temperature",
     "generation_top_p",
     "generation_top_k",
+    "rollout_backend",
 }
 """The parameters that the sampled answers depend on."""
 
@@ -288,8 +335,10 @@ NO_SIGNAL_HINT = (
 )
 
 
-def score_answers(reward: RewardBackend[Any], samples: Sequence[Sample], answers: Sequence[Rollout]) -> list[Rollout]:
-    """The answers with their rewards; an answer that the backend could not score keeps None.
+def score_answers(
+    reward: RewardBackend[Any], samples: Sequence[Sample], answers: Sequence[Rollout], ranks: Ranks
+) -> list[Rollout]:
+    """The answers with their rewards, asked for by the main process; one that could not be scored keeps None.
 
     Raises:
         RewardError: The backend fails, or returns something else than one finite number or None an answer.
@@ -299,9 +348,13 @@ def score_answers(reward: RewardBackend[Any], samples: Sequence[Sample], answers
     for answer in answers:
         sample = by_id[answer.sample_id]
         requests.append(RewardRequest(sample.id, sample.prompt, answer.text, sample.reference, sample.metadata))
-    rewards = reward.score(requests)
-    check_rewards(rewards, requests, reward.name)
-    return [replace(answer, reward=value) for answer, value in zip(answers, rewards, strict=True)]
+
+    def score() -> list[float | None]:
+        rewards = reward.score(requests)
+        check_rewards(rewards, requests, reward.name)
+        return rewards
+
+    return [replace(answer, reward=value) for answer, value in zip(answers, ranks.on_main(score), strict=True)]
 
 
 def advantages(rewards: Sequence[float], baseline: Baseline) -> list[float]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dataflex.errors import RewardError
-from dataflex.rewards.api import ApiReward, default_cache_path
+from dataflex.rewards.api import ApiReward
+from dataflex.rewards.chat import default_cache_path
 from helpers.api_judge import KEY, always, backend, by_answer, requests
 from helpers.http_judge import Call, Reply, completion, judge_server
 

@@ -60,7 +60,7 @@ def test_the_key_is_in_no_representation() -> None:
         repr(judge),
         repr(judge.config),
         judge.config.model_dump_json(),
-        repr(judge._endpoint()),
+        repr(judge.endpoint()),
         repr(vars(judge)),
     ]
     assert all(KEY not in text for text in shown)

@@ -1,20 +1,15 @@
-"""Monte Carlo answers of the model in training.
+"""Answers drawn by transformers' ``generate``.
 
 An answer is drawn token by token from pi_T = softmax(logits / T). The draw inverts the cumulative distribution at one
 uniform number a token, and every answer has its own stream of uniforms, seeded by (seed, step, sample id, answer
 number): an answer does not depend on which others share its batch, nor on their order, beyond the rounding of the
-model's own batched arithmetic. Token ids are kept as sampled, with the end token when it was sampled; text is for
-rewards only and is never tokenised again.
+model's own batched arithmetic. Prompts of similar length, and the answers of one prompt, share a batch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,60 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from dataflex.files import write_json, write_text
 from dataflex.model import base_model, undisturbed
 from dataflex.progress import progress_bar
+from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
 from dataflex.types import Autocast
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How answers are drawn.
-
-    Attributes:
-        temperature: T > 0.
-        max_new_tokens: Longest answer in tokens.
-        top_k: Draw from the k likeliest tokens only (0: all of them).
-        top_p: Draw from the smallest set of tokens with this probability (1: all of them).
-
-    A truncated draw makes the policy gradient a biased estimate: its log-probabilities stay those of pi_T.
-    """
-
-    temperature: float
-    max_new_tokens: int
-    top_k: int = 0
-    top_p: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is answered: an evaluation sample's id and the token ids of its prompt."""
-
-    sample_id: str
-    token_ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One sampled answer.
-
-    Attributes:
-        sample_id: ``Sample.id`` of the evaluation sample.
-        answer: Number m of the answer, from 0.
-        token_ids: Sampled ids; the end token is included when it was sampled.
-        log_probs: log pi_T of each sampled token, the same length.
-        finished: True when the end token was sampled, False when ``max_new_tokens`` cut the answer.
-        text: The decoded answer, without special tokens.
-        reward: Filled in by the reward backend; None if it could not be scored.
-    """
-
-    sample_id: str
-    answer: int
-    token_ids: list[int]
-    log_probs: list[float]
-    finished: bool
-    text: str
-    reward: float | None = None
 
 
 def sample_answers(
@@ -133,42 +78,8 @@ def sample_answers(
 
 def answer_stream(seed: int, step: int, sample_id: str, answer: int) -> np.random.Generator:
     """The uniform numbers of one answer: a Philox generator keyed by its arguments."""
-    key = hashlib.blake2b(f"{seed}\0{step}\0{sample_id}\0{answer}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
-
-
-class RolloutFile:
-    """Answers and rewards of one round: JSON lines, one answer a line, and a sidecar that says what they are for.
-
-    The sidecar (``.meta.json``) holds the fingerprint and the SHA-256 of the lines and is written last: answers
-    count only if both fit.
-
-    Args:
-        path: The ``.jsonl`` file.
-        fingerprint: JSON-able facts that fix the answers and rewards.
-    """
-
-    def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
-        self.path = path
-        self._sidecar = path.with_suffix(".meta.json")
-        self._fingerprint = json.loads(json.dumps(fingerprint))
-
-    def read(self) -> list[Rollout] | None:
-        """The stored answers, or None if there are none of this fingerprint."""
-        try:
-            meta = json.loads(self._sidecar.read_text(encoding="utf-8"))
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return None
-        if meta != {"fingerprint": self._fingerprint, "sha256": _sha256(text)}:
-            return None
-        return [Rollout(**json.loads(line)) for line in text.splitlines()]
-
-    def write(self, rollouts: Sequence[Rollout]) -> None:
-        """Store the answers atomically."""
-        text = "".join(json.dumps(asdict(rollout), ensure_ascii=True) + "\n" for rollout in rollouts)
-        write_text(self.path, text)
-        write_json(self._sidecar, {"fingerprint": self._fingerprint, "sha256": _sha256(text)})
+    key = np.frombuffer(answer_key(seed, step, sample_id, answer), dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 @contextmanager
@@ -187,7 +98,7 @@ class InverseTransformSampler(LogitsProcessor):
     """Turns ``generate``'s greedy search into sampling from softmax(logits / T) with given uniform numbers.
 
     Every step keeps one token a row: the first whose cumulative probability exceeds the row's uniform number. Its
-    log-probability under pi_T is recorded.
+    log-probability under the distribution that was sampled is recorded.
 
     Args:
         sampling: Temperature and truncation.
@@ -202,12 +113,13 @@ class InverseTransformSampler(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Replace ``scores`` ``(b, vocabulary)`` by one that is -inf everywhere but at the drawn token."""
         full = torch.log_softmax(scores.double() / self.sampling.temperature, dim=-1)
-        cumulative = truncated(full, self.sampling).exp().cumsum(dim=-1)
+        kept = truncated(full, self.sampling)
+        cumulative = kept.exp().cumsum(dim=-1)
         uniform = self.uniforms[:, len(self.log_probs)].to(scores.device)
         # Scaling by the last sum keeps the draw below it whatever the rounding of the cumulative sum.
         threshold = (uniform * cumulative[:, -1]).unsqueeze(1)
         token = torch.searchsorted(cumulative, threshold, right=True).clamp_max(scores.shape[-1] - 1)
-        self.log_probs.append(full.gather(1, token).squeeze(1).cpu())
+        self.log_probs.append((kept.gather(1, token) - cumulative[:, -1:].log()).squeeze(1).cpu())
         return torch.full_like(scores, float("-inf")).scatter_(1, token, 0.0)
 
 
@@ -257,25 +169,6 @@ def _draw_batch(
     tokens = generated[:, width:].tolist()
     log_probs = torch.stack(sampler.log_probs, dim=1).tolist()
     return [
-        _rollout(prompt.sample_id, answer, row_tokens, row_log_probs, stop_token_ids, tokenizer)
+        rollout(prompt.sample_id, answer, row_tokens, row_log_probs, stop_token_ids, tokenizer)
         for (prompt, answer), row_tokens, row_log_probs in zip(batch, tokens, log_probs, strict=True)
     ]
-
-
-def _rollout(
-    sample_id: str,
-    answer: int,
-    tokens: list[int],
-    log_probs: list[float],
-    stop_token_ids: set[int],
-    tokenizer: PreTrainedTokenizerBase,
-) -> Rollout:
-    ends = [position for position, token in enumerate(tokens) if token in stop_token_ids]
-    length = ends[0] + 1 if ends else len(tokens)
-    ids = tokens[:length]
-    text = tokenizer.decode(ids[:-1] if ends else ids, skip_special_tokens=True)
-    return Rollout(sample_id, answer, ids, log_probs[:length], bool(ends), str(text))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

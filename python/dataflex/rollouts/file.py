@@ -1,0 +1,94 @@
+"""Answers and rewards of a round on disk, so that a round is neither drawn nor paid for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dataflex.errors import RolloutError
+from dataflex.files import write_json, write_text
+from dataflex.rollouts.answers import Rollout
+
+
+class RolloutFile:
+    """Answers of one round: JSON lines, one answer a line, and a sidecar that says what they are for.
+
+    The sidecar (``.meta.json``) holds what fixed the answers, what fixed their rewards (None before they are scored)
+    and the SHA-256 of the lines; it is written last: answers count only if all fit.
+
+    Args:
+        path: The ``.jsonl`` file.
+        answers: JSON-able facts that fix the answers.
+        rewards: JSON-able facts that fix their rewards.
+    """
+
+    def __init__(self, path: Path, answers: Mapping[str, Any], rewards: Mapping[str, Any]) -> None:
+        self.path = path
+        self._sidecar = path.with_suffix(".meta.json")
+        self._answers, self._rewards = json.loads(json.dumps([answers, rewards]))
+
+    def scored(self) -> list[Rollout] | None:
+        """The stored answers with their rewards, or None if there are none of this round."""
+        meta, rollouts = self._read()
+        return rollouts if (meta.get("answers"), meta.get("rewards")) == (self._answers, self._rewards) else None
+
+    def answered(self) -> list[Rollout] | None:
+        """The stored answers without rewards, or None if there are none of this round: a reward may have failed."""
+        meta, rollouts = self._read()
+        return [_unscored(found) for found in rollouts] if meta.get("answers") == self._answers else None
+
+    def replayed(self, data: str | None) -> list[Rollout]:
+        """The stored answers with their rewards, whatever model and reward they are from.
+
+        Args:
+            data: The fingerprint of the evaluation set that they must be for.
+
+        Raises:
+            RolloutError: There are none, they have no rewards, or they are for other data.
+        """
+        meta, rollouts = self._read()
+        if meta.get("rewards") is None:
+            raise RolloutError(
+                f"no intact answers with rewards to replay in {self.path}",
+                hint="replay_rewards names the output_dir (or cache_dir) of a run that selected at the same steps",
+            )
+        if meta["answers"].get("data") != data:
+            raise RolloutError(
+                f"the answers in {self.path} are for another evaluation set", hint="replay with the same eval_dataset"
+            )
+        return rollouts
+
+    def write_answers(self, rollouts: Sequence[Rollout]) -> None:
+        """Store answers that have no rewards yet, atomically."""
+        self._write(rollouts, None)
+
+    def write(self, rollouts: Sequence[Rollout]) -> None:
+        """Store answers with their rewards, atomically."""
+        self._write(rollouts, self._rewards)
+
+    def _read(self) -> tuple[dict[str, Any], list[Rollout]]:
+        try:
+            meta = json.loads(self._sidecar.read_text(encoding="utf-8"))
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return {}, []
+        if not isinstance(meta, dict) or meta.get("sha256") != _sha256(text):
+            return {}, []
+        return meta, [Rollout(**json.loads(line)) for line in text.splitlines()]
+
+    def _write(self, rollouts: Sequence[Rollout], rewards: Any) -> None:
+        text = "".join(json.dumps(asdict(found), ensure_ascii=True) + "\n" for found in rollouts)
+        write_text(self.path, text)
+        write_json(self._sidecar, {"answers": self._answers, "rewards": rewards, "sha256": _sha256(text)})
+
+
+def _unscored(found: Rollout) -> Rollout:
+    return Rollout(**{**asdict(found), "reward": None})
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
