@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from dataflex.data.templates import ChatTemplate
     from dataflex.errors import DataflexError
     from dataflex.hookspecs import HOOK_API_VERSION, hookimpl
+    from dataflex.near_index import NearIndex
     from dataflex.projection import AdamMoments, ProjectionKind, Projector
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selector, SelectorConfig
+    from dataflex.selectors.near import NearSelector
     from dataflex.selectors.nice import NiceSelector
     from dataflex.selectors.random import RandomSelector
+    from dataflex.selectors.tsds import TsdsSelector
     from dataflex.training.arguments import TrainingArguments
     from dataflex.training.run import train
     from dataflex.training.schedule import Schedule
@@ -31,6 +34,8 @@ _HOMES = {
     "DataflexError": "dataflex.errors",
     "DatasetFormat": "dataflex.data.formats",
     "HOOK_API_VERSION": "dataflex.hookspecs",
+    "NearIndex": "dataflex.near_index",
+    "NearSelector": "dataflex.selectors.near",
     "NiceSelector": "dataflex.selectors.nice",
     "ProjectionKind": "dataflex.projection",
     "Projector": "dataflex.projection",
@@ -47,6 +52,7 @@ _HOMES = {
     "TokenizedDataset": "dataflex.data.dataset",
     "Trainer": "dataflex.training.trainer",
     "TrainingArguments": "dataflex.training.arguments",
+    "TsdsSelector": "dataflex.selectors.tsds",
     "__version__": "dataflex.version",
     "hookimpl": "dataflex.hookspecs",
     "load_config": "dataflex.config",
@@ -61,6 +67,8 @@ __all__ = [
     "ChatTemplate",
     "DataflexError",
     "DatasetFormat",
+    "NearIndex",
+    "NearSelector",
     "NiceSelector",
     "ProjectionKind",
     "Projector",
@@ -77,6 +85,7 @@ __all__ = [
     "TokenizedDataset",
     "Trainer",
     "TrainingArguments",
+    "TsdsSelector",
     "__version__",
     "hookimpl",
     "load_config",

@@ -13,7 +13,13 @@ def register_selectors(register: Register) -> None:
         "dataflex.selectors.nice:NiceSelector",
         summary="training gradients against reward-weighted policy gradients of the evaluation set",
     )
+    register("near", "dataflex.selectors.near:NearSelector", summary="nearest rows of each target row, found offline")
     register("random", "dataflex.selectors.random:RandomSelector", summary="uniform draw; the baseline")
+    register(
+        "tsds",
+        "dataflex.selectors.tsds:TsdsSelector",
+        summary="draw that matches the target's distribution, near-duplicates counted as one",
+    )
 
 
 @hookimpl
