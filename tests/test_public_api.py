@@ -21,5 +21,5 @@ def test_public_names_are_documented_where_they_live(name):
 
 
 def test_unknown_names_are_attribute_errors():
-    with pytest.raises(AttributeError, match="no attribute 'NearSelector'"):
-        _ = dataflex.NearSelector
+    with pytest.raises(AttributeError, match="no attribute 'NoSuchSelector'"):
+        _ = dataflex.NoSuchSelector

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dataflex.data.templates import ChatTemplate
     from dataflex.errors import DataflexError
     from dataflex.hookspecs import HOOK_API_VERSION, hookimpl
+    from dataflex.near_index import NearIndex
     from dataflex.offline.api import less_static, select
     from dataflex.offline.selection import OfflineSelection
     from dataflex.projection import AdamMoments, ProjectionKind, Projector
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from dataflex.selectors.delta_loss import DeltaLossSelector
     from dataflex.selectors.less import LessSelector
     from dataflex.selectors.loss import LossSelector
+    from dataflex.selectors.near import NearSelector
     from dataflex.selectors.nice import NiceSelector
     from dataflex.selectors.random import RandomSelector
+    from dataflex.selectors.tsds import TsdsSelector
     from dataflex.training.arguments import TrainingArguments
     from dataflex.training.run import train
     from dataflex.training.schedule import Schedule
@@ -39,6 +42,8 @@ _HOMES = {
     "HOOK_API_VERSION": "dataflex.hookspecs",
     "LessSelector": "dataflex.selectors.less",
     "LossSelector": "dataflex.selectors.loss",
+    "NearIndex": "dataflex.near_index",
+    "NearSelector": "dataflex.selectors.near",
     "NiceSelector": "dataflex.selectors.nice",
     "OfflineSelection": "dataflex.offline.selection",
     "ProjectionKind": "dataflex.projection",
@@ -56,6 +61,7 @@ _HOMES = {
     "TokenizedDataset": "dataflex.data.dataset",
     "Trainer": "dataflex.training.trainer",
     "TrainingArguments": "dataflex.training.arguments",
+    "TsdsSelector": "dataflex.selectors.tsds",
     "__version__": "dataflex.version",
     "hookimpl": "dataflex.hookspecs",
     "less_static": "dataflex.offline.api",
@@ -75,6 +81,8 @@ __all__ = [
     "DeltaLossSelector",
     "LessSelector",
     "LossSelector",
+    "NearIndex",
+    "NearSelector",
     "NiceSelector",
     "OfflineSelection",
     "ProjectionKind",
@@ -92,6 +100,7 @@ __all__ = [
     "TokenizedDataset",
     "Trainer",
     "TrainingArguments",
+    "TsdsSelector",
     "__version__",
     "hookimpl",
     "less_static",

@@ -24,7 +24,13 @@ def register_selectors(register: Register) -> None:
         "dataflex.selectors.delta_loss:DeltaLossSelector",
         summary="a draw that follows how far losses have fallen since the first selection",
     )
+    register("near", "dataflex.selectors.near:NearSelector", summary="nearest rows of each target row, found offline")
     register("random", "dataflex.selectors.random:RandomSelector", summary="uniform draw; the baseline")
+    register(
+        "tsds",
+        "dataflex.selectors.tsds:TsdsSelector",
+        summary="draw that matches the target's distribution, near-duplicates counted as one",
+    )
 
 
 @hookimpl

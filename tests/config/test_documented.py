@@ -43,34 +43,24 @@ def test_nice_loads_with_the_components_file_as_printed() -> None:
     assert config.component().params["reward_backend_params"]["api"]["api_key"] == "DF_API_KEY"
 
 
-def test_near_loads_with_the_components_file_as_printed(site: Site) -> None:
-    site.install(
-        "near-plugin",
-        """
-        from pathlib import Path
-        from dataflex.hookspecs import hookimpl
-        from dataflex.selectors.base import Selector, SelectorConfig
-
-        class NearConfig(SelectorConfig):
-            indices_path: Path
-            cache_dir: Path
-
-        class Near(Selector[NearConfig]):
-            name = "near"
-            Config = NearConfig
-
-            def select(self, context):
-                raise NotImplementedError
-
-        @hookimpl
-        def register_selectors(register):
-            register("near", __name__ + ":Near")
-        """,
-    )
+@pytest.mark.usefixtures("site")
+def test_near_loads_with_the_components_file_as_printed() -> None:
+    with pytest.raises(ConfigError, match=r"indices_path: .*/top_indices\.npy does not exist; .*`dataflex near`"):
+        load_config(NEAR, [f"components_cfg_file={COMPONENTS}"], check_component=True)
+    matrix = Path("src/dataflex/offline_selector/top_indices.npy")
+    matrix.parent.mkdir(parents=True)
+    matrix.touch()
     config = load_config(NEAR, [f"components_cfg_file={COMPONENTS}"], check_component=True)
     assert (config.ddp_timeout, config.planned_steps) == (1800, 1400)
     assert config.component().name == "near"
     assert config.warnings() == []
+
+
+@pytest.mark.usefixtures("site")
+def test_near_loads_with_the_packaged_file_once_the_offline_step_has_left_its_matrix() -> None:
+    Path("top_indices.npy").touch()
+    config = load_config(NEAR, check_component=True)
+    assert config.component().params == {"indices_path": "top_indices.npy", "cache_dir": None}
 
 
 def test_the_packaged_components_are_those_printed_but_for_the_cache() -> None:

@@ -23,6 +23,7 @@ from dataflex.config.messages import (
     nearest,
     shown,
 )
+from dataflex.config.near import NearConfig
 from dataflex.config.origin import Origin
 from dataflex.config.paths import read_text
 from dataflex.config.schema import ExportConfig, RunConfig
@@ -64,12 +65,26 @@ def load_export_config(source: Source, overrides: Iterable[str] = ()) -> ExportC
     Raises:
         ConfigError: Every problem at once, each with ``file:line`` or its override.
     """
+    return _load_plain(ExportConfig, source, overrides)
+
+
+def load_near_config(source: Source, overrides: Iterable[str] = ()) -> NearConfig:
+    """Read the configuration of NEAR's offline step (the nearest candidates of each query).
+
+    Raises:
+        ConfigError: Every problem at once, each with ``file:line`` or its override.
+    """
+    return _load_plain(NearConfig, source, overrides)
+
+
+def _load_plain(model: type[ConfigT], source: Source, overrides: Iterable[str]) -> ConfigT:
+    """Read a configuration whose keys know nothing of each other."""
     draft = _read(source, overrides)
-    origin = _set_aside_unknown_keys(draft, ExportConfig)
-    _check_values(draft, ExportConfig, origin)
+    origin = _set_aside_unknown_keys(draft, model)
+    _check_values(draft, model, origin)
     if draft.problems:
         raise ConfigError(origin.in_order(draft.problems))
-    return _built(ExportConfig, draft, origin)
+    return _built(model, draft, origin)
 
 
 @dataclass
@@ -146,7 +161,7 @@ def _set_aside_unknown_keys(draft: _Draft, model: type[FileConfig]) -> Origin:
         value = draft.values.pop(key)
         if key not in LLAMA_FACTORY_KEYS | RunConfig.model_fields.keys():
             renamed = RENAMED.get(key)
-            near = f"; did you mean {renamed!r}?" if renamed else nearest(key, model.model_fields)
+            near = f"; did you mean {renamed!r}?" if renamed in model.model_fields else nearest(key, model.model_fields)
             draft.problems.append(origin.at(f"unknown key {shown(key)}{near}", key))
         elif is_secret(key) and value is not None and not is_environment_name(value):
             draft.problems.append(origin.about(key, LITERAL_SECRET))

@@ -30,7 +30,8 @@ class Selector(Configurable[ConfigT], ABC):
     def check(self, context: SelectionContext) -> None:
         """Raise before any work is lost if a selection with this context cannot succeed.
 
-        Called once before training starts, with ``step`` 0. The default accepts everything.
+        Called once before training starts, with ``step`` 0 and the ``num_samples`` of the largest selection to come.
+        The default accepts everything.
         """
         del context
 

@@ -122,7 +122,8 @@ class Trainer:
         # The ranks' dropout masks differ, as they do in transformers.
         set_seed(self.args.seed + self.ranks.index)
         if self.selector is not None:
-            self.selector.check(self._context(num_samples=0, round_number=0))
+            largest = min(self._longest_selection() * self.global_batch, len(self.train_dataset))
+            self.selector.check(self._context(num_samples=largest, round_number=0))
         source = self.ranks.on_main(lambda: _text(prepare_output_dir(self.args)))
         self._restore(None if source is None else Path(source))
         if self.run_config is not None and self.ranks.is_main:
@@ -173,7 +174,7 @@ class Trainer:
             problems.append("the schedule has selections but there is no selector")
         if self.selector is not None and self.selector.needs_eval_dataset and not self.eval_dataset:
             problems.append(f"selector {self.selector.name!r} needs an evaluation set (eval_dataset)")
-        longest = max((phase.stop - phase.start for phase in self.phases if phase.round), default=0)
+        longest = self._longest_selection()
         if longest * self.global_batch > n and not self.args.selection_repeats:
             problems.append(
                 f"a selection of update_step x global batch = {longest} x {self.global_batch} samples does not fit "
@@ -186,6 +187,10 @@ class Trainer:
             problems.append(f"metric_for_best_model {self.args.metric_for_best_model!r} is unknown; known: eval_loss")
         if problems:
             raise TrainingError("; ".join(problems))
+
+    def _longest_selection(self) -> int:
+        """Steps of the longest phase on selected samples."""
+        return max((phase.stop - phase.start for phase in self.phases if phase.round), default=0)
 
     def _restore(self, source: Path | None) -> None:
         """Go on from a checkpoint, or start; either way the state knows the facts of this run."""

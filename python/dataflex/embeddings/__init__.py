@@ -1,0 +1,1 @@
+"""Samples as unit vectors: texts by a template, encoders, and a cache on disk that survives a kill."""

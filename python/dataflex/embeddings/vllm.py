@@ -1,0 +1,108 @@
+"""Sentence embeddings by vLLM's pooling engine, in this process.
+
+Written for vLLM 0.32: ``LLM(runner="pooling")`` and ``LLM.embed``. All texts of a call go in at once, vLLM batches
+them itself; a text that is longer than the model's context loses its end.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataflex.embeddings.base import Encoder, model_identity
+from dataflex.errors import ModelError
+
+_DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class VllmEncoder(Encoder):
+    """An embedding model in vLLM.
+
+    Args:
+        model: Local folder or hub id.
+        precision: auto is the model's own.
+        batch_size: Texts that the engine works on at once.
+        trust_remote_code: Run the Python code that comes with the model.
+
+    Raises:
+        ModelError: vLLM is not installed.
+    """
+
+    method: ClassVar[str] = "vllm"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+        batch_size: int = 32,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.model = model
+        self.dtype = _DTYPES[precision]
+        self.batch_size = batch_size
+        self.trust_remote_code = trust_remote_code
+        self._vllm = _import_vllm()
+        self._engine: Any = None
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors, seen on one text."""
+        return int(self.encode(["dimension"]).shape[1])
+
+    def identity(self) -> dict[str, Any]:
+        """Model and precision."""
+        return {"method": self.method, **model_identity(self.model), "precision": self.dtype}
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See :meth:`Encoder.encode`."""
+        engine = self._started()
+        try:
+            outputs = engine.embed(list(texts), use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": -1})
+        except Exception as error:
+            raise ModelError(
+                f"vLLM failed to embed {len(texts)} texts with {self.model!r}: {type(error).__name__}: {error}",
+                hint="embed_method: sentence-transformer encodes every model of that package",
+            ) from error
+        return np.asarray([output.outputs.embedding for output in outputs], dtype=np.float32)
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        if self._engine is None:
+            return
+        self._engine.llm_engine.engine_core.shutdown()
+        self._engine = None
+        gc.collect()
+
+    def _started(self) -> Any:
+        if self._engine is not None:
+            return self._engine
+        try:
+            self._engine = self._vllm.LLM(
+                model=self.model,
+                runner="pooling",
+                dtype=self.dtype,
+                max_num_seqs=self.batch_size,
+                trust_remote_code=self.trust_remote_code,
+            )
+        except Exception as error:
+            raise ModelError(
+                f"the vLLM engine for {self.model!r} did not start: {type(error).__name__}: {error}",
+                hint="the engine's own log is above; or embed_method: sentence-transformer",
+            ) from error
+        return self._engine
+
+
+def _import_vllm() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise ModelError(
+            f"embed_method 'vllm' needs vLLM, which cannot be imported: {error}",
+            hint='pip install "dataflex-sdk[vllm]", or embed_method: sentence-transformer',
+        ) from error
+    return vllm

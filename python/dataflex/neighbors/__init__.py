@@ -1,0 +1,1 @@
+"""Nearest neighbours by cosine: exact by blocked matrix products, approximate by a graph, one interface."""

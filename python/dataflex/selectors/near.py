@@ -1,0 +1,170 @@
+"""NEAR: the rows nearest to the target, as an offline search found them.
+
+``dataflex near`` leaves a matrix with each query's nearest candidates. The selector walks it rank by rank (every
+query's first neighbour, then every query's second, ...) and takes each row once, until it has enough: all queries get
+their say, whatever their distances. The model in training plays no part.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.errors import SelectionError
+from dataflex.near_matrix import REBUILD, NearMatrix, load_matrix
+from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.types import Selection, SelectionContext
+
+logger = logging.getLogger(__name__)
+
+
+class NearSelectorConfig(SelectorConfig):
+    """Parameters of NEAR."""
+
+    indices_path: Path = Field(
+        description="matrix that `dataflex near` saved (.npy, its .json and .rows.npy beside it)"
+    )
+    cache_dir: Path | None = Field(
+        None, description="accepted for DataFlex's files: reading the matrix leaves nothing to keep"
+    )
+    advance: bool = Field(False, description="go on where the last update stopped, in place of starting from the top")
+    verify: bool = Field(
+        True, description="check the matrix against the training data; false takes one from elsewhere as it is"
+    )
+
+    @field_validator("indices_path")
+    @classmethod
+    def _exists(cls, value: Path) -> Path:
+        if not value.is_file():
+            raise ValueError(f"{value.absolute()} does not exist; {REBUILD}")
+        return value
+
+
+class NearSelector(Selector[NearSelectorConfig]):
+    """Takes the nearest neighbours of the target rows.
+
+    A candidate's score is minus the best rank that any query gives it (0 for a first neighbour), -inf if none lists
+    it.
+
+    Example:
+        >>> selector = NearSelector(indices_path="top_indices.npy")
+    """
+
+    name: ClassVar[str] = "near"
+    Config = NearSelectorConfig
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(**params)
+        self._taken = 0
+        self._walked: tuple[TokenizedDataset, NDArray[np.int64]] | None = None
+
+    def check(self, context: SelectionContext) -> None:
+        """Read the matrix and compare it with the training set.
+
+        Raises:
+            SelectionError: The matrix is damaged, belongs to other data, or is too short for the selections to come.
+        """
+        walk = self._walk(context.train_dataset)
+        rounds = context.num_rounds if self.config.advance else 1
+        if walk.size < max(context.num_samples, (rounds - 1) * context.num_samples):
+            raise self._too_few(walk, context, context.num_samples * rounds)
+
+    def select(self, context: SelectionContext) -> Selection:
+        """Take the first ``num_samples`` candidates of the walk that are not taken yet.
+
+        Raises:
+            SelectionError: See :meth:`check`.
+        """
+        walk = self._walk(context.train_dataset)
+        start = self._taken if self.config.advance else 0
+        stop = start + context.num_samples
+        if stop > walk.size:
+            raise self._too_few(walk, context, stop)
+        self._taken = stop
+        report = {
+            "queries": len(self._matrix.neighbors),
+            "max_K": self._matrix.neighbors.shape[1],
+            "distinct": walk.size,
+            "walked": [start, stop],
+            "encoder": self._matrix.facts.get("encoder"),
+        }
+        indices, scores = walk[start:stop], self._scores(context.train_dataset)
+        return Selection(indices, scores, self.name, context.step, context.round, report)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much of the walk is taken, for ``advance``."""
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._taken = int(state["taken"])
+
+    @cached_property
+    def _matrix(self) -> NearMatrix:
+        if not self.config.verify:
+            logger.warning(
+                "%s is taken unchecked (verify: false): its entries are used as row numbers of the training data",
+                self.config.indices_path,
+            )
+        return load_matrix(self.config.indices_path, verify=self.config.verify)
+
+    def _walk(self, dataset: TokenizedDataset) -> NDArray[np.int64]:
+        """Positions in ``dataset`` of the distinct neighbours, rank by rank; rows that it does not have are skipped."""
+        if self._walked is not None and self._walked[0] is dataset:
+            return self._walked[1]
+        places, walk = _positions(dataset), self._matrix.walk()
+        if self.config.verify:
+            self._matrix.check_samples(dataset.samples)
+        else:
+            _check_range(walk, places, self.config.indices_path)
+        found = np.array([places[row] for row in walk.tolist() if row in places], dtype=np.int64)
+        self._walked = dataset, found
+        return found
+
+    def _scores(self, dataset: TokenizedDataset) -> NDArray[np.float64]:
+        """Minus the best rank of each candidate, ``(n,)``."""
+        places = _positions(dataset)
+        scores = np.full(len(dataset), -np.inf)
+        for rank, rows in enumerate(self._matrix.neighbors.T):
+            for row in np.unique(rows).tolist():
+                if row in places and scores[places[row]] == -np.inf:
+                    scores[places[row]] = -rank
+        return scores
+
+    def _too_few(self, walk: NDArray[np.int64], context: SelectionContext, wanted: int) -> SelectionError:
+        queries, width = self._matrix.neighbors.shape
+        n = len(context.train_dataset)
+        # A query's own list has no repeats: with `wanted` of the rows that are trained on, it is enough by itself.
+        surely = wanted + max(0, len(self._matrix.rows) - n)
+        about = math.ceil(width * wanted / max(walk.size, 1))
+        over = " over all updates (advance: true)" if self.config.advance else ""
+        text = (
+            f"{wanted} samples are to be selected{over}; the {queries} x {width} neighbours in "
+            f"{self.config.indices_path} are {walk.size} distinct rows of the training set"
+        )
+        if wanted > n:
+            return SelectionError(f"{text}, which has {n} rows", hint="a smaller update_step, or advance: false")
+        return SelectionError(
+            text, hint=f"`dataflex near` with max_K: {surely} is sure to do, about {min(about, surely)} may"
+        )
+
+
+def _positions(dataset: TokenizedDataset) -> dict[int, int]:
+    """Position of each row number in a dataset."""
+    return {sample.row: position for position, sample in enumerate(dataset.samples)}
+
+
+def _check_range(walk: NDArray[np.int64], places: Mapping[int, int], path: Path) -> None:
+    """Raise SelectionError if an unchecked matrix names rows beyond the last one of the training data."""
+    last = max(places)
+    if int(walk.max()) > last:
+        raise SelectionError(f"{path} names row {int(walk.max())}, the training set ends with row {last}", hint=REBUILD)
