@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from dataflex.selectors.delta_loss import DeltaLossSelector
+from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
 from helpers.runs import tiny_nice, tiny_trainer
 
-SELECTORS = {"random": RandomSelector, "nice": tiny_nice}
+SELECTORS = {
+    "random": RandomSelector,
+    "nice": tiny_nice,
+    "less": partial(LessSelector, proj_dim=256, save_interval=5),
+    "delta_loss": DeltaLossSelector,
+}
 
 
 def main(output_dir: str, selector: str) -> None:

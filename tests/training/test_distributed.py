@@ -46,7 +46,7 @@ def selections(output_dir: Path) -> list[tuple[list[int], np.ndarray]]:
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
-@pytest.mark.parametrize("selector", ["random"])
+@pytest.mark.parametrize("selector", ["random", "nice", "less", "delta_loss"])
 def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     launch(one, selector, 1)

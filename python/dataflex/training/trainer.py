@@ -7,6 +7,7 @@ unbroken one would have seen. Every process holds all samples and the same selec
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -150,7 +151,19 @@ class Trainer:
         finally:
             if self.selector is not None:
                 self.selector.close()
+            self._release()
             self.accelerator.end_training()
+
+    def _release(self) -> None:
+        """Free what wraps the model.
+
+        DistributedDataParallel has to go before its process group: as the group's last owner it would wait, with the
+        GIL held, for threads of gloo that need it.
+        """
+        del self.stepper
+        self.accelerator.free_memory()
+        if self.ranks.count > 1:
+            gc.collect()
 
     def evaluate(self) -> dict[str, float]:
         """Evaluation loss of the model as it is: ``{"eval_loss": nats a token}``."""
