@@ -42,7 +42,7 @@ from dataflex.model import add_lora, load_model, load_tokenizer, trainable_param
 from dataflex.projection import Projector
 from dataflex.sample_features import SampleFeatures
 from dataflex.types import Sample, SelectionContext
-from measuring import Timing, markdown, paired
+from paired import Timing, markdown, paired
 
 ROOT = Path(__file__).parents[1]
 PLAIN, FEATURES, VMAP, TRAK = "plain step", "features", "vmap", "one by one + TRAK"

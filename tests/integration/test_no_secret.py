@@ -104,7 +104,7 @@ def test_a_literal_key_in_the_yaml_is_refused_and_not_repeated(tmp_path: Path) -
     path.write_text(path.read_text(encoding="utf-8").replace("DF_API_KEY", KEY), encoding="utf-8")
     failed = run(project, "--traceback", "train", "nice.yaml")
     assert failed.returncode == 1
-    assert b"put the key in the environment" in b" ".join(failed.stderr.split())
+    assert b"put it in the environment" in b" ".join(failed.stderr.split())
     assert all(spelling not in failed.stdout + failed.stderr for spelling in spellings())
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parents[1]
+TOLERANCE = 1e-4
 SCRIPT = TESTS / "helpers" / "distributed_run.py"
 
 
@@ -43,6 +44,16 @@ def selections(output_dir: Path) -> list[tuple[list[int], np.ndarray]]:
     return found
 
 
+def assert_same(found: tuple[list[int], np.ndarray], expected: tuple[list[int], np.ndarray]) -> None:
+    """The same scores up to float rounding, and the same samples but for those whose scores that may swap."""
+    np.testing.assert_allclose(found[1], expected[1], rtol=TOLERANCE, atol=TOLERANCE)
+    swapped = set(found[0]) ^ set(expected[0])
+    scores = expected[1]
+    if swapped:
+        threshold = scores[expected[0]].min()
+        np.testing.assert_allclose(scores[list(swapped)], threshold, atol=4 * TOLERANCE)
+
+
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
@@ -54,13 +65,12 @@ def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
     assert losses(two, "loss") == pytest.approx(losses(one, "loss"), rel=1e-5)
     assert losses(two, "eval_loss") == pytest.approx(losses(one, "eval_loss"), rel=1e-5)
     assert len(selections(one)) == 2
-    for (chosen, scores), (expected, expected_scores) in zip(selections(two), selections(one), strict=True):
-        assert chosen == expected
-        np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-5)
+    for found, expected in zip(selections(two), selections(one), strict=True):
+        assert_same(found, expected)
     # A run of two processes goes on as one: the next selection is the same.
     for later in two.glob("checkpoint-5"):
         shutil.rmtree(later)
     second = selections(two)[1]
     (two / "selections" / "step-5.parquet").unlink()
     launch(two, selector, 1)
-    assert selections(two)[1][0] == second[0]
+    assert_same(selections(two)[1], second)
