@@ -43,6 +43,8 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve() / ext.name
         configure = [
             cmake,
+            # pip runs every build with a cmake and a ninja in another temporary folder, which the last cache names.
+            "--fresh",
             *("-S", str(ROOT), "-B", str(build)),
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
