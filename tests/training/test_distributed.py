@@ -57,7 +57,15 @@ def assert_same(found: tuple[list[int], np.ndarray], expected: tuple[list[int], 
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
-@pytest.mark.parametrize("selector", ["random", "nice", "less", "delta_loss"])
+@pytest.mark.parametrize(
+    "selector",
+    [
+        "nice",
+        "less",
+        pytest.param("random", marks=pytest.mark.exhaustive),
+        pytest.param("delta_loss", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     launch(one, selector, 1)
