@@ -30,7 +30,7 @@ using Moments = std::optional<py::array_t<float, py::array::c_style>>;
 template <class T>
 using Dense = py::array_t<T, py::array::c_style>;
 
-constexpr int kApiVersion = 5;  // grows with every change of a signature; dataflex.native knows the one it needs
+constexpr int kApiVersion = 5;  // grows with every change of a signature; kernels/native.py knows the one it needs
 
 ValueType value_type(const std::string& name, const py::array& grads) {
   const bool is_float32 = py::isinstance<py::array_t<float>>(grads);

@@ -9,8 +9,8 @@
 namespace dataflex {
 
 // A chunk shares its draw among the rows, and its 32-bit sums are added to the totals at its end: long, because that
-// costs as much as some 2000 values, but its moments and placements (384 KiB at sparsity 8) stay in the second-level
-// cache.
+// costs as much as normalising some 4000 values (at 4096 outputs), but its moments and placements (384 KiB at sparsity
+// 8) stay in the second-level cache.
 constexpr int kChunkGroups = 2048;
 // 255 values of the grid (|q| <= 2^23) add up in 32 bits. A group adds at most one to an output; a chunk of so many
 // groups that the fullest segment gets more is emptied in between.
@@ -35,7 +35,7 @@ struct Workspace {
   int64_t stride;         // not a multiple of 4 KiB: processors take loads and stores that far apart for dependent
 };
 
-// Adds the share of `rows` and of `groups` (absolute group numbers) to `result`.
+// Adds the share of `rows` and of `groups` (absolute group numbers) to the totals.
 using SjltRun = void (*)(const SjltJob&, Range rows, Range groups, const Totals&, const Workspace&);
 
 void sjlt_run_portable(const SjltJob&, Range rows, Range groups, const Totals&, const Workspace&);

@@ -23,6 +23,9 @@ from dataflex.kernels.block import Block
 
 API_VERSION = 5
 """Version of the extension's functions that this package calls."""
+SLOWDOWN = {"sjlt": 10, "rademacher": 250, "gaussian": 40}
+"""Processor time of plain torch over that of the native kernel, measured on one core with AVX-512 (b = 8, p = 20,000,
+k = 1024)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ def kernel(kind: str, device: torch.device) -> Callable[..., None] | None:
         if not reason:
             return partial(cuda.accumulate, status.module, kind)
     if device.type != "meta":
-        announce(f"{kind} projections run in plain torch, about 10 times slower than the native kernel: {reason}")
+        cost = f"about {SLOWDOWN[kind]} times slower than the native kernel"
+        announce(f"{kind} projections run in plain torch, {cost}: {reason}")
     return None
 
 
