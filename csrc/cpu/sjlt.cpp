@@ -1,7 +1,8 @@
 // sjlt.h on the CPU: takes the implementation for this processor and shares the work among threads.
 //
-// With enough rows the workers share the rows; with few rows they share the parameters, each with totals of its own
-// that are added up at the end. All memory is allocated before the threads start.
+// Workers share the parameters where there are many, each with totals of its own that are added up at the end: no part
+// of the matrix is drawn twice. They share the rows of a small block, whose totals would cost more than the drawing.
+// All memory is allocated before the threads start.
 #include <algorithm>
 #include <vector>
 
@@ -15,6 +16,7 @@ namespace dataflex {
 namespace {
 
 constexpr int64_t kValuesPerWorker = 1 << 15;         // less than this is not worth a thread
+constexpr int64_t kChunksPerWorker = 8;               // less than this is not worth private totals
 constexpr int64_t kPrivateTotals = int64_t{1} << 23;  // 64 MiB of private totals at most
 
 SjltRun implementation() {
@@ -104,10 +106,11 @@ void sjlt_accumulate(const SjltJob& job, const Totals& totals) {
   const Range groups{offset / kLanes, (offset + job.block.count + kLanes - 1) / kLanes};
   const int64_t useful = 1 + job.block.rows * job.block.count / kValuesPerWorker;
   const int workers = static_cast<int>(std::min<int64_t>(std::max(job.threads, 1), useful));
-  if (job.block.rows >= workers) {
+  const int64_t affordable = std::max<int64_t>(1, kPrivateTotals / (job.block.rows * job.dim));
+  const bool many = groups.end - groups.begin >= kChunksPerWorker * kChunkGroups * workers;
+  if (job.block.rows >= workers && !(many && affordable >= workers)) {
     share_rows(job, groups, workers, totals);
   } else {
-    const int64_t affordable = std::max<int64_t>(1, kPrivateTotals / (job.block.rows * job.dim));
     share_groups(job, groups, static_cast<int>(std::min<int64_t>(workers, affordable)), totals);
   }
 }

@@ -181,21 +181,6 @@ void scatter(int rows, const Workspace& space, int sparsity, const Placement* pl
   scatter<1>(space, sparsity, placements, groups);
 }
 
-// What has been noticed of a row, a lane each: sums over lanes would cost more than all the rest.
-struct alignas(64) LaneFacts {
-  int32_t broken[kLanes], saturated[kLanes];
-
-  GridFacts sum() const {
-    GridFacts facts{0, 0};
-    for (int lane = 0; lane < kLanes; ++lane) {
-      facts.broken += broken[lane];
-      facts.saturated += saturated[lane];
-    }
-    return facts;
-  }
-};
-
-// Puts the group of parameter `first` of the block on the grid; `stored` are its gradients.
 #if defined(__AVX512F__)
 
 inline __m512 widen_group(const float* stored) { return _mm512_loadu_ps(stored); }
@@ -207,18 +192,18 @@ inline __m512 widen_group(const Float16* stored) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
 }
 
-inline __mmask16 finite_lanes(__m512 values) {
-  return _mm512_cmp_ps_mask(_mm512_abs_ps(values), _mm512_set1_ps(FLT_MAX), _CMP_LE_OQ);
+// Clears in `good` the lanes where |values| <= limit does not hold.
+inline __mmask16 still_good(__mmask16 good, __m512 values, float limit) {
+  return _mm512_mask_cmp_ps_mask(good, _mm512_abs_ps(values), _mm512_set1_ps(limit), _CMP_LE_OQ);
 }
 
 // values.h in vectors: the same operations in the same order.
-template <AdamVariant variant, class Stored>
-inline void load_group(const Adam& adam, const Stored* stored, int64_t first, float scale, LaneFacts& facts,
-                       int32_t* grid) {
-  __m512 u = widen_group(stored);
-  __mmask16 finite = 0xFFFF;
-  if constexpr (variant != AdamVariant::kNone) {
-    const __m512 g = u, m = _mm512_loadu_ps(adam.exp_avg + first), v = _mm512_loadu_ps(adam.exp_avg_sq + first);
+template <AdamVariant variant>
+inline __m512 normalised_group(const Adam& adam, __m512 g, int64_t first, __mmask16& good) {
+  if constexpr (variant == AdamVariant::kNone) {
+    return g;
+  } else {
+    const __m512 m = _mm512_loadu_ps(adam.exp_avg + first), v = _mm512_loadu_ps(adam.exp_avg_sq + first);
     const __m512 mean = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(adam.beta1), m),
                                       _mm512_mul_ps(_mm512_set1_ps(adam.one_minus_beta1), g));
     const __m512 square = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(adam.beta2), v),
@@ -231,96 +216,75 @@ inline void load_group(const Adam& adam, const Stored* stored, int64_t first, fl
     } else {
       denominator = _mm512_sqrt_ps(_mm512_add_ps(square, eps));
     }
-    u = _mm512_div_ps(numerator, denominator);
-    finite = finite_lanes(denominator);
+    good = still_good(good, denominator, FLT_MAX);
+    return _mm512_div_ps(numerator, denominator);
   }
-  const __mmask16 usable = finite_lanes(u);
-  const __m512 x = _mm512_maskz_mul_ps(usable, u, _mm512_set1_ps(scale));
-  const __m512 limit = _mm512_set1_ps(kSjltLimit);
-  const __m512 clamped = _mm512_max_ps(_mm512_min_ps(x, limit), _mm512_sub_ps(_mm512_setzero_ps(), limit));
-  const __m512i q = _mm512_cvt_roundps_epi32(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512i one = _mm512_set1_epi32(1);
-  const auto count = [one](int32_t* counts, __mmask16 lanes) {
-    const __m512i before = _mm512_load_si512(counts);
-    _mm512_store_si512(counts, _mm512_mask_add_epi32(before, lanes, before, one));
-  };
-  count(facts.broken, static_cast<__mmask16>(~(finite & usable)));
-  count(facts.saturated, _mm512_cmp_ps_mask(clamped, x, _CMP_NEQ_UQ));
-  _mm512_store_si512(grid, q);
+}
+
+// What load_grid does, for whole groups inside the block whose values are all finite and on the grid. Returns whether
+// they are: counting those that are not would cost as much as the rest.
+template <AdamVariant variant, class Stored>
+bool load_good_groups(const SjltJob& job, int64_t row, int64_t group, int groups, int32_t* grid) {
+  const Gradients& block = job.block;
+  const Adam adam = block.adam;
+  const int64_t first = group * kLanes - block.offset;
+  const Stored* stored = static_cast<const Stored*>(block.values) + row * block.row_stride + first;
+  const float scale = power_of_two(job.exponents[row]);
+  __mmask16 good = 0xFFFF;
+  for (int i = 0; i < groups * kLanes; i += kLanes) {
+    const __m512 u = normalised_group<variant>(adam, widen_group(stored + i), first + i, good);
+    const __m512 x = _mm512_mul_ps(u, _mm512_set1_ps(scale));
+    good = still_good(good, x, kSjltLimit);
+    _mm512_store_si512(grid + i, _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  return good == 0xFFFF;
+}
+
+using LoadGoodGroups = bool (*)(const SjltJob&, int64_t row, int64_t group, int groups, int32_t* grid);
+
+template <class Stored>
+LoadGoodGroups load_good_groups_of(AdamVariant variant) {
+  switch (variant) {
+    case AdamVariant::kAdamW:
+      return load_good_groups<AdamVariant::kAdamW, Stored>;
+    case AdamVariant::kLess:
+      return load_good_groups<AdamVariant::kLess, Stored>;
+    default:
+      return load_good_groups<AdamVariant::kNone, Stored>;
+  }
+}
+
+LoadGoodGroups load_good_groups_of(const Gradients& block) {
+  switch (block.type) {
+    case ValueType::kBFloat16:
+      return load_good_groups_of<BFloat16>(block.adam.variant);
+    case ValueType::kFloat16:
+      return load_good_groups_of<Float16>(block.adam.variant);
+    default:
+      return load_good_groups_of<float>(block.adam.variant);
+  }
+}
+
+bool load_good(const SjltJob& job, int64_t row, int64_t group, int groups, int32_t* grid) {
+  const Gradients& block = job.block;
+  const bool inside = group * kLanes >= block.offset && (group + groups) * kLanes <= block.offset + block.count;
+  return inside && load_good_groups_of(block)(job, row, group, groups, grid);
 }
 
 #else
 
-template <AdamVariant variant, class Stored>
-inline void load_group(const Adam& adam, const Stored* stored, int64_t first, float scale,
-                       LaneFacts& __restrict__ facts, int32_t* __restrict__ grid) {
-  const float *exp_avg = adam.exp_avg, *exp_avg_sq = adam.exp_avg_sq;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const float g = widen(stored[lane]);
-    Value value{g, is_finite(g)};
-    if constexpr (variant != AdamVariant::kNone) {
-      value = normalised<variant>(adam, g, exp_avg[first + lane], exp_avg_sq[first + lane]);
-    }
-    int saturated = 0;
-    grid[lane] = on_grid(value.u, scale, kSjltLimit, saturated);
-    facts.broken[lane] += !value.finite;
-    facts.saturated[lane] += saturated;
-  }
-}
+bool load_good(const SjltJob&, int64_t, int64_t, int, int32_t*) { return false; }
 
 #endif
-
-// Puts groups of one row that lie inside the block on the grid.
-template <AdamVariant variant, class Stored>
-GridFacts load_groups(const SjltJob& job, int64_t row, int64_t group, int groups, int32_t* grid) {
-  const Gradients& block = job.block;
-  const Adam adam = block.adam;
-  const int64_t first = group * kLanes - block.offset;
-  const Stored* stored = static_cast<const Stored*>(block.values) + row * block.row_stride;
-  const float scale = power_of_two(job.exponents[row]);
-  LaneFacts facts{};
-  for (int i = 0; i < groups * kLanes; i += kLanes) {
-    load_group<variant>(adam, stored + first + i, first + i, scale, facts, grid + i);
-  }
-  return facts.sum();
-}
-
-using LoadGroups = GridFacts (*)(const SjltJob&, int64_t row, int64_t group, int groups, int32_t* grid);
-
-template <class Stored>
-LoadGroups load_groups_of(AdamVariant variant) {
-  switch (variant) {
-    case AdamVariant::kAdamW:
-      return load_groups<AdamVariant::kAdamW, Stored>;
-    case AdamVariant::kLess:
-      return load_groups<AdamVariant::kLess, Stored>;
-    default:
-      return load_groups<AdamVariant::kNone, Stored>;
-  }
-}
-
-LoadGroups load_groups_of(const Gradients& block) {
-  switch (block.type) {
-    case ValueType::kBFloat16:
-      return load_groups_of<BFloat16>(block.adam.variant);
-    case ValueType::kFloat16:
-      return load_groups_of<Float16>(block.adam.variant);
-    default:
-      return load_groups_of<float>(block.adam.variant);
-  }
-}
 
 // Puts a piece of some rows on the grid.
 void load_piece(const SjltJob& job, Range rows, int64_t group, int groups, const Totals& totals,
                 const Workspace& space) {
-  const Gradients& block = job.block;
-  const bool inside = group * kLanes >= block.offset && (group + groups) * kLanes <= block.offset + block.count;
-  const LoadGroups load_groups = load_groups_of(block);
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     int32_t* grid = space.grid + (row - rows.begin) * kPiece;
+    if (load_good(job, row, group, groups, grid)) continue;
     const GridFacts facts =
-        inside ? load_groups(job, row, group, groups, grid)
-               : load_grid(block, row, group * kLanes, groups * kLanes, job.exponents[row], kSjltLimit, grid);
+        load_grid(job.block, row, group * kLanes, groups * kLanes, job.exponents[row], kSjltLimit, grid);
     if (facts.broken > 0) totals.not_finite[row] = 1;
     totals.saturated[row] += facts.saturated;
   }
