@@ -12,8 +12,9 @@ conversation), with LoRA on all linear layers and the moments of two AdamW steps
   projector draws its matrix in every call and shares it among the samples of the call, 16 in LESS's code; a few of its
   k columns are timed with --trak-rows samples, and the rest is extrapolated, which the table says.
 
-Ratios are medians over rounds of pairs of the same round. CPU seconds are those of the process, and more telling than
-wall time where the machine is shared. Memory is the peak above what was resident before the pass.
+Ratios are medians over rounds of pairs of the same round. Processor time is that of the process over the number of
+threads, and more telling than wall time where the machine is shared. Memory is the peak above what was resident before
+the pass.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ import json
 import logging
 import platform
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,10 @@ from dataflex.model import add_lora, load_model, load_tokenizer, trainable_param
 from dataflex.projection import Projector
 from dataflex.sample_features import SampleFeatures
 from dataflex.types import Sample, SelectionContext
-from paired import Timing, markdown, paired
+from measuring.timing import BASELINE, OURS, PEER, Contender, Times, measure, paired_ratio
 
 ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
 PLAIN, FEATURES, VMAP, TRAK = "plain step", "features", "vmap", "one by one + TRAK"
 
 
@@ -53,8 +54,8 @@ class Setting:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        tokenizer = load_tokenizer(options.model)
-        self.model = add_lora(load_model(options.model), rank=options.rank, alpha=2 * options.rank)
+        tokenizer = load_tokenizer(str(options.model))
+        self.model = add_lora(load_model(str(options.model)), rank=options.rank, alpha=2 * options.rank)
         self.model.eval()
         template = ChatTemplate.load("chatml", tokenizer)
         samples = joined(load_samples(str(options.data)), options.turns)[: options.rows]
@@ -165,46 +166,46 @@ class TrakLoop:
         """``(1, p)`` of a batch of one."""
         return sample_gradient(model, batch, nullcontext)[None]
 
-    def timings(self) -> Timing:
+    def times(self) -> Times:
         """One round, extrapolated to all rows and columns."""
-        parts: dict[str, Callable[[], object]] = {"gradients": self.gradients}
         whole = self.gradients()
-        parts["projection"] = lambda: self.projector.project(whole, model_id=0)
-        measured = paired(parts, 1)
-        gradients, projection = measured["gradients"], measured["projection"]
-        columns = self.setting.options.dim / self.setting.options.trak_columns
-        rows = len(self.setting.dataset) / len(self.rows)
-        return Timing(
-            cpu=[rows * (gradients.cpu[0] + columns * projection.cpu[0])],
-            wall=[rows * (gradients.wall[0] + columns * projection.wall[0])],
-            peak_bytes=max(gradients.peak_bytes, projection.peak_bytes),
+        rows = len(self.rows) / len(self.setting.dataset)
+        columns = self.setting.options.trak_columns / self.setting.options.dim
+        gradients, projection = measure(
+            [
+                Contender("gradients", PEER, self.gradients, share=rows),
+                Contender("projection", PEER, lambda: self.projector.project(whole, model_id=0), share=rows * columns),
+            ],
+            1,
+            CPU,
+        ).values()
+        return Times(
+            wall=[sum(pair) for pair in zip(gradients.wall, projection.wall, strict=True)],
+            processor=[sum(pair) for pair in zip(gradients.processor or [], projection.processor or [], strict=True)],
+            memory=max(gradients.memory or 0, projection.memory or 0),
         )
 
 
-def measure(setting: Setting) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Timings of the variants that work here, and why the others do not."""
+def compare(setting: Setting) -> tuple[dict[str, Times], dict[str, str]]:
+    """Times of the variants that work here, and why the others do not."""
     options, absent = setting.options, {}
-    functions: dict[str, Callable[[], object]] = {
-        PLAIN: lambda: plain_step(setting),
-        FEATURES: lambda: batched_features(setting),
-    }
+    contenders = [
+        Contender(PLAIN, BASELINE, lambda: plain_step(setting)),
+        Contender(FEATURES, OURS, lambda: batched_features(setting)),
+    ]
     if options.vmap_rows:
         try:
             vmap_features_of_first(setting)
-            functions[VMAP] = lambda: vmap_features(setting, options.vmap_rows)
+            contenders.append(Contender(VMAP, PEER, lambda: vmap_features(setting, options.vmap_rows)))
         except RuntimeError as error:
             absent[VMAP] = str(error).split("\n")[0]
-    first, setting.batches = setting.batches, setting.batches[-1:]
-    for name in (PLAIN, FEATURES):  # allocations and caches of the longest batch
-        functions[name]()
-    setting.batches = first
-    timings = paired(functions, options.rounds)
+    times = measure(contenders, options.rounds, CPU)
     if options.trak_rows:
         try:
-            timings[TRAK] = TrakLoop(setting).timings()
+            times[TRAK] = TrakLoop(setting).times()
         except ImportError:
             absent[TRAK] = "not installed (pip install traker)"
-    return timings, absent
+    return times, absent
 
 
 def vmap_features_of_first(setting: Setting) -> None:
@@ -220,49 +221,47 @@ def vmap_features_of_first(setting: Setting) -> None:
 
 
 def scaling(setting: Setting) -> list[tuple[int, float]]:
-    """Number of rows and features per second of CPU time, for a quarter, half and all of the rows."""
+    """Number of rows and features per second, for a quarter, half and all of the rows."""
     found = []
     whole = setting.batches
     for share in (4, 2, 1):
         n = max(1, len(setting.dataset) // share)
         setting.batches = setting.features.batches(list(range(n)))
-        seconds = paired({FEATURES: lambda: batched_features(setting)}, 1)[FEATURES].cpu[0]
-        found.append((n, n / seconds))
+        times = measure([Contender(FEATURES, OURS, lambda: batched_features(setting))], 1, CPU)[FEATURES]
+        found.append((n, n / times.median()))
     setting.batches = whole
     return found
 
 
-def table(timings: dict[str, Timing], absent: dict[str, str], rows: int) -> str:
+def table(times: dict[str, Times], absent: dict[str, str], rows: int) -> str:
     """Markdown, a row a variant."""
-    base, lines = timings[PLAIN], []
-    for name, timing in timings.items():
-        note = " (extrapolated)" if name == TRAK else ""
-        paired_with_plain = len(timing.cpu) == len(base.cpu)
-        cpu, wall = (median(getattr(timing, clock)) for clock in ("cpu", "wall"))
-        ratios = [
-            timing.ratio(base, clock) if paired_with_plain else seconds / median(getattr(base, clock))
-            for clock, seconds in (("cpu", cpu), ("wall", wall))
-        ]
-        extra = (timing.peak_bytes - base.peak_bytes) / 2**20
-        lines.append(
-            [
-                name + note,
-                f"{1000 * cpu / rows:.1f}",
-                f"{rows / wall:.2f}",
-                f"{ratios[0]:.3f}",
-                f"{ratios[1]:.3f}",
-                f"{extra:+.0f}",
-            ]
-        )
+    header = ["", "processor ms a row", "rows/s", "processor, times plain", "wall, times plain", "peak MiB above plain"]
+    lines = [header, ["---"] * len(header)]
+    lines += [line(name, found, times[PLAIN], rows) for name, found in times.items()]
     lines += [[name, reason, "", "", "", ""] for name, reason in absent.items()]
-    header = ["", "CPU ms a row", "rows/s", "CPU, times plain", "wall, times plain", "peak MiB above plain"]
-    return markdown(header, lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def line(name: str, found: Times, plain: Times, rows: int) -> list[str]:
+    """The cells of a variant."""
+    processor, base = found.processor_median() or 0.0, plain.processor_median() or 1.0
+    ratios = [processor / base, found.median() / plain.median()]
+    if len(found.wall) == len(plain.wall):  # of the same rounds
+        paired = [paired_ratio(found.processor, plain.processor), paired_ratio(found.wall, plain.wall)]
+        ratios = [pair or ratio for pair, ratio in zip(paired, ratios, strict=True)]
+    return [
+        name + (" (extrapolated)" if name == TRAK else ""),
+        f"{1000 * processor / rows:.1f}",
+        f"{rows / found.median():.2f}",
+        *(f"{ratio:.3f}" for ratio in ratios),
+        f"{((found.memory or 0) - (plain.memory or 0)) / 2**20:+.0f}",
+    ]
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"))
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=Path, default=ROOT / "examples" / "quickstart" / "data" / "train.jsonl")
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--turns", type=int, default=1, help="samples in one conversation")
@@ -290,15 +289,15 @@ def main() -> None:
         f"{rows} rows, {tokens / rows:.0f} tokens a row, {len(setting.batches)} batches; p = {len(setting.adam):,}, "
         f"k = {options.dim}; {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}\n"
     )
-    timings, absent = measure(setting)
-    print(table(timings, absent, rows))
+    times, absent = compare(setting)
+    print(table(times, absent, rows))
     scales = scaling(setting) if options.scaling else []
     for n, rate in scales:
-        print(f"n = {n}: {rate:.2f} features a CPU second")
+        print(f"n = {n}: {rate:.2f} features a second")
     if options.json:
-        facts = {name: vars(timing) for name, timing in timings.items()}
-        settings = {key: str(value) for key, value in vars(options).items()}
-        report = {"settings": settings, "rows": rows, "tokens": tokens, "timings": facts, "absent": absent}
+        facts: dict[str, Any] = {name: vars(found) for name, found in times.items()}
+        settings = {key: getattr(value, "name", value) for key, value in vars(options).items() if key != "json"}
+        report = {"settings": settings, "rows": rows, "tokens": tokens, "times": facts, "absent": absent}
         options.json.write_text(json.dumps({**report, "scaling": scales}, indent=2) + "\n", encoding="utf-8")
 
 

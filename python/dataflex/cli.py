@@ -185,7 +185,7 @@ def _count(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @cli.command()
 @click.argument("config")
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--num", required=True, callback=_count, help="Rows to select: a number (500) or a share (5%).")
+@click.option("-n", "--num", required=True, callback=_count, help="Rows to select: a number (500) or a share (5%).")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The subset: a .jsonl file.")
 @click.option(
     "--checkpoint",
@@ -209,10 +209,17 @@ def select(
     they stand in their source, best first, each with an object `_dataflex`; beside it come the scores of all rows
     (.scores.parquet) and a card (.card.md). KEY=VALUE replaces a key of the file:
     component_params.gradient_type=sgd.
+
+    The processes of torchrun or accelerate launch share the work; torchrun takes --num for an option of its own, so
+    write -n there: torchrun --nproc_per_node 2 -m dataflex select run.yaml -n 5% -o subset.jsonl
     """
     if output is None and not dry_run:
         raise click.UsageError("-o / --output is needed unless --dry-run is given")
     run = _load(config, overrides)
+    from dataflex.launch import is_main_process
+
+    if not is_main_process():
+        logger.setLevel(logging.WARNING)
     from dataflex.offline.run import dry_run_from_config, select_from_config
 
     if dry_run:
@@ -221,7 +228,8 @@ def select(
         click.echo("\n".join(found.lines()))
     elif output is not None:
         chosen = select_from_config(run, output, num_samples=num, checkpoint=checkpoint, overwrite=overwrite)
-        click.echo(f"{len(chosen.indices):,} of {len(chosen.samples):,} rows are in {output}")
+        if is_main_process():
+            click.echo(f"{len(chosen.indices):,} of {len(chosen.samples):,} rows are in {output}")
 
 
 class _NearCommand(click.Command):

@@ -28,8 +28,8 @@ def test_the_benchmark_compares_all_variants(tmp_path, model_folder, monkeypatch
     script.main()
     printed = capsys.readouterr().out
     facts = json.loads(report.read_text(encoding="utf-8"))
-    timings = facts["timings"]
-    assert all(len(timings[name]["cpu"]) == 2 for name in ("plain step", "features", "vmap"))
+    times = facts["times"]
+    assert all(len(times[name]["wall"]) == 2 for name in ("plain step", "features", "vmap"))
     assert "| plain step |" in printed
     assert [n for n, _ in facts["scaling"]] == [1, 3, 6]
     if importlib.util.find_spec("trak") is None:
@@ -37,4 +37,4 @@ def test_the_benchmark_compares_all_variants(tmp_path, model_folder, monkeypatch
         assert "| one by one + TRAK | not installed (pip install traker) |" in printed
     else:
         assert facts["absent"] == {}
-        assert len(timings["one by one + TRAK"]["cpu"]) == 1
+        assert len(times["one by one + TRAK"]["wall"]) == 1

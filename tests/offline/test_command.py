@@ -15,6 +15,7 @@ import dataflex
 from dataflex.cli import cli
 from dataflex.config import RunConfig
 from dataflex.data.sources import load_samples
+from dataflex.distributed import Ranks
 from dataflex.offline.run import ACTING_KEYS, NEUTRAL_KEYS
 from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
 
@@ -162,9 +163,9 @@ def test_a_checkpoint_gives_the_moments_of_adam(project: Path, folder: Path) -> 
     assert str(folder / "warm" / "checkpoint-5") in (folder / "s.card.md").read_text(encoding="utf-8")
 
 
-def test_several_processes_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "2 processes were started" in run("--num", "3", "-o", folder / "s.jsonl").stderr
+def test_a_dry_run_of_several_processes_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflex.offline.run.launched_ranks", lambda: Ranks(0, 2))
+    assert "predicts the time of one process; 2 were started" in run("--num", "3", "--dry-run").stderr
 
 
 def test_columns_that_a_registry_maps_stay_as_they_are(project: Path, folder: Path) -> None:
@@ -186,7 +187,7 @@ def test_columns_that_a_registry_maps_stay_as_they_are(project: Path, folder: Pa
     [
         (["--num", "5%"], 2, "-o / --output is needed"),
         (["--num", "some", "-o", "s.jsonl"], 2, "expected a number (500) or a share (5%), got 'some'"),
-        (["-o", "s.jsonl"], 2, "Missing option '--num'"),
+        (["-o", "s.jsonl"], 2, "Missing option '-n' / '--num'"),
         (["--num", "3", "-o", "s.json"], 1, "must be a .jsonl file"),
         (["--num", "21", "-o", "s.jsonl"], 1, "there are 20 candidates"),
         (["--num", "101%", "-o", "s.jsonl"], 1, "num_samples 1.01 is not a share"),

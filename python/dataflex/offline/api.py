@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import SelectionError
 from dataflex.model import Precision
-from dataflex.offline.context import at_checkpoint, build_context, resolve_count
+from dataflex.offline.context import at_checkpoint, build_context, launched_ranks, resolve_count, shared_folder
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.static import score_checkpoints
 from dataflex.plugins import registry
 from dataflex.selectors.base import Selector
 from dataflex.selectors.less import LessSelector
 from dataflex.training.inputs import as_dataset, as_template
-from dataflex.training.outputs import check_selection
+from dataflex.training.outputs import check_agreement, check_selection
 from dataflex.types import Selection, SelectionContext
 
 
@@ -46,7 +45,8 @@ def select(
 ) -> OfflineSelection:
     """Select once, for the model as it is or as a checkpoint holds it, without training.
 
-    The model, its gradients, its mode and all random state are left as they were.
+    The model, its gradients, its mode and all random state are left as they were. Under torchrun or accelerate launch
+    the processes, each with the same model and data, share the work, and all return the same selection.
 
     Args:
         model: Causal language model with trainable parameters (a peft model, as a rule), on the device to compute on.
@@ -63,6 +63,7 @@ def select(
         seed: Seed of selectors that draw.
         precision: Of the forward passes (autocast).
         output_dir: Folder of features and answers, which make a killed selection resumable; None: a temporary one.
+            Processes on several machines need one on a disk that they share.
         dataset_dir: Folder of ``dataset_info.json``.
         **params: Parameters of the selector, if it is named.
 
@@ -144,6 +145,7 @@ def less_static(
     inputs = _Inputs(model, tokenizer, as_template(template, tokenizer), cutoff_len, seed, precision, dataset_dir)
     with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
         selection = score_checkpoints(selector, context, [Path(path) for path in checkpoints], learning_rates)
+        check_agreement(selection, context.ranks)
         return _finish(selection, context, train_dataset, dataset_dir)
 
 
@@ -171,6 +173,7 @@ def run_selector(selector: Selector[Any], context: SelectionContext, checkpoint:
     with checked_context(selector, context, checkpoint) as current:
         selection = selector.select(current)
     check_selection(selection, len(context.train_dataset), context.num_samples)
+    check_agreement(selection, context.ranks)
     return selection
 
 
@@ -197,9 +200,10 @@ def _context(
     inputs: _Inputs, train_dataset: Any, eval_dataset: Any, num_samples: float, output_dir: str | Path | None
 ) -> Iterator[SelectionContext]:
     """The context, with a temporary output folder where none is named."""
+    ranks = launched_ranks()
     training = inputs.dataset(train_dataset)
     held_out = None if eval_dataset is None else inputs.dataset(eval_dataset, keep_unlabelled=True)
-    with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
+    with shared_folder(ranks, None if output_dir is None else Path(output_dir)) as folder:
         yield build_context(
             inputs.model,
             inputs.tokenizer,
@@ -208,8 +212,9 @@ def _context(
             held_out,
             num_samples=resolve_count(num_samples, len(training)),
             seed=inputs.seed,
-            output_dir=Path(folder),
+            output_dir=folder,
             precision=inputs.precision,
+            ranks=ranks,
         )
 
 

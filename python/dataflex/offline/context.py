@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +19,36 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
+from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
 from dataflex.model import DTYPES, Precision, trainable_parameters
 from dataflex.training import checkpoint
 from dataflex.types import Autocast, SelectionContext
+
+
+def launched_ranks() -> Ranks:
+    """This process among those that torchrun or accelerate launch started, which then share the work; alone otherwise.
+
+    Joins their process group, or makes it: gloo on CPUs, nccl on GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not torch.distributed.is_initialized():
+        return Ranks()
+    from accelerate import PartialState
+
+    # Without a GPU accelerate forms a group only if it is told to use the CPU.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return Ranks(state.process_index, state.num_processes, state.device)
+
+
+@contextmanager
+def shared_folder(ranks: Ranks, wanted: Path | None) -> Iterator[Path]:
+    """The folder that is wanted, or a temporary one that all ranks use, which must then run on one machine."""
+    if wanted is not None:
+        yield wanted
+        return
+    with ExitStack() as stack:
+        yield Path(ranks.on_main(lambda: stack.enter_context(tempfile.TemporaryDirectory())))
+        ranks.barrier()  # before the main process removes it
 
 
 def resolve_count(wanted: float, candidates: int) -> int:
@@ -49,6 +77,7 @@ def build_context(
     seed: int,
     output_dir: Path,
     precision: Precision,
+    ranks: Ranks,
 ) -> SelectionContext:
     """The context of a single selection: step 0, round 1 of 1, no optimizer."""
     return SelectionContext(
@@ -65,6 +94,7 @@ def build_context(
         output_dir=output_dir,
         optimizer=None,
         autocast=_autocast(model, precision),
+        ranks=ranks,
     )
 
 

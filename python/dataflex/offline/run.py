@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ import torch
 from dataflex.config import RunConfig, validate_component
 from dataflex.config.fields import FileConfig
 from dataflex.data.templates import ChatTemplate
+from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.files import write_text
 from dataflex.model import Precision, load_tokenizer
 from dataflex.offline.api import as_offline, checked_context, run_selector
 from dataflex.offline.card import subset_card
-from dataflex.offline.context import build_context, resolve_count
+from dataflex.offline.context import build_context, launched_ranks, resolve_count
 from dataflex.offline.dry_run import DryRun, dry_run
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.subset import refuse_existing
@@ -85,6 +85,8 @@ def select_from_config(
 ) -> OfflineSelection:
     """Select as a configuration says and write the subset, the scores of all candidates and a card.
 
+    Processes that torchrun or accelerate launch started share the work; the main one writes.
+
     Args:
         config: Of a training run: model, data, selector; what acts on training only is named and left aside.
         output: The subset, a ``.jsonl`` file; the other files stand beside it.
@@ -96,17 +98,18 @@ def select_from_config(
         DataflexError: Whatever stops it; the files are written at the end, each atomically.
     """
     files = SubsetFiles(output)
+    ranks = launched_ranks()
     if output.suffix != ".jsonl":
         raise SelectionError(f"the output {output} must be a .jsonl file", hint=f"-o {output.with_suffix('.jsonl')}")
-    refuse_existing(files.all, overwrite=overwrite)
-    with _prepared(config, num_samples, files.work) as (selector, context):
+    ranks.on_main(lambda: refuse_existing(files.all, overwrite=overwrite))
+    with _prepared(config, num_samples, files.work, ranks) as (selector, context):
         chosen = run_selector(selector, context, checkpoint)
         folder = config.origin.folder
         source = RowSource(
             config.dataset, Path(config.locate(config.dataset_dir)), (folder,) if folder else (), config.max_samples
         )
         selection = as_offline(chosen, context.train_dataset, source)
-        _write(files, selection, context, config, checkpoint)
+        ranks.on_main(lambda: _write(files, selection, context, config, checkpoint))
     return selection
 
 
@@ -118,21 +121,25 @@ def dry_run_from_config(config: RunConfig, work: Path, *, num_samples: float, ch
         work: A folder to write a shard to, on the disk that the features would go to.
         num_samples: As there.
         checkpoint: As there.
+
+    Raises:
+        SelectionError: Several processes were started.
     """
+    ranks = launched_ranks()
+    if ranks.count > 1:
+        raise SelectionError(f"a dry run predicts the time of one process; {ranks.count} were started")
     with (
-        _prepared(config, num_samples, work) as (selector, context),
+        _prepared(config, num_samples, work, ranks) as (selector, context),
         checked_context(selector, context, checkpoint) as current,
     ):
         return dry_run(selector, current)
 
 
 @contextmanager
-def _prepared(config: RunConfig, num_samples: float, work: Path) -> Iterator[tuple[Selector[Any], SelectionContext]]:
+def _prepared(
+    config: RunConfig, num_samples: float, work: Path, ranks: Ranks
+) -> Iterator[tuple[Selector[Any], SelectionContext]]:
     """The selector and its context, as the configuration says."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SelectionError(
-            f"{os.environ['WORLD_SIZE']} processes were started; this version selects in a single process"
-        )
     for warning in FileConfig.warnings(config):
         logger.warning("%s", warning)
     _say_what_does_not_act(config)
@@ -146,7 +153,7 @@ def _prepared(config: RunConfig, num_samples: float, work: Path) -> Iterator[tup
     model = build_model(config).eval()
     precision: Precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
     context = build_context(
-        model.to("cuda") if torch.cuda.is_available() else model,
+        model.to(ranks.device if ranks.count > 1 else "cuda") if torch.cuda.is_available() else model,
         tokenizer,
         template,
         training,
@@ -155,6 +162,7 @@ def _prepared(config: RunConfig, num_samples: float, work: Path) -> Iterator[tup
         seed=config.seed,
         output_dir=work,
         precision=precision,
+        ranks=ranks,
     )
     try:
         yield selector, context

@@ -66,7 +66,9 @@ def score_checkpoints(
         report_unusable(scores, context.train_dataset.samples)
         indices = top_k(scores.values, context.num_samples)
     if selector.config.keep_features == "none":
-        shutil.rmtree(selector.work_dir(context) / "features")
+        context.ranks.barrier()  # all have read what is removed now
+        if context.ranks.is_main:
+            shutil.rmtree(selector.work_dir(context) / "features")
     report = {
         "seconds": watch.seconds,
         "candidates": candidate_facts(scores),

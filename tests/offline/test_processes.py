@@ -1,0 +1,114 @@
+"""A selection that torchrun's processes share is that of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
+
+TESTS = Path(__file__).parents[1]
+SCRIPT = """
+import json, os, sys
+import dataflex
+from dataflex.config import load_config
+from dataflex.training.run import build_model
+from helpers.tiny import tiny_tokenizer
+
+chosen = dataflex.select(
+    build_model(load_config("run.yaml")), tiny_tokenizer(), "rows.jsonl", "target.jsonl", num_samples=3,
+    template="chatml", gradient_type="sgd", proj_dim=256, save_interval=4,
+)
+rank = os.environ.get("RANK", "0")
+with open(f"{sys.argv[1]}-{rank}.json", "w") as file:
+    json.dump({"rows": chosen.rows.tolist(), "scores": chosen.scores.tolist()}, file)
+"""
+CONFIG = {
+    "model_name_or_path": "model",
+    "dataset": "rows.jsonl",
+    "eval_dataset": "target.jsonl",
+    "template": "chatml",
+    "lora_rank": 2,
+    "output_dir": "out",
+    "train_type": "dynamic_select",
+    "component_name": "less",
+    "component_params": {"gradient_type": "sgd", "proj_dim": 256, "save_interval": 4},
+    "update_step": 1,
+    "update_times": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, 14 rows, a target and a configuration."""
+    root = tmp_path_factory.mktemp("project")
+    tiny_tokenizer().save_pretrained(root / "model")
+    tiny_model().save_pretrained(root / "model")
+    for name, count, seed in (("rows", 14, 0), ("target", 3, 100)):
+        rows = [
+            {"instruction": sample.messages[0]["content"], "output": sample.reference}
+            for sample in tiny_samples(count, seed)
+        ]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (root / "run.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    (root / "choose.py").write_text(SCRIPT, encoding="utf-8")
+    return root
+
+
+def launch(project: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), *arguments],
+        cwd=project,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def subset(file: Path) -> list[tuple[int, float]]:
+    notes = [json.loads(line)["_dataflex"] for line in file.read_text(encoding="utf-8").splitlines()]
+    return [(note["row"], note["score"]) for note in notes]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_the_command_shares_the_work(project: Path, tmp_path: Path) -> None:
+    command = ["-m", "dataflex", "select", "run.yaml", "-n", "4", "-o"]
+    launch(project, 1, *command, str(tmp_path / "one.jsonl"))
+    done = launch(project, 2, *command, str(tmp_path / "two.jsonl"))
+    assert done.stdout.count("4 of 14 rows are in") == 1
+    one, two = subset(tmp_path / "one.jsonl"), subset(tmp_path / "two.jsonl")
+    assert [row for row, _ in two] == [row for row, _ in one]
+    np.testing.assert_allclose([score for _, score in two], [score for _, score in one], atol=1e-5)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_python_shares_the_work_in_a_temporary_folder(project: Path, tmp_path: Path) -> None:
+    for processes, name in ((1, "one"), (2, "two")):
+        launch(project, processes, "choose.py", str(tmp_path / name))
+    one, *two = (
+        json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("one-0", "two-0", "two-1")
+    )
+    assert two[0] == two[1]
+    assert two[0]["rows"] == one["rows"]
+    np.testing.assert_allclose(two[0]["scores"], one["scores"], atol=1e-5)
