@@ -16,7 +16,7 @@ namespace dataflex {
 namespace {
 
 constexpr int64_t kValuesPerWorker = 1 << 15;         // less than this is not worth a thread
-constexpr int64_t kChunksPerWorker = 8;               // less than this is not worth private totals
+constexpr int64_t kChunksPerWorker = 16;              // less than this is not worth private totals
 constexpr int64_t kPrivateTotals = int64_t{1} << 23;  // 64 MiB of private totals at most
 
 SjltRun implementation() {
@@ -37,21 +37,18 @@ SjltRun implementation() {
 class Buffers {
  public:
   explicit Buffers(const SjltJob& job)
-      : stride_(divide_up(job.dim, 1024) * 1024 + 17 * kLanes),
-        placements_(static_cast<size_t>(job.sparsity) * kChunkGroups),
-        fill_(job.dim / kLanes),
-        integers_(kRowsAtOnce * (kPiece + stride_) * sizeof(int32_t)) {}
+      : draws_(static_cast<size_t>(job.sparsity) * kChunkGroups),
+        entries_(draws_.size()),
+        ends_(job.dim / kLanes),
+        grid_(kRowsAtOnce * kGridStride * sizeof(int32_t)) {}
 
-  Workspace view() {
-    int32_t* grid = integers_.at<int32_t>(0);
-    return {placements_.data(), fill_.data(), grid, grid + kRowsAtOnce * kPiece, stride_};
-  }
+  Workspace view() { return {draws_.data(), entries_.data(), ends_.data(), grid_.at<int32_t>(0)}; }
 
  private:
-  int64_t stride_;
-  std::vector<Placement> placements_;
-  std::vector<int32_t> fill_;
-  AlignedBytes integers_;
+  std::vector<Draw> draws_;
+  std::vector<Entry> entries_;
+  std::vector<int32_t> ends_;
+  AlignedBytes grid_;
 };
 
 std::vector<Buffers> make_buffers(const SjltJob& job, int workers) {

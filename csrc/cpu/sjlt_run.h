@@ -8,31 +8,33 @@
 
 namespace dataflex {
 
-// A chunk shares its draw among the rows, and its 32-bit sums are added to the totals at its end: long, because that
-// costs as much as normalising some 4000 values (at 4096 outputs), but its moments and placements (384 KiB at sparsity
-// 8) stay in the second-level cache.
-constexpr int kChunkGroups = 2048;
-// 255 values of the grid (|q| <= 2^23) add up in 32 bits. A group adds at most one to an output; a chunk of so many
-// groups that the fullest segment gets more is emptied in between.
-constexpr int kMostAdded = 255;
-constexpr int kPieceGroups = 64;  // put on the grid, then scattered, while in the first-level cache
-constexpr int kRowsAtOnce = 4;    // share the reading of placements
-constexpr int kPiece = kPieceGroups * kLanes;
+// A chunk shares its draw among the rows. Long, because a segment's sums are added to the totals once a chunk; four
+// grids (256 KiB) and the entries (64 KiB at sparsity 8) stay in the second-level cache.
+constexpr int kChunkGroups = 1024;
+constexpr int kMostAdded = 255;  // values of the grid (|q| <= 2^23) add up in 32 bits
+constexpr int kRowsAtOnce = 4;   // share the reading of entries
+// Not a multiple of 4 KiB: processors take loads and stores that far apart for dependent.
+constexpr int kGridStride = kChunkGroups * kLanes + 17 * kLanes;
 
-// Where one group of parameters goes in one repetition.
-struct Placement {
-  int32_t output;        // of the segment's first position
+// What Philox says of one group in one repetition.
+struct Draw {
+  uint32_t segment;
+  uint32_t shape;
+};
+
+// A group on its way to a segment.
+struct Entry {
+  uint16_t group;        // in the chunk
   uint16_t negative;     // one bit a lane
   uint16_t permutation;  // row of the position table: 16 * (multiplier - 1) + shift
 };
 
 // Buffers of one worker.
 struct Workspace {
-  Placement* placements;  // (sparsity, kChunkGroups)
-  int32_t* fill;          // (dim / kLanes): groups of a chunk in each segment
-  int32_t* grid;          // (kRowsAtOnce, kPiece), 64-byte aligned
-  int32_t* partial;       // (kRowsAtOnce) times (dim) at a distance of stride, 64-byte aligned, zero between chunks
-  int64_t stride;         // not a multiple of 4 KiB: processors take loads and stores that far apart for dependent
+  Draw* draws;     // (sparsity, kChunkGroups)
+  Entry* entries;  // (sparsity, kChunkGroups), by segment
+  int32_t* ends;   // (dim / kLanes): where each segment's entries end
+  int32_t* grid;   // (kRowsAtOnce, kGridStride), 64-byte aligned
 };
 
 // Adds the share of `rows` and of `groups` (absolute group numbers) to the totals.

@@ -2,8 +2,9 @@
 // instruction set. Everything else has internal linkage and uses no inline function of the C++ library: the linker
 // could otherwise keep the copy of another instruction set.
 //
-// The matrix of a chunk of parameters is drawn once; then each row is put on the grid and scattered, piece by piece,
-// into 32-bit sums that are added to the totals at the end of the chunk, or before they could overflow.
+// The matrix of a chunk of parameters is drawn once, and its groups are sorted by the segment that they go to. Then the
+// rows are put on the grid, and each segment's groups are added up in registers: no store stands between two additions,
+// which costs less than scattering the groups in their order, though they are then read from the second-level cache.
 #include <stdint.h>
 #include <string.h>
 
@@ -44,22 +45,42 @@ constexpr Positions make_lanes() {
 
 constexpr Positions kLaneAt = make_lanes();
 
-// One repetition of one group of kRows rows, which share the reading of the placement:
-// partial[row][output + position] += +-grid[row][lane at position].
+// Of one repetition.
+inline int segments_of(const SjltJob& job) { return job.dim / job.sparsity / kLanes; }
+
+// The sums of kRows rows in one segment, in registers: add(group, entry) is
+// sum[row][position] += +-grid[row][group, lane at position], flush(totals) adds them to the totals.
 #if defined(__AVX512F__)
 
 template <int kRows>
-inline void scatter_group(const int32_t* grid, Placement p, int32_t* partial, int64_t stride) {
-  const __m512i lanes =
-      _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(kLaneAt.at[p.permutation])));
-  for (int r = 0; r < kRows; ++r) {
-    const __m512i values = _mm512_load_si512(grid + r * kPiece);
-    const __m512i flipped = _mm512_mask_sub_epi32(values, p.negative, _mm512_setzero_si512(), values);
-    const __m512i moved = _mm512_permutexvar_epi32(lanes, flipped);
-    int32_t* segment = partial + r * stride + p.output;
-    _mm512_store_si512(segment, _mm512_add_epi32(_mm512_load_si512(segment), moved));
+struct SegmentSums {
+  __m512i sums[kRows];
+
+  SegmentSums() {
+    for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_si512();
   }
-}
+
+  void add(const int32_t* grid, Entry entry) {
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(kLaneAt.at[entry.permutation]));
+    const __m512i lanes = _mm512_cvtepu8_epi32(bytes);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i values = _mm512_load_si512(grid + r * kGridStride);
+      const __m512i flipped = _mm512_mask_sub_epi32(values, entry.negative, _mm512_setzero_si512(), values);
+      sums[r] = _mm512_add_epi32(sums[r], _mm512_permutexvar_epi32(lanes, flipped));
+    }
+  }
+
+  void flush(int64_t* totals, int64_t distance) const {
+    for (int r = 0; r < kRows; ++r) {
+      add_to(totals + r * distance, _mm512_castsi512_si256(sums[r]));
+      add_to(totals + r * distance + 8, _mm512_extracti64x4_epi64(sums[r], 1));
+    }
+  }
+
+  static void add_to(int64_t* totals, __m256i sums) {
+    _mm512_storeu_si512(totals, _mm512_add_epi64(_mm512_loadu_si512(totals), _mm512_cvtepi32_epi64(sums)));
+  }
+};
 
 #elif defined(__AVX2__)
 
@@ -82,48 +103,67 @@ inline __m256i flip(const int32_t* values, __m256i negative) {
 }
 
 template <int kRows>
-inline void scatter_group(const int32_t* grid, Placement p, int32_t* partial, int64_t stride) {
-  const __m128i lanes = _mm_load_si128(reinterpret_cast<const __m128i*>(kLaneAt.at[p.permutation]));
-  const __m256i first = _mm256_cvtepu8_epi32(lanes), second = _mm256_cvtepu8_epi32(_mm_srli_si128(lanes, 8));
-  const __m256i low_mask = sign_mask(p.negative & 255), high_mask = sign_mask(p.negative >> 8);
-  for (int r = 0; r < kRows; ++r) {
-    const int32_t* values = grid + r * kPiece;
-    const __m256i low = flip(values, low_mask), high = flip(values + 8, high_mask);
-    __m256i* segment = reinterpret_cast<__m256i*>(partial + r * stride + p.output);
-    _mm256_store_si256(segment, _mm256_add_epi32(_mm256_load_si256(segment), pick(low, high, first)));
-    _mm256_store_si256(segment + 1, _mm256_add_epi32(_mm256_load_si256(segment + 1), pick(low, high, second)));
+struct SegmentSums {
+  __m256i sums[kRows][2];
+
+  SegmentSums() {
+    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
   }
-}
+
+  void add(const int32_t* grid, Entry entry) {
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(kLaneAt.at[entry.permutation]));
+    const __m256i first = _mm256_cvtepu8_epi32(bytes), second = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+    const __m256i low_mask = sign_mask(entry.negative & 255), high_mask = sign_mask(entry.negative >> 8);
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t* values = grid + r * kGridStride;
+      const __m256i low = flip(values, low_mask), high = flip(values + 8, high_mask);
+      sums[r][0] = _mm256_add_epi32(sums[r][0], pick(low, high, first));
+      sums[r][1] = _mm256_add_epi32(sums[r][1], pick(low, high, second));
+    }
+  }
+
+  void flush(int64_t* totals, int64_t distance) const {
+    alignas(32) int32_t values[kLanes];
+    for (int r = 0; r < kRows; ++r) {
+      for (int half = 0; half < 2; ++half) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(values + 8 * half), sums[r][half]);
+      }
+      for (int position = 0; position < kLanes; ++position) totals[r * distance + position] += values[position];
+    }
+  }
+};
 
 #else
 
 template <int kRows>
-inline void scatter_group(const int32_t* grid, Placement p, int32_t* partial, int64_t stride) {
-  const uint8_t* lanes = kLaneAt.at[p.permutation];
-  for (int r = 0; r < kRows; ++r) {
-    const int32_t* values = grid + r * kPiece;
-    int32_t* segment = partial + r * stride + p.output;
-    int32_t flipped[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int32_t sign = -((p.negative & 1 << lane) != 0);
-      flipped[lane] = (values[lane] ^ sign) - sign;
+struct SegmentSums {
+  int32_t sums[kRows][kLanes] = {};
+
+  void add(const int32_t* grid, Entry entry) {
+    const uint8_t* lanes = kLaneAt.at[entry.permutation];
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t* values = grid + r * kGridStride;
+      int32_t flipped[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int32_t sign = -((entry.negative & 1 << lane) != 0);
+        flipped[lane] = (values[lane] ^ sign) - sign;
+      }
+      for (int position = 0; position < kLanes; ++position) sums[r][position] += flipped[lanes[position]];
     }
-    for (int position = 0; position < kLanes; ++position) segment[position] += flipped[lanes[position]];
   }
-}
+
+  void flush(int64_t* totals, int64_t distance) const {
+    for (int r = 0; r < kRows; ++r) {
+      for (int position = 0; position < kLanes; ++position) totals[r * distance + position] += sums[r][position];
+    }
+  }
+};
 
 #endif
 
-inline Placement make_placement(const SjltJob& job, int j, uint32_t place, uint32_t shape) {
-  const int32_t outputs = job.dim / job.sparsity;
-  const uint32_t segment = static_cast<uint32_t>(uint64_t{place} * static_cast<uint32_t>(outputs / kLanes) >> 32);
-  const uint32_t multiplier_less_one = (shape >> 20) * 15 >> 12;
-  return {j * outputs + static_cast<int32_t>(segment) * kLanes, static_cast<uint16_t>(shape & 0xFFFFu),
-          static_cast<uint16_t>(multiplier_less_one * kLanes + (shape >> 16 & 15u))};
-}
-
-// Draws the placements of `count` groups, two repetitions a time.
-void place(const SjltJob& job, int64_t first, int count, Placement* placements) {
+// Draws segment and shape of `count` groups in each repetition, two repetitions a time.
+void draw(const SjltJob& job, int64_t first, int count, Draw* draws) {
+  const uint32_t segments = static_cast<uint32_t>(segments_of(job));
   for (int start = 0; start < count; start += kPhiloxLanes) {
     const int some = count - start < kPhiloxLanes ? count - start : kPhiloxLanes;
     for (int j = 0; j < job.sparsity; j += 2) {
@@ -138,47 +178,62 @@ void place(const SjltJob& job, int64_t first, int count, Placement* placements) 
       philox_lanes(words, static_cast<uint32_t>(job.seed), static_cast<uint32_t>(job.seed >> 32));
       for (int odd = 0; odd < 2 && j + odd < job.sparsity; ++odd) {
         for (int i = 0; i < some; ++i) {
-          placements[(j + odd) * kChunkGroups + start + i] =
-              make_placement(job, j + odd, words.at[2 * odd][i], words.at[2 * odd + 1][i]);
+          const uint32_t segment = static_cast<uint32_t>(uint64_t{words.at[2 * odd][i]} * segments >> 32);
+          draws[(j + odd) * kChunkGroups + start + i] = {segment, words.at[2 * odd + 1][i]};
         }
       }
     }
   }
 }
 
-// The largest number of groups of a chunk that one segment gets.
-int most_added(const SjltJob& job, const Placement* placements, int count, int32_t* fill) {
-  memset(fill, 0, sizeof(int32_t) * (job.dim / kLanes));
-  int32_t most = 0;
+inline Entry make_entry(int group, uint32_t shape) {
+  const uint32_t multiplier_less_one = (shape >> 20) * 15 >> 12;
+  return {static_cast<uint16_t>(group), static_cast<uint16_t>(shape & 0xFFFFu),
+          static_cast<uint16_t>(multiplier_less_one * kLanes + (shape >> 16 & 15u))};
+}
+
+// Sorts the groups of each repetition by segment (a counting sort).
+void sort(const SjltJob& job, int count, const Workspace& space) {
+  const int segments = segments_of(job);
   for (int j = 0; j < job.sparsity; ++j) {
-    for (int i = 0; i < count; ++i) {
-      const int32_t found = ++fill[placements[j * kChunkGroups + i].output / kLanes];
-      most = most > found ? most : found;
+    const Draw* draws = space.draws + j * kChunkGroups;
+    Entry* entries = space.entries + j * kChunkGroups;
+    int32_t* ends = space.ends + j * segments;
+    memset(ends, 0, sizeof(int32_t) * segments);
+    for (int i = 0; i < count; ++i) ++ends[draws[i].segment];
+    int32_t before = 0;
+    for (int segment = 0; segment < segments; ++segment) {
+      const int32_t size = ends[segment];
+      ends[segment] = before;
+      before += size;
     }
+    for (int i = 0; i < count; ++i) entries[ends[draws[i].segment]++] = make_entry(i, draws[i].shape);
   }
-  return most;
 }
 
-void flush(int32_t* partial, int64_t* sums, int dim) {
-  for (int i = 0; i < dim; ++i) sums[i] += partial[i];
-  memset(partial, 0, sizeof(int32_t) * dim);
-}
-
+// Adds the grids of kRows rows to their totals, segment by segment.
 template <int kRows>
-void scatter(const Workspace& space, int sparsity, const Placement* placements, int groups) {
-  for (int j = 0; j < sparsity; ++j) {
-    for (int i = 0; i < groups; ++i) {
-      scatter_group<kRows>(space.grid + i * kLanes, placements[j * kChunkGroups + i], space.partial, space.stride);
+void add_groups(const SjltJob& job, const Workspace& space, int64_t* totals) {
+  const int segments = segments_of(job);
+  for (int j = 0; j < job.sparsity; ++j) {
+    const Entry* entries = space.entries + j * kChunkGroups;
+    int32_t place = 0;
+    for (int segment = 0; segment < segments; ++segment) {
+      for (const int32_t end = space.ends[j * segments + segment]; place < end;) {
+        const int32_t stop = end - place < kMostAdded ? end : place + kMostAdded;
+        SegmentSums<kRows> sums;
+        for (; place < stop; ++place) sums.add(space.grid + entries[place].group * kLanes, entries[place]);
+        sums.flush(totals + (j * segments + segment) * kLanes, job.dim);
+      }
     }
   }
 }
 
-// Scatters a piece that was loaded; `placements` are those of its first group.
-void scatter(int rows, const Workspace& space, int sparsity, const Placement* placements, int groups) {
-  if (rows == 4) return scatter<4>(space, sparsity, placements, groups);
-  if (rows == 3) return scatter<3>(space, sparsity, placements, groups);
-  if (rows == 2) return scatter<2>(space, sparsity, placements, groups);
-  scatter<1>(space, sparsity, placements, groups);
+void add_groups(int rows, const SjltJob& job, const Workspace& space, int64_t* totals) {
+  if (rows == 4) return add_groups<4>(job, space, totals);
+  if (rows == 3) return add_groups<3>(job, space, totals);
+  if (rows == 2) return add_groups<2>(job, space, totals);
+  add_groups<1>(job, space, totals);
 }
 
 #if defined(__AVX512F__)
@@ -277,11 +332,9 @@ bool load_good(const SjltJob&, int64_t, int64_t, int, int32_t*) { return false; 
 
 #endif
 
-// Puts a piece of some rows on the grid.
-void load_piece(const SjltJob& job, Range rows, int64_t group, int groups, const Totals& totals,
-                const Workspace& space) {
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    int32_t* grid = space.grid + (row - rows.begin) * kPiece;
+// Puts some groups of some rows on the grid.
+void load_rows(const SjltJob& job, Range rows, int64_t group, int groups, const Totals& totals, int32_t* grid) {
+  for (int64_t row = rows.begin; row < rows.end; ++row, grid += kGridStride) {
     if (load_good(job, row, group, groups, grid)) continue;
     const GridFacts facts =
         load_grid(job.block, row, group * kLanes, groups * kLanes, job.exponents[row], kSjltLimit, grid);
@@ -290,32 +343,17 @@ void load_piece(const SjltJob& job, Range rows, int64_t group, int groups, const
   }
 }
 
-// Adds groups start .. stop of a chunk, which begins at group `first`, to the totals of some rows.
-void add_rows(const SjltJob& job, Range rows, int64_t first, int start, int stop, const Totals& totals,
-              const Workspace& space) {
-  const int count = static_cast<int>(rows.end - rows.begin);
-  for (int piece = start; piece < stop; piece += kPieceGroups) {
-    const int groups = stop - piece < kPieceGroups ? stop - piece : kPieceGroups;
-    load_piece(job, rows, first + piece, groups, totals, space);
-    scatter(count, space, job.sparsity, space.placements + piece, groups);
-  }
-  for (int r = 0; r < count; ++r) {
-    flush(space.partial + r * space.stride, totals.sums + (rows.begin + r) * job.dim, job.dim);
-  }
-}
-
 }  // namespace
 
 void DATAFLEX_SJLT_RUN(const SjltJob& job, Range rows, Range groups, const Totals& totals, const Workspace& space) {
   for (int64_t first = groups.begin; first < groups.end; first += kChunkGroups) {
     const int count = static_cast<int>(groups.end - first < kChunkGroups ? groups.end - first : kChunkGroups);
-    place(job, first, count, space.placements);
-    const int step = most_added(job, space.placements, count, space.fill) <= kMostAdded ? count : kMostAdded;
+    draw(job, first, count, space.draws);
+    sort(job, count, space);
     for (int64_t row = rows.begin; row < rows.end; row += kRowsAtOnce) {
       const Range some{row, rows.end - row < kRowsAtOnce ? rows.end : row + kRowsAtOnce};
-      for (int start = 0; start < count; start += step) {
-        add_rows(job, some, first, start, count - start < step ? count : start + step, totals, space);
-      }
+      load_rows(job, some, first, count, totals, space.grid);
+      add_groups(static_cast<int>(some.end - some.begin), job, space, totals.sums + row * job.dim);
     }
   }
 }
