@@ -76,6 +76,10 @@ def start_engine(
     if kv_cache_gib is None and not has_gpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         kv_cache_gib = CPU_KV_CACHE_GIB
         logger.info("no GPU: %s takes %g GiB of memory for keys and values", needed_by, kv_cache_gib)
+    if not has_gpu:
+        # A prompt of a seeded request that is read in two pieces stops vLLM's CPU engine: it rewinds the request's
+        # generator, which torch's generators on the CPU cannot do.
+        options["enable_chunked_prefill"] = False
     if kv_cache_gib is not None:
         options["kv_cache_memory_bytes"] = int(kv_cache_gib * _GIB)
     try:

@@ -34,6 +34,7 @@ ENGINE_OPTIONS = {"trust_remote_code", "tensor_parallel_size", "dtype", "seed", 
     "enforce_eager",
     "max_model_len",
     "kv_cache_memory_bytes",
+    "enable_chunked_prefill",
 }
 SAMPLING_OPTIONS = {"temperature", "top_p", "top_k", "max_tokens", "seed", "structured_outputs"}
 """Keyword arguments of vLLM 0.32 (its ``LLM`` and engine arguments, its ``SamplingParams``) that may be used here."""
@@ -180,7 +181,7 @@ def test_other_parameters_reach_the_engine_too(fake: FakeVllm) -> None:
     assert (engine["max_model_len"], engine["seed"], fake.sampling[0]["seed"]) == (900, 7, 7)
 
 
-def test_without_a_gpu_the_cache_is_small_unless_it_is_set_and_nothing_is_compiled(
+def test_without_a_gpu_the_cache_is_small_unless_it_is_set_and_nothing_is_compiled_or_read_in_pieces(
     fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.has_gpu = False
@@ -189,7 +190,7 @@ def test_without_a_gpu_the_cache_is_small_unless_it_is_set_and_nothing_is_compil
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     judge().score(requests("a"))
     assert [engine.get("kv_cache_memory_bytes") for engine in fake.engines] == [2 * 2**30, 2**29, None]
-    assert all(engine["enforce_eager"] for engine in fake.engines)
+    assert all(engine["enforce_eager"] and not engine["enable_chunked_prefill"] for engine in fake.engines)
 
 
 def test_usage_reports_are_off_unless_the_user_wants_them(fake: FakeVllm, monkeypatch: pytest.MonkeyPatch) -> None:

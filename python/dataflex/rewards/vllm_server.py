@@ -201,8 +201,12 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
             "uvicorn-log-level": "warning",
         }
         given = [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
-        eager = not _has_gpu() if config.vllm_enforce_eager is None else config.vllm_enforce_eager
-        flags = {"--enforce-eager": eager, "--trust-remote-code": config.trust_remote_code}
+        has_gpu = _has_gpu()
+        flags = {
+            "--enforce-eager": not has_gpu if config.vllm_enforce_eager is None else config.vllm_enforce_eager,
+            "--no-enable-chunked-prefill": not has_gpu,  # dataflex.vllm_engine.start_engine says why
+            "--trust-remote-code": config.trust_remote_code,
+        }
         return [*given, *(flag for flag, is_set in flags.items() if is_set), *config.server_options]
 
     def _expect_judge(self, endpoint: Endpoint) -> None:

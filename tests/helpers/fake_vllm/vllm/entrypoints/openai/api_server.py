@@ -24,6 +24,7 @@ for option in ("port", "seed", "tensor-parallel-size", "max-model-len", "kv-cach
 parser.add_argument("--gpu-memory-utilization", type=float)
 parser.add_argument("--chat-template")
 parser.add_argument("--enforce-eager", action="store_true")
+parser.add_argument("--enable-chunked-prefill", action=argparse.BooleanOptionalAction)
 parser.add_argument("--trust-remote-code", action="store_true")
 options = parser.parse_args()
 mode = os.environ.get("FAKE_VLLM_MODE", "")
