@@ -182,10 +182,34 @@ class TestPlugins:
         [found] = json.loads(run("plugins", "show", "mine", "--json").stdout)
         assert [row.get("default") for row in found["parameters"]] == [0.5, "soft", {}]
 
+    def test_show_a_plugin_names_its_hooks_and_components(self, site: Site) -> None:
+        site.install_selector("mine")
+        assert run("plugins", "show", "my-plugin").stdout.splitlines() == [
+            "plugin my-plugin (my-plugin 1.0); hooks: register_selectors",
+            "kind      name  summary",
+            "selector  mine  a selector of a plugin",
+        ]
+        [found] = json.loads(run("plugins", "show", "my-plugin", "--json").stdout)
+        assert found["components"] == [{"kind": "selector", "name": "mine"}]
+        assert found["hooks"] == ["register_selectors"]
+
+    def test_show_a_broken_plugin_has_its_traceback(self, site: Site) -> None:
+        site.install("broken", "raise RuntimeError('no')")
+        assert run("plugins", "show", "broken").stdout.endswith("RuntimeError: no\n")
+        [found] = json.loads(run("plugins", "show", "broken", "--json").stdout)
+        assert "RuntimeError: no" in found["error"]
+
+    def test_a_plugin_without_components_is_listed_too(self, site: Site) -> None:
+        site.install("watcher", WATCHER)
+        assert run("plugins").stdout.endswith("\nwatcher (watcher 1.0): no components; hooks: on_train_end\n")
+        found = json.loads(run("plugins", "list", "--json").stdout)
+        assert found["hook_api"] == 1
+        assert {"watcher", "builtins"} == {plugin["name"] for plugin in found["plugins"]}
+
     @pytest.mark.usefixtures("site")
     def test_show_an_unknown_component(self) -> None:
         done = run("plugins", "show", "nothing")
-        assert (done.exit_code, done.stderr.splitlines()[0]) == (1, "error: unknown component 'nothing'")
+        assert (done.exit_code, done.stderr.splitlines()[0]) == (1, "error: unknown component or plugin 'nothing'")
 
     def test_show_a_component_that_cannot_be_imported(self, site: Site) -> None:
         site.install(
@@ -197,6 +221,14 @@ class TestPlugins:
         assert done.exit_code == 1
         assert "'old' of stale cannot be imported" in done.stderr
 
+
+WATCHER = """
+    from dataflex.hookspecs import hookimpl
+
+    @hookimpl
+    def on_train_end(output_dir):
+        print(output_dir)
+"""
 
 COMMAND = """
     import click

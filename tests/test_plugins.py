@@ -7,6 +7,7 @@ import click
 import pytest
 
 from dataflex.errors import PluginError
+from dataflex.hookspecs import HOOK_API_VERSION
 from dataflex.plugins import KINDS, PluginInfo, callable_from, registry
 from helpers.plugins import Site, plugin_site
 
@@ -96,6 +97,17 @@ def test_a_hook_with_wrong_arguments_is_an_error(site: Site) -> None:
 def test_a_plugin_without_hooks_is_an_error(site: Site) -> None:
     site.install("empty", "def register_selectors(register): pass\n")
     assert "implements no hook" in error(site, "empty")
+
+
+def test_a_plugin_may_name_the_version_of_the_hooks_that_it_is_written_for(site: Site) -> None:
+    site.install("current", registers("now") + f"dataflex_hook_api = {HOOK_API_VERSION}\n")
+    site.install("newer", registers("later") + f"dataflex_hook_api = {HOOK_API_VERSION + 1}\n")
+    found = site.registry()
+    assert info(site, "current").error is None
+    assert "written for version 2 of the hooks (dataflex_hook_api), this dataflex has version 1" in error(site, "newer")
+    assert "now" in found.names("selector")
+    assert "later" not in found.names("selector")
+    assert [found.hooks(plugin) for plugin in found.plugins[1:]] == [["register_selectors"], []]
 
 
 def test_a_hook_under_another_function_name_counts(site: Site) -> None:

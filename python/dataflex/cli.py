@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
@@ -19,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dataflex.console import print_json, print_table
 from dataflex.errors import ConfigError, DataflexError, PluginError
+from dataflex.plugin_commands import plugins
 
 if TYPE_CHECKING:
     from dataflex.config import RunConfig
-    from dataflex.plugins import Component, Registry
+
 
 logger = logging.getLogger("dataflex")
 
@@ -274,6 +275,9 @@ def report(output_dir: Path) -> None:
     print_report(output_dir)
 
 
+cli.add_command(plugins)
+
+
 @cli.group(name="config")
 def config_group() -> None:
     """Check, show and describe configurations."""
@@ -305,59 +309,7 @@ def schema() -> None:
     """Print the JSON schema of a run's YAML file, for editors that complete and check it."""
     from dataflex.config import config_schema
 
-    _print_json(config_schema())
-
-
-@cli.group(invoke_without_command=True)
-@click.pass_context
-def plugins(ctx: click.Context) -> None:
-    """List selectors, reward backends and other components, and where they come from."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_plugins)
-
-
-@plugins.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_plugins(as_json: bool) -> None:
-    """List all components; a plugin that is broken is shown with its traceback."""
-    from dataflex.plugins import registry
-
-    found = registry()
-    rows = [_summary(found, component) for _, component in sorted(found.components.items())]
-    broken = [plugin for plugin in found.plugins if plugin.error]
-    if as_json:
-        errors = [
-            {"name": plugin.name, "plugin": plugin.distribution, "version": plugin.version, "error": plugin.error}
-            for plugin in broken
-        ]
-        _print_json({"components": rows, "broken": errors})
-        return
-    _print_table(["kind", "name", "plugin", "version", "summary"], [list(row.values()) for row in rows])
-    for plugin in broken:
-        click.echo(f"\nbroken: {plugin.name} ({plugin.distribution} {plugin.version})\n{plugin.error}".rstrip())
-
-
-@plugins.command(name="show")
-@click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show_plugin(name: str, as_json: bool) -> None:
-    """Show the component NAME: where it comes from and its parameters with their defaults."""
-    from dataflex.plugins import KINDS, registry
-
-    found = registry()
-    components = [found.components[kind, name] for kind in KINDS if (kind, name) in found.components]
-    if not components:
-        raise PluginError(f"unknown component {name!r}", hint="`dataflex plugins` lists all of them")
-    if as_json:
-        _print_json([_details(found, component) for component in components])
-        return
-    for component in components:
-        summary, parameters = _summary(found, component), _parameters(component)
-        click.echo(f"{component.kind} {name}: {component.summary}")
-        click.echo(f"from {component.plugin} {summary['version']}, {component.target}")
-        if parameters:
-            rows = [[row["name"], row["type"], _default(row), row["description"]] for row in parameters]
-            _print_table(["parameter", "type", "default", "description"], rows)
+    print_json(config_schema())
 
 
 @cli.command()
@@ -372,9 +324,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     checks = diagnose()
     if as_json:
-        _print_json([check.to_json() for check in checks])
+        print_json([check.to_json() for check in checks])
     else:
-        _print_table(["", "check", "found"], [[check.status.upper(), check.name, check.detail] for check in checks])
+        print_table(["", "check", "found"], [[check.status.upper(), check.name, check.detail] for check in checks])
         for check in checks:
             if check.fix and check.status != "pass":
                 click.echo(f"{check.name}: {check.fix}")
@@ -394,55 +346,6 @@ def _load(config: str, overrides: tuple[str, ...]) -> RunConfig:
     from dataflex.config import load_config
 
     return load_config(config, overrides, check_component=True)
-
-
-def _summary(found: Registry, component: Component) -> dict[str, str]:
-    releases = {plugin.distribution: plugin.version for plugin in found.plugins}
-    return {
-        "kind": component.kind,
-        "name": component.name,
-        "plugin": component.plugin,
-        "version": releases[component.plugin],
-        "summary": component.summary,
-    }
-
-
-def _details(found: Registry, component: Component) -> dict[str, Any]:
-    return {**_summary(found, component), "target": component.target, "parameters": _parameters(component)}
-
-
-def _parameters(component: Component) -> list[dict[str, Any]]:
-    """Name, type, meaning and default of what the component's ``Config`` accepts; required ones have no default."""
-    from pydantic_core import to_jsonable_python
-
-    model = getattr(component.load(), "Config", None)
-    rows = []
-    for name, info in model.model_fields.items() if model else ():
-        row = {"name": name, "type": _type_name(info.annotation), "description": info.description or ""}
-        if not info.is_required():
-            row["default"] = to_jsonable_python(info.get_default(call_default_factory=True), fallback=str)
-        rows.append(row)
-    return rows
-
-
-def _default(parameter: Mapping[str, Any]) -> str:
-    return json.dumps(parameter["default"], ensure_ascii=False) if "default" in parameter else "required"
-
-
-def _type_name(annotation: Any) -> str:
-    """A type as it is written in code, without the modules that it comes from."""
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return re.sub(r"\b(\w+\.)+(?=\w)", "", text)
-
-
-def _print_table(head: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def main() -> None:

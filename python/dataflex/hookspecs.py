@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from dataflex.types import Selection, SelectionContext
 
 HOOK_API_VERSION = 1
-"""Grows when a hook changes in a way that plugins can notice."""
+"""Grows when a hook changes in a way that plugins can notice.
+
+A plugin may name the version that it was written for, ``dataflex_hook_api = 1`` beside its hooks.
+"""
 
 PROJECT_NAME = "dataflex"
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
@@ -58,7 +61,7 @@ def register_commands(cli: click.Group) -> None:
 
 @hookspec
 def on_selection(selection: Selection, context: SelectionContext) -> None:
-    """Look at a selection before it is trained on (on every rank)."""
+    """Look at a selection before it is trained on (main process only)."""
 
 
 @hookspec

@@ -4,6 +4,9 @@ Built-in components and those of third parties take the same road: a module with
 entry point in the group ``dataflex``. Every plugin is loaded on its own: one that fails is listed with its
 traceback and changes nothing else. A component is imported when it is first used, and then checked.
 
+A plugin may say which version of the hooks it was written for (``dataflex_hook_api = 1`` beside its hooks); one for
+another version is not loaded.
+
 ``DATAFLEX_LOAD_PLUGINS`` limits loading: unset loads all, a comma-separated list loads those distributions or
 entry points only, an empty value loads none.
 """
@@ -118,11 +121,18 @@ class Registry:
             hint = f"{hint or ''} Plugins that failed to load: {', '.join(broken)}; see `dataflex plugins`.".strip()
         raise PluginError(f"unknown {kind.replace('_', ' ')} {name!r}; known: {', '.join(names) or 'none'}", hint=hint)
 
+    def hooks(self, info: PluginInfo) -> list[str]:
+        """Names of the hooks that a plugin implements, sorted; none if it could not be loaded."""
+        plugin = self.manager.get_plugin(_key(info))
+        callers = None if plugin is None else self.manager.get_hookcallers(plugin)
+        return sorted(caller.name for caller in callers or ())
+
     def add(self, plugin: object, info: PluginInfo) -> None:
         """Register a plugin object and collect its components; a failure is recorded, not raised."""
         name = None
         try:
-            name = self.manager.register(plugin, name=f"{info.distribution}:{info.name}")
+            _check_version(plugin, info)
+            name = self.manager.register(plugin, name=_key(info))
             self.manager.check_pending()
             if not self.manager.get_hookcallers(plugin):
                 raise PluginError(f"{info.name}: {plugin!r} implements no hook; decorate functions with hookimpl")
@@ -143,7 +153,7 @@ class Registry:
         One that raises is logged, recorded and left alone from then on; the others go on.
         """
         for info in [info for info in self.plugins if info.error is None]:
-            plugin = self.manager.get_plugin(f"{info.distribution}:{info.name}")
+            plugin = self.manager.get_plugin(_key(info))
             try:
                 self._call_one(plugin, hook, **arguments)
             except (Exception, SystemExit) as error:
@@ -201,6 +211,20 @@ def _load_entry_point(found: Registry, entry: EntryPoint) -> None:
         found.plugins.append(replace(info, error=traceback.format_exc()))
         return
     found.add(plugin, info)
+
+
+def _key(info: PluginInfo) -> str:
+    """Name of a plugin in the manager: two distributions may use one entry point name."""
+    return f"{info.distribution}:{info.name}"
+
+
+def _check_version(plugin: object, info: PluginInfo) -> None:
+    wanted = getattr(plugin, "dataflex_hook_api", hookspecs.HOOK_API_VERSION)
+    if wanted != hookspecs.HOOK_API_VERSION:
+        raise PluginError(
+            f"{info.name}: written for version {wanted!r} of the hooks (dataflex_hook_api), this dataflex has version "
+            f"{hookspecs.HOOK_API_VERSION}: update {info.distribution} or dataflex-sdk, whichever is older"
+        )
 
 
 def _wanted(entry: EntryPoint) -> bool:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from dataflex.rewards.base import RewardBackend, RewardConfig
 from dataflex.selectors.nice import NiceSelector
+from dataflex.testing import EchoReward
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
-from dataflex.types import RewardRequest
 from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
-
-
-class LengthReward(RewardBackend[RewardConfig]):
-    """Rewards by the number of characters of an answer: cheap, deterministic, never constant."""
-
-    name: ClassVar[str] = "length"
-    Config = RewardConfig
-
-    def score(self, requests: Sequence[RewardRequest]) -> list[float | None]:
-        return [len(request.prediction) % 7 / 6 for request in requests]
 
 
 def tiny_nice(**params: Any) -> NiceSelector:
     """NICE with few, short answers."""
     defaults: dict[str, Any] = {
-        "reward": LengthReward(),
+        "reward": EchoReward(),
         "proj_dim": 256,
         "mc_samples": 3,
         "max_new_tokens": 6,

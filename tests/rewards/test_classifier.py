@@ -5,36 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from dataflex.errors import RewardError
 from dataflex.rewards.classifier import ClassifierReward
 from dataflex.types import RewardRequest
+from helpers.classifier import save_classifier
 from helpers.tiny import tiny_tokenizer
 
-TEMPLATE = "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}<|im_end|>{% endfor %}"
 ANSWERS = ["Paris", "It is the city of Paris, which lies in France.", "Rome", "", "Paris"]
-
-
-def save_model(folder: Path, labels: int, *, template: str | None = TEMPLATE, seed: int = 0) -> str:
-    tokenizer = tiny_tokenizer(chat_template=template)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            initializer_range=0.3,
-            num_labels=labels,
-            pad_token_id=None,
-        )
-        LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def requests(*answers: str) -> list[RewardRequest]:
@@ -72,7 +51,7 @@ def plain_logits(folder: str, answers: list[str], *, pair: bool = False) -> torc
 def test_rewards_follow_their_formula_whatever_the_batch(
     head: str, labels: int, label: int | str | None, expected: Any, batch_size: int, tmp_path: Path
 ) -> None:
-    folder = save_model(tmp_path / "model", labels)
+    folder = save_classifier(tmp_path / "model", labels)
     reward = ClassifierReward(model_name_or_path=folder, head=head, label=label, batch_size=batch_size)
     reward.check()
     found = reward.score(requests(*ANSWERS))
@@ -82,13 +61,13 @@ def test_rewards_follow_their_formula_whatever_the_batch(
 
 
 def test_a_tokenizer_without_a_chat_template_gets_question_and_answer_as_a_pair(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model", 1, template=None)
+    folder = save_classifier(tmp_path / "model", 1, template=None)
     found = ClassifierReward(model_name_or_path=folder, head="none").score(requests(*ANSWERS))
     assert found == pytest.approx(plain_logits(folder, ANSWERS, pair=True)[:, 0].tolist(), rel=1e-4, abs=1e-5)
 
 
 def test_an_answer_that_does_not_fit_fails_alone_and_is_never_cut(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model", 1)
+    folder = save_classifier(tmp_path / "model", 1)
     answers = requests("Paris", "long " * 100)
     assert ClassifierReward(model_name_or_path=folder, on_error="skip").score(answers)[1] is None
     with pytest.raises(RewardError, match=r"sample '1': conversation and answer have \d+ tokens and 128 fit"):
@@ -101,13 +80,13 @@ def test_an_answer_that_does_not_fit_fails_alone_and_is_never_cut(tmp_path: Path
     ("label", "message"), [(None, "label does not say which"), ("good", "none is 'good'"), (3, "3")]
 )
 def test_the_label_must_be_one_of_the_models(label: Any, message: str, tmp_path: Path) -> None:
-    reward = ClassifierReward(model_name_or_path=save_model(tmp_path / "model", 3), label=label)
+    reward = ClassifierReward(model_name_or_path=save_classifier(tmp_path / "model", 3), label=label)
     with pytest.raises(RewardError, match=f"LABEL_0, LABEL_1, LABEL_2, .*{message}"):
         reward.check()
 
 
 def test_a_number_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model", 1)
+    folder = save_classifier(tmp_path / "model", 1)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.score.weight.data.fill_(float("nan"))
     model.save_pretrained(folder)
@@ -116,7 +95,7 @@ def test_a_number_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_the_model_is_freed_and_loaded_again(tmp_path: Path) -> None:
-    reward = ClassifierReward(model_name_or_path=save_model(tmp_path / "model", 1), release=True)
+    reward = ClassifierReward(model_name_or_path=save_classifier(tmp_path / "model", 1), release=True)
     first = reward.score(requests("a"))
     assert reward._model is None
     assert reward.score(requests("a")) == first
@@ -124,7 +103,7 @@ def test_the_model_is_freed_and_loaded_again(tmp_path: Path) -> None:
 
 
 def test_scoring_leaves_random_numbers_alone(tmp_path: Path) -> None:
-    reward = ClassifierReward(model_name_or_path=save_model(tmp_path / "model", 1))
+    reward = ClassifierReward(model_name_or_path=save_classifier(tmp_path / "model", 1))
     state = torch.get_rng_state()
     reward.score(requests("a", "b"))
     assert torch.equal(torch.get_rng_state(), state)
@@ -133,7 +112,7 @@ def test_scoring_leaves_random_numbers_alone(tmp_path: Path) -> None:
 def test_a_missing_model_is_found_before_training(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match=r"the reward model: cannot load the tokenizer .*nowhere"):
         ClassifierReward(model_name_or_path=str(tmp_path / "nowhere")).check()
-    folder = save_model(tmp_path / "model", 1)
+    folder = save_classifier(tmp_path / "model", 1)
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(RewardError, match="cannot be loaded"):
         ClassifierReward(model_name_or_path=folder).score(requests("a"))

@@ -15,6 +15,7 @@ import pytest
 from dataflex.errors import ConfigError, RewardError
 from dataflex.rewards.judge import SCORE_PATTERN
 from dataflex.rewards.vllm import PLAIN_CHAT_TEMPLATE, LocalVllmReward
+from dataflex.testing import RewardContract
 from dataflex.types import RewardRequest
 
 SEED_PARAMS = {
@@ -327,3 +328,19 @@ def test_wrong_parameters_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         LocalVllmReward.from_params({"vllm_top_p": 2, "vllm_gpu_memory": 0.5, "vllm_dtype": "int8"})
     assert len(caught.value.problems) == 4
+
+
+class TestContract(RewardContract):
+    """The tests that authors of reward backends run on theirs."""
+
+    @pytest.fixture(autouse=True)
+    def _fake(self, fake: FakeVllm) -> None:
+        fake.reply = lambda prompt: (
+            "I cannot say." if "speechless" in prompt else f'{{"score": {len(prompt) % 11 / 10}}}'
+        )
+
+    def make(self, **params: Any) -> LocalVllmReward:
+        return judge(**params)
+
+    def unscorable(self) -> RewardRequest:
+        return RewardRequest("mute", ({"role": "user", "content": "?"},), "leave the judge speechless")

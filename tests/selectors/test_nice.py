@@ -18,12 +18,13 @@ from dataflex.gradients import policy_gradient, sample_gradient
 from dataflex.rollouts import Rollout
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.nice import advantages, score_answers
+from dataflex.testing import EchoReward
 from helpers.context import tiny_context
-from helpers.runs import LengthReward, tiny_nice
+from helpers.runs import tiny_nice
 from helpers.tiny import tiny_dataset
 
 
-class Fixed(LengthReward):
+class Fixed(EchoReward):
     """Rewards that are given in advance; remembers the requests."""
 
     def __init__(self, rewards):
@@ -92,18 +93,6 @@ def test_scores_follow_the_definition(tmp_path, params):
     assert np.abs(projected.scores - expected).max() < 6 / 2048**0.5
 
 
-def test_selection_leaves_the_model_and_its_random_numbers_alone(tmp_path):
-    context = tiny_context(tmp_path)
-    context.model.train()
-    before = {name: value.clone() for name, value in context.model.state_dict().items()}
-    state = torch.get_rng_state()
-    tiny_nice().select(context)
-    assert context.model.training
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in context.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in context.model.parameters())
-
-
 def test_rewards_get_prompt_answer_and_reference(tmp_path):
     context = tiny_context(tmp_path)
     reward = Fixed([0.0, 1.0, 0.5])
@@ -126,7 +115,7 @@ def test_missing_rewards_are_left_out_and_never_zero(tmp_path):
 
 
 def test_a_failing_reward_stops_the_selection(tmp_path):
-    class Broken(LengthReward):
+    class Broken(EchoReward):
         def score(self, requests):
             raise RewardError("the judge is down")
 
@@ -139,7 +128,7 @@ def test_a_failing_reward_stops_the_selection(tmp_path):
 
 
 def test_wrong_number_of_rewards_is_refused(tmp_path):
-    class Short(LengthReward):
+    class Short(EchoReward):
         def score(self, requests):
             return [0.5]
 
@@ -174,7 +163,7 @@ def test_a_finished_round_is_not_paid_for_twice(tmp_path):
     context = tiny_context(tmp_path)
     first = tiny_nice().select(context)
 
-    class Untouchable(LengthReward):
+    class Untouchable(EchoReward):
         def score(self, requests):
             raise AssertionError("scored again")
 
@@ -188,7 +177,7 @@ def test_answers_of_a_round_whose_reward_failed_are_not_drawn_again(tmp_path):
     context = tiny_context(tmp_path)
     expected = tiny_nice().select(replace(context, output_dir=tmp_path / "other"))
 
-    class Broken(LengthReward):
+    class Broken(EchoReward):
         def score(self, requests):
             raise RewardError("the judge is down")
 

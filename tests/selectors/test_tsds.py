@@ -64,15 +64,6 @@ def test_rows_like_the_target_are_preferred(tmp_path: Path) -> None:
     assert [tasks[index] for index in selection.indices].count("sum") >= 4
 
 
-def test_the_draw_follows_the_seed_and_the_round(tmp_path: Path) -> None:
-    drawn = {
-        key: tuple(tsds(alpha=0.1).select(context(tmp_path, seed=key[0], round=key[1])).indices.tolist())
-        for key in ((0, 1), (0, 2), (1, 1))
-    }
-    assert len(set(drawn.values())) == 3
-    assert tuple(tsds(alpha=0.1).select(context(tmp_path)).indices.tolist()) == drawn[0, 1]
-
-
 def test_samples_are_embedded_once_a_run_and_cached_for_the_next(tmp_path: Path) -> None:
     selector = tsds()
     encoder = selector.config.encoder

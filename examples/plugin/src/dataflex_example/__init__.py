@@ -1,0 +1,1 @@
+"""A plugin of dataflex: the selector ``k_center`` and the reward backend ``unit_tests``."""
