@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,31 @@ def test_python_m_dataflex_is_the_command_line() -> None:
     assert done.stdout.startswith("Usage: dataflex [OPTIONS] COMMAND")
     for command in ("train", "select", "config", "plugins", "report", "version"):
         assert f"\n  {command} " in done.stdout
+
+
+@pytest.mark.integration
+def test_sigterm_unwinds_what_runs(tmp_path: Path) -> None:
+    script = f"""
+import pathlib, sys, time
+from dataflex import cli
+
+@cli.cli.command()
+def wait():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        pathlib.Path({str(tmp_path / "closed")!r}).touch()
+
+sys.argv = ["dataflex", "wait"]
+cli.main()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert (tmp_path / "closed").exists()
 
 
 @pytest.mark.usefixtures("site")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
@@ -350,4 +352,8 @@ def _load(config: str, overrides: tuple[str, ...]) -> RunConfig:
 
 def main() -> None:
     """Run the command line; exits with 1 on an error of dataflex and with 2 on wrong usage."""
+    # SIGTERM unwinds what runs, so that the engines and servers of judges stop too. A launcher's processes end at once:
+    # each may be waiting for one that is gone.
+    if "LOCAL_RANK" not in os.environ:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     cli(prog_name="dataflex")
