@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dataflex.doctor.command import doctor, preview
 from dataflex.errors import ConfigError, DataflexError, PluginError
 
 if TYPE_CHECKING:
@@ -353,33 +354,16 @@ def show_plugin(name: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Check this installation: versions, native kernels against their references, devices, plugins.
-
-    Exits with 1 if a check fails.
-    """
-    from dataflex.doctor import diagnose
-
-    checks = diagnose()
-    if as_json:
-        _print_json([check.to_json() for check in checks])
-    else:
-        _print_table(["", "check", "found"], [[check.status.upper(), check.name, check.detail] for check in checks])
-        for check in checks:
-            if check.fix and check.status != "pass":
-                click.echo(f"{check.name}: {check.fix}")
-    ctx.exit(1 if any(check.status == "fail" for check in checks) else 0)
-
-
-@cli.command()
 def version() -> None:
     """Print the versions of dataflex and of the packages that it stands on."""
     from dataflex.config.provenance import versions
 
     for package, number in versions().items():
         click.echo(f"{package} {number}")
+
+
+for command in (doctor, preview):
+    cli.add_command(command)
 
 
 def _load(config: str, overrides: tuple[str, ...]) -> RunConfig:
