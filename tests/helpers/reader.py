@@ -82,15 +82,15 @@ def furnish(folder: Path) -> None:
 
 
 def warm_up(output_dir: Path) -> None:
-    """A run of six steps over the reader's rows with a checkpoint each three: two epochs of a small set."""
+    """A run of 200 steps over the reader's rows with a checkpoint each hundred."""
     Trainer(
         reader_model(taught_model()),
         reader_tokenizer(),
         train_rows(),
-        selector=RandomSelector(),
-        schedule=Schedule(warmup_step=6),
+
+        schedule=Schedule(warmup_step=200),
         args=TrainingArguments(
-            output_dir=output_dir, save_steps=3, logging_steps=1, per_device_train_batch_size=4, plot_loss=False
+            output_dir=output_dir, save_steps=100, plot_loss=False
         ),
     ).train()
 

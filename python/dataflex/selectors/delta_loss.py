@@ -38,6 +38,8 @@ class DeltaLossSelector(DrawSelector[DeltaLossConfig]):
     A candidate's score is d, in nats a token. The losses of the first selection are part of the selector's state, so
     that a resumed run compares with the same ones.
 
+    Source: the selector of this name in OpenDCAI's DataFlex.
+
     Example:
         >>> selector = DeltaLossSelector(window_size=0.2)
     """

@@ -42,6 +42,8 @@ class LessSelector(GradientSelector[LessConfig]):
 
     Evaluation samples without a reference answer are left out and named.
 
+    Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tuning, arXiv 2402.04333.
+
     Example:
         >>> selector = LessSelector(proj_dim=4096, features_dtype="bfloat16")
     """
