@@ -44,7 +44,8 @@ MEASURED = re.compile(
 )
 UNITS = re.compile(
     r"\b(tokens?|steps?|samples?|rows?|share|number|dimension|seconds|bytes|times|selections?|candidates|"
-    r"passes|rate|often|norm|answers?|queries|neighbours|checkpoints|texts)\b"
+    r"passes|rate|often|norm|answers?|queries|neighbours|checkpoints|texts|evaluations)\b",
+    re.IGNORECASE,
 )
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Example|Yields):$", re.MULTILINE)
 

@@ -15,13 +15,13 @@ from dataflex.adam import AdamMoments
 from dataflex.data import ChatTemplate, tokenize
 from dataflex.data.collate import collate
 from dataflex.losses import mean_losses
-from dataflex.selectors.random import RandomSelector
+from dataflex.model import add_lora
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Sample
 from helpers.scripts import ROOT
-from helpers.tiny import tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
+from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
 
 MODEL = "models/SmolLM2-135M-Instruct"
 
@@ -87,7 +87,6 @@ def warm_up(output_dir: Path) -> None:
         reader_model(taught_model()),
         reader_tokenizer(),
         train_rows(),
-
         schedule=Schedule(warmup_step=200),
         args=TrainingArguments(
             output_dir=output_dir, save_steps=100, plot_loss=False
@@ -96,8 +95,8 @@ def warm_up(output_dir: Path) -> None:
 
 
 def reader_model(base: LlamaForCausalLM) -> PeftModel:
-    """A LoRA adapter on the base model."""
-    return tiny_lora(base)
+    """The base model with a new adapter, which changes nothing yet."""
+    return add_lora(base, rank=4, alpha=8)
 
 
 def names(folder: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def less_static(
         num_samples: How many candidates: a number (int) or a share (float up to 1).
         learning_rates: One a checkpoint, in any unit; None: the mean that its run has logged for its epoch.
         template: As for :func:`select`.
-        cutoff_len: As for :func:`select`.
+        cutoff_len: Longest sample in tokens.
         seed: As for :func:`select`.
         precision: As for :func:`select`.
         output_dir: As for :func:`select`.
