@@ -13,7 +13,6 @@ copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]  # pages that come with an optional part are named by a pattern
 
 html_theme = "furo"
 html_title = "dataflex"

@@ -60,5 +60,9 @@ def test_no_help_imports_a_heavy_package() -> None:
 
 def test_the_benchmark_compares_pairs() -> None:
     spent: Any = benchmark.Spent
-    pairs = [(spent(90.0, 80.0), spent(30.0, 20.0)), (spent(500.0, 70.0), spent(400.0, 20.0)), (spent(61, 9), spent(30, 4))]
+    pairs = [
+        (spent(90.0, 80.0), spent(30.0, 20.0)),
+        (spent(500.0, 70.0), spent(400.0, 20.0)),
+        (spent(61, 9), spent(30, 4)),
+    ]
     assert benchmark.differences(pairs) == {"wall_ms": 60.0, "cpu_ms": 50.0, "ratio": 61 / 30}

@@ -85,7 +85,6 @@ def functions_of(name: str) -> Iterator[Documented]:
         function = getattr(found, "__func__", None) or getattr(found, "fget", None) or getattr(found, "func", found)
         if inspect.isfunction(function):
             yield Documented(f"{name}.{attribute}", function, inspect.getdoc(getattr(value, attribute, function)) or "")
-            # a property's own docstring: getdoc of the class attribute gives it
 
 
 def arguments_of(function: Callable[..., Any]) -> dict[str, str]:
@@ -108,8 +107,26 @@ def raised_by(function: Callable[..., Any]) -> set[str]:
     """Classes of the errors that the body of a function raises itself."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None]
-    names = [part.func if isinstance(part, ast.Call) else part for part in raised]
-    return {part.id for part in names if isinstance(part, ast.Name) and part.id.endswith("Error")} - {"NotImplementedError"}
+    classes = [part.func if isinstance(part, ast.Call) else part for part in raised]
+    names = {part.id for part in classes if isinstance(part, ast.Name)}
+    return {name for name in names if name.endswith("Error")} - {"NotImplementedError"}
+
+
+def fields_of(name: str) -> dict[str, tuple[str, str]]:
+    """Annotation and description of each field or constructor argument of a class; a base may describe it."""
+    value = getattr(dataflex, name)
+    if issubclass(value, BaseModel):
+        return {key: (str(info.annotation), info.description or "") for key, info in value.model_fields.items()}
+    found = arguments_of(vars(value)["__init__"]) if "__init__" in vars(value) else {}
+    if dataclasses.is_dataclass(value):
+        found = {part.name: str(part.type) for part in dataclasses.fields(value)}
+    own = [base for base in value.__mro__ if base.__module__.startswith("dataflex")]
+    texts = [Documented(name, base, inspect.cleandoc(base.__doc__ or "")) for base in own]
+    return {
+        key: (note, next((text.entry(key) for text in texts if re.search(rf"\b{key}\b", text.text)), ""))
+        for key, note in found.items()
+        if key != "params"
+    }
 
 
 ALL = [(name, documented) for name in NAMES for documented in functions_of(name)]
@@ -163,17 +180,7 @@ def test_numbers_have_units(name: str, documented: Documented) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_fields_and_constructor_arguments_are_described(name: str) -> None:
-    value = getattr(dataflex, name)
-    documented = Documented(name, value, inspect.getdoc(value) or "")
-    if issubclass(value, BaseModel):
-        fields = {key: (str(info.annotation), info.description or "") for key, info in value.model_fields.items()}
-    else:
-        names = dict(arguments_of(vars(value)["__init__"])) if "__init__" in vars(value) else {}
-        names |= {part.name: str(part.type) for part in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else {}
-        inherited = "".join(inspect.getdoc(base) or "" for base in value.__mro__ if base.__module__.startswith("dataflex"))
-        whole = Documented(name, value, inherited)
-        fields = {key: (note, documented.entry(key) if key in documented.text else whole.entry(key)) for key, note in names.items()}
-        fields = {key: (note, text if re.search(rf"\b{key}\b", inherited) else "") for key, (note, text) in fields.items() if key != "params"}
+    fields = fields_of(name)
     assert [key for key, (_, text) in fields.items() if not text] == []
     for key, (note, text) in fields.items():
         assert not TENSOR.search(note) or SHAPE.search(text), f"{key}: no shape in {text!r}"

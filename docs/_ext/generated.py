@@ -8,6 +8,7 @@ A page holds a comment in a line of its own, which becomes Markdown when the pag
     <!-- generated: help -->                      the help of every command
     <!-- generated: templates -->                 names of the chat templates
     <!-- generated: page ../CONTRIBUTING.md -->   another file of the repository
+    <!-- generated: pages eval* track* -->        names of the pages that there are, for a list of pages
 
 Links to files that have a page point to it; links to other files of the repository lose their target and keep their
 text, since the built pages stand alone.
@@ -28,6 +29,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
+from pygments.lexers.data import JsonLexer
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -54,6 +56,7 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
+    app.add_lexer("jsonl", JsonLexer)
     app.connect("source-read", lambda _, name, source: source.__setitem__(0, filled(source[0], DOCS / f"{name}.md")))
     return {"parallel_read_safe": True}
 
@@ -166,8 +169,9 @@ def value_text(annotation: Any, metadata: Any = ()) -> str:
 def _bounds(metadata: Any) -> Iterator[str]:
     for part in metadata:
         for attribute, words in _BOUNDS.items():
-            if getattr(part, attribute, None) is not None:
-                yield f"{words} {getattr(part, attribute)}"
+            bound = getattr(part, attribute, None)
+            if bound is not None and bound < 2**63 - 1:
+                yield f"{words} {bound}"
 
 
 def component(kind: str) -> Callable[[str, Path], str]:
@@ -238,6 +242,11 @@ def templates(rest: str, page: Path) -> str:
     return ", ".join(f"`{name}`" for name in sorted([*template_names(), *ALIASES]))
 
 
+def page_names(rest: str, page: Path) -> str:
+    """Names of the pages beside ``page`` that fit one of some patterns, a line each."""
+    return "\n".join(sorted(path.stem for pattern in rest.split() for path in page.parent.glob(f"{pattern}.md")))
+
+
 def other_page(rest: str, page: Path) -> str:
     """Another file of the repository, with its links made to fit."""
     source = (page.parent / rest).resolve()
@@ -250,6 +259,7 @@ _WRITERS: dict[str, Callable[[str, Path], str]] = {
     "help": command_help,
     "near": model(_near),
     "page": other_page,
+    "pages": page_names,
     "projection": component("projection"),
     "reward": component("reward"),
     "run": run_keys,

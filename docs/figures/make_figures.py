@@ -213,8 +213,8 @@ def projection() -> Drawing:
         960,
         430,
         "What projection does to cosines",
-        f"{PAIRS} pairs of vectors of {NUMBERS:,} numbers. Across: their cosine. Up: the cosine of their features. With "
-        "256 numbers the points scatter by 0.06 around the diagonal, with 4096 by 0.016.",
+        f"{PAIRS} pairs of vectors of {NUMBERS:,} numbers. Across: their cosine. Up: the cosine of their features. "
+        "With 256 numbers the points scatter by 0.06 around the diagonal, with 4096 by 0.016.",
     )
     for left, dim, colour in ((70, 256, PURPLE), (550, 4096, BLUE)):
         _scatter(drawing, left, dim, colour)

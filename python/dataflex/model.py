@@ -79,7 +79,7 @@ def outline_model(
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=DTYPES[precision], trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError) as error:

@@ -42,8 +42,8 @@ __all__ = [
 class Projector:
     """Projects per-sample gradients to ``dim`` features with a projection of the registry.
 
-    Sources: ``sjlt`` is a sparse Johnson-Lindenstrauss map (Kane and Nelson, arXiv 1012.1577) in block-permutation form;
-    ``rademacher`` and ``gaussian`` are the dense maps of Johnson and Lindenstrauss.
+    Sources: ``sjlt`` is a sparse Johnson-Lindenstrauss map (Kane and Nelson, arXiv 1012.1577) in block-permutation
+    form; ``rademacher`` and ``gaussian`` are the dense maps of Johnson and Lindenstrauss.
 
     Args:
         dim: Dimension k of the features; for ``sjlt`` a multiple of ``16 * sparsity``.

@@ -18,7 +18,16 @@ OPTIONS = ["-W", "--keep-going", "-n", "-q", "-b", "html"]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sphinx", reason="needs the extra docs")
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", *OPTIONS, "-d", str(out / "doctrees"), str(ROOT / "docs"), str(out / "html")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        *OPTIONS,
+        "-d",
+        str(out / "doctrees"),
+        str(ROOT / "docs"),
+        str(out / "html"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "html"

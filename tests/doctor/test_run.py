@@ -10,13 +10,13 @@ from click.testing import CliRunner
 from dataflex.cli import cli
 from dataflex.config import load_config
 from dataflex.data import ChatTemplate, tokenize
+from dataflex.data.collate import collate
 from dataflex.doctor import fit
 from dataflex.doctor.check import Check
 from dataflex.doctor.run import diagnose_file
 from dataflex.losses import mean_losses
 from dataflex.memory import bytes_per_token
 from dataflex.model import add_lora, load_model
-from dataflex.data.collate import collate
 from helpers.doctor import write_project
 from helpers.tiny import tiny_samples, tiny_tokenizer
 
@@ -74,7 +74,7 @@ def test_a_sound_run_passes_everything() -> None:
         (["template=nonsense"], "template", "path of a .jinja file"),
         (["update_step=7"], "schedule", "update_step of at most 6"),
         (["lora_target=nothing"], "model", "q_proj"),
-        (["eval_dataset=null"], "target", "eval_dataset"),
+        (["eval_dataset=null"], "configuration", "set eval_dataset"),
         (
             ["component_name=nice", "component_params={reward_model_backend: api}"],
             "reward",
@@ -131,7 +131,7 @@ def test_a_folder_without_safetensors_fails(project: Path) -> None:
 
 @pytest.mark.usefixtures("project")
 def test_too_little_memory_or_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "available_bytes", lambda device: 300_000)
+    monkeypatch.setattr(fit, "available_bytes", lambda device: 320_000)
     statuses = {check.name: check.status for check in checks()}
     assert statuses["memory"] == "warn"
     monkeypatch.setattr(fit, "available_bytes", lambda device: 1000)

@@ -19,6 +19,7 @@ RUN: dict[str, Any] = {
     "output_dir": "out",
     "cutoff_len": 128,
     "per_device_train_batch_size": 2,
+    "num_train_epochs": 1.0,
     "logging_steps": 1,
     "save_steps": 2,
     "train_type": "dynamic_select",

@@ -88,9 +88,7 @@ def warm_up(output_dir: Path) -> None:
         reader_tokenizer(),
         train_rows(),
         schedule=Schedule(warmup_step=200),
-        args=TrainingArguments(
-            output_dir=output_dir, save_steps=100, plot_loss=False
-        ),
+        args=TrainingArguments(output_dir=output_dir, save_steps=100, plot_loss=False),
     ).train()
 
 

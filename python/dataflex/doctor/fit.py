@@ -1,8 +1,8 @@
 """Whether a run fits into memory and on the disk, from the model's shapes alone: no weights are loaded.
 
-Memory is the sum of base weights, of 16 bytes a trainable parameter (float32 value, gradient, two moments of AdamW), and
-of the activations of the largest batch. A token's activations are what autograd keeps of a forward pass on torch's meta
-device, where tensors have shapes but no values. Fused attention, which keeps no matrix of weights, is assumed.
+Memory is the sum of base weights, of 16 bytes a trainable parameter (float32 value, gradient, two moments of AdamW),
+and of the activations of the largest batch. A token's activations are what autograd keeps of a forward pass on torch's
+meta device, where tensors have shapes but no values. Fused attention, which keeps no matrix of weights, is assumed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.store import DTYPES
 
-GIB = 1 << 30
 TRAINABLE_BYTES = 16
 """A trainable parameter with its gradient and AdamW's two moments, float32 each."""
 _ATTENTION = "dataflex_outline"
@@ -91,13 +90,13 @@ class _FusedAttention(torch.autograd.Function):
     """Keeps what fused attention keeps: queries, keys, values and the output."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         query, key, value, _ = ctx.saved_tensors
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
@@ -105,14 +104,15 @@ class _FusedAttention(torch.autograd.Function):
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
     """Attention in shape only: ``(b, heads, t, d)`` to ``(b, t, heads, d)``."""
     del module
-    return cast(Tensor, _FusedAttention.apply(query, key, value)).transpose(1, 2), None
+    output: Tensor = _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2), None
 
 
 @contextmanager
 def _shape_only_attention(model: nn.Module) -> Iterator[None]:
     """Run the block with :func:`_attention` where the model lets its attention be chosen."""
     ALL_ATTENTION_FUNCTIONS[_ATTENTION] = _attention
-    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    configs: dict[int, Any] = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
     before = {key: getattr(value, "_attn_implementation", None) for key, value in configs.items()}
     for value in configs.values():
         value._attn_implementation = _ATTENTION
@@ -121,7 +121,7 @@ def _shape_only_attention(model: nn.Module) -> Iterator[None]:
     finally:
         for key, value in configs.items():
             value._attn_implementation = before[key]
-        del ALL_ATTENTION_FUNCTIONS[_ATTENTION]
+        ALL_ATTENTION_FUNCTIONS.pop(_ATTENTION)
 
 
 def _kept_bytes(model: nn.Module, tokens: int) -> int:
@@ -162,9 +162,8 @@ def memory_check(config: RunConfig, found: Outline, longest: int, selector: Sele
         activations /= 4  # inputs of the layers and one layer's own: a rough share, smaller in deep models
     needed = found.base_bytes + optimizer + activations
     detail = (
-        f"about {needed / GIB:.2f} GiB of {free / GIB:.2f} GiB free ({device.type}): weights "
-        f"{found.base_bytes / GIB:.2f}, adapter and optimizer {optimizer / GIB:.2f}, activations of {largest:,} tokens "
-        f"{activations / GIB:.2f}"
+        f"about {_size(needed)} of {_size(free)} free ({device.type}): weights {_size(found.base_bytes)}, adapter and "
+        f"optimizer {_size(optimizer)}, activations of {largest:,} tokens {_size(activations)}"
     )
     if found.base_bytes + optimizer > free:
         return Check("memory", "fail", detail, "a smaller model or lora_rank, bf16: true, or a larger machine")

@@ -104,7 +104,7 @@ def less_static(
 ) -> OfflineSelection:
     """Select as LESS does (arXiv 2402.04333): over the checkpoints of a warm-up run.
 
-    The score of a candidate z is
+    The score of a candidate z is ::
 
         max over tasks D of  sum_i eta_i (1 / |D|) sum_{j in D} cos(phi_i(z), phi_i(j)),
 

@@ -78,7 +78,7 @@ class OfflineSelection(Selection):
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """``(num_samples,)`` int64 numbers of the chosen rows in the source, best first (``indices`` count candidates)."""
+        """``(num_samples,)`` int64: the chosen rows by their number in the source (``indices`` count candidates)."""
         return np.array([sample.row for sample in self.chosen], dtype=np.int64)
 
     @property

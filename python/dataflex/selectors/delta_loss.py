@@ -54,7 +54,11 @@ class DeltaLossSelector(DrawSelector[DeltaLossConfig]):
     def weigh(
         self, context: SelectionContext, losses: NDArray[np.float64], stream: np.random.Generator
     ) -> tuple[NDArray[np.bool_], Weights]:
-        """Weights by rank of the progress."""
+        """Weights by rank of the progress.
+
+        Raises:
+            SelectionError: The first selection had another number of candidates.
+        """
         if self._first is None:
             self._first = losses
         if len(self._first) != len(losses):
