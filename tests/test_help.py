@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from dataflex.config import NearConfig
+from dataflex.near_flags import described_keys
 from helpers.scripts import load_script
 
 HEAVY = (
@@ -26,6 +28,7 @@ HEAVY = (
     "tokenizers",
     "torch",
     "transformers",
+    "pydantic",
     "vllm",
 )
 PROBE = """
@@ -66,3 +69,8 @@ def test_the_benchmark_compares_pairs() -> None:
         (spent(61, 9), spent(30, 4)),
     ]
     assert benchmark.differences(pairs) == {"wall_ms": 60.0, "cpu_ms": 50.0, "ratio": 61 / 30}
+
+
+def test_the_flags_of_near_are_the_keys_of_its_configuration() -> None:
+    described = {key: info.description for key, info in NearConfig.model_fields.items()}
+    assert list(described_keys().items()) == list(described.items())

@@ -229,11 +229,11 @@ class _NearCommand(click.Command):
     """Has a flag for every key of the configuration, read from it when the command is used or asked for help."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from dataflex.config import NearConfig
+        from dataflex.near_flags import described_keys
 
         flags = [
-            click.Option([f"--{name.replace('_', '-')}", name], metavar="VALUE", help=field.description)
-            for name, field in NearConfig.model_fields.items()
+            click.Option([f"--{name.replace('_', '-')}", name], metavar="VALUE", help=description)
+            for name, description in described_keys().items()
         ]
         return [*self.params, *flags, *super().get_params(ctx)[len(self.params) :]]
 

@@ -101,8 +101,7 @@ def test_commands_parse(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
         documented_commands.check(command)
 
 
-@pytest.mark.parametrize("block", [block for block in all_blocks() if block.skipped], ids=str)
-def test_a_block_that_is_not_run_says_why(block: Block) -> None:
-    assert block.skipped is not None
-    assert block.skipped.startswith(REASONS)
-    pytest.skip(block.skipped)
+def test_a_block_that_is_not_run_says_why() -> None:
+    skipped = {str(block): block.skipped for block in all_blocks() if block.skipped}
+    print(f"{len(skipped)} blocks are not run: {skipped}")
+    assert [where for where, reason in skipped.items() if not str(reason).startswith(REASONS)] == []

@@ -194,7 +194,8 @@ def disk_checks(
         steps: Optimizer steps of the run.
         selector: Its selector, if it has one.
     """
-    count = steps // config.save_steps + 1
+    selections = config.update_times if config.train_type == "dynamic_select" else 0
+    count = (steps - 1) // config.save_steps + selections
     count = count if config.save_total_limit is None else min(count, config.save_total_limit)
     values = 1 if config.save_only_model else 3
     needed = found.trainable * 4 * (values * count + 1)
