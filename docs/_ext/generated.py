@@ -141,7 +141,10 @@ def table(fields: dict[str, FieldInfo]) -> str:
 
 
 def _default(info: FieldInfo) -> str:
-    value = to_jsonable_python(info.get_default(call_default_factory=True), fallback=str)
+    default = info.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel):
+        return "{}"
+    value = to_jsonable_python(default, fallback=str)
     if isinstance(value, float):
         return f"{value:.4g}"
     return json.dumps(value, ensure_ascii=False)
@@ -150,6 +153,8 @@ def _default(info: FieldInfo) -> str:
 def value_text(annotation: Any, metadata: Any = ()) -> str:
     """What a field takes, in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in (None, NoneType):
+        return "null"
     if origin is Annotated:
         return value_text(arguments[0], [*metadata, *arguments[1:]])
     if origin is Literal:

@@ -204,7 +204,7 @@ def gradient_feature() -> Drawing:
 
 
 PAIRS, NUMBERS = 150, 20_000
-LOW, HIGH = -0.15, 0.65
+LOW, HIGH = -0.25, 0.65
 
 
 def projection() -> Drawing:
@@ -258,7 +258,7 @@ def cosine_pairs(dim: int) -> list[tuple[float, float]]:
 
     stream = torch.Generator().manual_seed(0)
     first, noise = torch.randn((2, PAIRS, NUMBERS), generator=stream).unbind()
-    wanted = torch.linspace(LOW + 0.1, HIGH - 0.1, PAIRS)[:, None]
+    wanted = torch.linspace(LOW + 0.2, HIGH - 0.1, PAIRS)[:, None]
     second = wanted * first + (1 - wanted.square()).sqrt() * noise
     projector = Projector(dim)
     both = [(first, second), (projector.project(first), projector.project(second))]

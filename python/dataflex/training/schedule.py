@@ -26,7 +26,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The seed's schedule: total steps = warmup_step + update_step * update_times.
+    """When a run selects: total steps = warmup_step + update_step * update_times.
 
     Attributes:
         warmup_step: Steps on random samples before the first selection.
