@@ -230,7 +230,8 @@ def command_help(rest: str, page: Path) -> str:
 
 def _helps(name: str, command: click.Command, parent: click.Context | None) -> Iterator[tuple[str, str]]:
     word = name.rsplit(" ", 1)[-1]
-    ctx = click.Context(command, info_name=word, parent=parent, max_content_width=100, terminal_width=100)
+    settings = {"max_content_width": 100, "terminal_width": 100, **command.context_settings}
+    ctx = click.Context(command, info_name=word, parent=parent, **settings)
     yield name, command.get_help(ctx)
     if isinstance(command, click.Group):
         for below in command.list_commands(ctx):

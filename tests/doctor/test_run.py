@@ -157,6 +157,17 @@ def test_the_outline_is_that_of_the_loaded_model() -> None:
 
 
 @pytest.mark.usefixtures("project")
+def test_recomputing_takes_less_memory_but_not_less_than_the_output_head() -> None:
+    """Two layers: all but the head's part falls to about half, plus the layers' inputs."""
+    plain, recomputing = (
+        fit.outline(load_config("run.yaml", [f"gradient_checkpointing={value}"]), 64).bytes_per_token
+        for value in ("false", "true")
+    )
+    head = 384 * 4  # bytes of a token's logits, float32
+    assert head < recomputing < 0.8 * plain
+
+
+@pytest.mark.usefixtures("project")
 def test_the_outline_leaves_the_models_attention_alone() -> None:
     before = dict(fit.ALL_ATTENTION_FUNCTIONS)
     fit.outline(load_config("run.yaml"), 8)

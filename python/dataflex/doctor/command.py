@@ -63,10 +63,10 @@ def _print(checks: Sequence[Check]) -> None:
 @click.option("--rows", default=1000, show_default=True, type=click.IntRange(min=1), help="Rows to count over.")
 @click.option("--eval", "evaluation", is_flag=True, help="The evaluation set in place of the training set.")
 def preview(config: str, overrides: tuple[str, ...], samples: int, rows: int, evaluation: bool) -> None:
-    """Print rows of the run in CONFIG as the model will see them, with what is learnt in colour.
+    """Print rows of the run in CONFIG as the model will see them.
 
-    Without a terminal, or with NO_COLOR set, what is learnt stands between [[ and ]]. Counts of cut rows and of rows
-    without a label come first.
+    What is learnt is in colour or, without a terminal or with NO_COLOR set, between [[ and ]]. Counts of cut rows and
+    of rows without a label come first.
     """
     from dataflex.config import load_config
     from dataflex.doctor.preview import preview as lines

@@ -18,12 +18,14 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dataflex.config import RunConfig
 from dataflex.doctor.check import Check
 from dataflex.memory import available_bytes
-from dataflex.model import Precision, add_lora, outline_model
+from dataflex.model import Precision, add_lora, base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.store import DTYPES
@@ -41,7 +43,7 @@ class Outline:
         parameters: All parameters, the adapter's included.
         trainable: Those that are trained.
         base_bytes: Size of the frozen weights.
-        bytes_per_token: Activations that autograd keeps of one token of a row.
+        bytes_per_token: Activations that a token of a row takes at the most, gradient checkpointing taken into account.
     """
 
     parameters: int
@@ -82,8 +84,26 @@ def outline(config: RunConfig, tokens: int) -> Outline:
         parameters=sum(value.numel() for value in model.parameters()),
         trainable=trainable,
         base_bytes=sum(value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad),
-        bytes_per_token=_kept_bytes(model, tokens) / tokens,
+        bytes_per_token=_most_bytes(model, tokens, recomputes=config.gradient_checkpointing) / tokens,
     )
+
+
+def _most_bytes(model: nn.Module, tokens: int, *, recomputes: bool) -> float:
+    """The most that the activations of one row of ``tokens`` tokens take.
+
+    With gradient checkpointing: what is kept outside of the L layers, the input of each, and all of one that is being
+    recomputed.
+    """
+    kept = _kept_bytes(model, tokens)
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not recomputes or not layers:
+        return kept
+    inner = cast(PreTrainedModel, base_model(model))
+    inner.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()  # layers recompute in training only
+    outside = _kept_bytes(model, tokens)
+    width: int = inner.config.get_text_config().hidden_size * next(model.parameters()).element_size()
+    return outside + (kept - outside) / len(layers) + len(layers) * tokens * width
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -158,8 +178,6 @@ def memory_check(config: RunConfig, found: Outline, longest: int, selector: Sele
     optimizer = found.trainable * TRAINABLE_BYTES
     largest = max(batch * longest, _feature_tokens(selector))
     activations = largest * found.bytes_per_token
-    if config.gradient_checkpointing:
-        activations /= 4  # inputs of the layers and one layer's own: a rough share, smaller in deep models
     needed = found.base_bytes + optimizer + activations
     detail = (
         f"about {_size(needed)} of {_size(free)} free ({device.type}): weights {_size(found.base_bytes)}, adapter and "
