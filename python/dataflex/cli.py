@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -217,6 +216,8 @@ def select(
     from dataflex.offline.run import dry_run_from_config, select_from_config
 
     if dry_run:
+        import tempfile
+
         with tempfile.TemporaryDirectory(dir=output.parent if output and output.parent.exists() else None) as folder:
             found = dry_run_from_config(run, Path(folder), num_samples=num, checkpoint=checkpoint)
         click.echo("\n".join(found.lines()))
