@@ -108,8 +108,6 @@ def test_rows_without_answers_fail(project: Path) -> None:
 
 def test_many_cut_or_empty_rows_are_warnings(project: Path) -> None:
     text = (project / "train.jsonl").read_text()
-    empty = json.dumps({"prompt": [{"role": "user", "content": "Hi"}], "completion": ""})
-    del empty
     warned = {check.name for check in checks("cutoff_len=12") if check.status == "warn"}
     assert "training set" in warned
     rows = [json.loads(line) for line in text.splitlines()]
