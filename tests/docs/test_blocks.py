@@ -19,9 +19,10 @@ from click.testing import CliRunner
 
 from dataflex.cli import cli
 from dataflex.data.registry_file import parse_entry
+from dataflex.plugins import registry
 from helpers import documented_commands, documented_yaml
 from helpers.pages import Block, all_blocks, blocks_of, pages
-from helpers.reader import furnish, names
+from helpers.reader import furnish, install_example_plugin, names
 
 LANGUAGES = {"bash", "console", "jinja", "json", "jsonl", "python", "text", "toml", "yaml"}
 REASONS = ("needs a GPU", "needs vLLM", "needs the network", "needs several processes", "takes minutes")
@@ -41,8 +42,11 @@ def desk(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     folder = tmp_path / "desk"
     shutil.copytree(furnished, folder, symlinks=True)
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    return folder
+    for path in [*install_example_plugin(folder), str(folder)]:
+        monkeypatch.syspath_prepend(path)
+    registry.cache_clear()
+    yield folder
+    registry.cache_clear()
 
 
 def test_every_block_has_a_known_language() -> None:

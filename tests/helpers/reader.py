@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,20 @@ def furnish(folder: Path) -> None:
     )
     (folder / "top_indices.npy").touch()  # what `dataflex near` leaves; read by training alone
     warm_up(folder / "warmup")
+
+
+def install_example_plugin(folder: Path) -> list[str]:
+    """Make the example plugin known to a process that has ``folder`` on its path; returns what else must be there."""
+    example = ROOT / "examples" / "plugin"
+    if not example.is_dir():
+        return []
+    project = tomllib.loads((example / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = folder / "example_plugin-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0\n", encoding="utf-8")
+    lines = [f"{name} = {target}" for name, target in project["entry-points"]["dataflex"].items()]
+    (info / "entry_points.txt").write_text("\n".join(["[dataflex]", *lines]) + "\n", encoding="utf-8")
+    return [str(example / "src")]
 
 
 def warm_up(output_dir: Path) -> None:
