@@ -166,6 +166,22 @@ def test_recomputing_takes_less_memory_but_not_less_than_the_output_head() -> No
 
 
 @pytest.mark.usefixtures("project")
+def test_a_model_that_cannot_run_without_values_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise NotImplementedError("aten::nonzero on meta\nmore")
+
+    monkeypatch.setattr(fit, "_kept_bytes", refuse)
+    found = {check.name: check for check in checks()}["memory"]
+    assert found.status == "warn"
+    assert "NotImplementedError: aten::nonzero on meta)" in found.detail
+
+
+def test_an_adapter_that_cannot_be_read_fails(project: Path) -> None:
+    (project / "adapter").mkdir()
+    assert "cannot use the adapter" in failures("adapter_name_or_path=./adapter")["model"].detail
+
+
+@pytest.mark.usefixtures("project")
 def test_the_outline_leaves_the_models_attention_alone() -> None:
     before = dict(fit.ALL_ATTENTION_FUNCTIONS)
     fit.outline(load_config("run.yaml"), 8)

@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dataflex.config import RunConfig
 from dataflex.doctor.check import Check
+from dataflex.errors import ModelError
 from dataflex.memory import available_bytes
 from dataflex.model import Precision, add_lora, base_model, outline_model
 from dataflex.selectors.base import Selector
@@ -43,13 +44,16 @@ class Outline:
         parameters: All parameters, the adapter's included.
         trainable: Those that are trained.
         base_bytes: Size of the frozen weights.
-        bytes_per_token: Activations that a token of a row takes at the most, gradient checkpointing taken into account.
+        bytes_per_token: Activations that a token of a row takes at the most, gradient checkpointing taken into account;
+            0 if that is not known.
+        unknown: Why it is not.
     """
 
     parameters: int
     trainable: int
     base_bytes: int
     bytes_per_token: float
+    unknown: str | None = None
 
 
 def outline(config: RunConfig, tokens: int) -> Outline:
@@ -76,16 +80,30 @@ def outline(config: RunConfig, tokens: int) -> Outline:
                 target=config.lora_target,
             )
         else:
-            adapter = PeftConfig.from_pretrained(config.locate(config.adapter_name_or_path))
-            adapter.inference_mode = False
-            model = cast(nn.Module, get_peft_model(base, adapter))
+            model = _adapted(base, config.locate(config.adapter_name_or_path))
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    per_token, unknown = 0.0, None
+    try:
+        per_token = _most_bytes(model, tokens, recomputes=config.gradient_checkpointing) / tokens
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # a model that looks at the values of tensors
+        unknown = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     return Outline(
         parameters=sum(value.numel() for value in model.parameters()),
         trainable=trainable,
         base_bytes=sum(value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad),
-        bytes_per_token=_most_bytes(model, tokens, recomputes=config.gradient_checkpointing) / tokens,
+        bytes_per_token=per_token,
+        unknown=unknown,
     )
+
+
+def _adapted(base: PreTrainedModel, adapter: str) -> nn.Module:
+    """The model with an adapter like the stored one."""
+    try:
+        settings = PeftConfig.from_pretrained(adapter)
+        settings.inference_mode = False
+        return cast(nn.Module, get_peft_model(base, settings))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot use the adapter {adapter!r}: {str(error).splitlines()[0]}") from error
 
 
 def _most_bytes(model: nn.Module, tokens: int, *, recomputes: bool) -> float:
@@ -185,6 +203,9 @@ def memory_check(config: RunConfig, found: Outline, longest: int, selector: Sele
     )
     if found.base_bytes + optimizer > free:
         return Check("memory", "fail", detail, "a smaller model or lora_rank, bf16: true, or a larger machine")
+    if found.unknown is not None:
+        detail = f"{detail}: not known, the model cannot run without values ({found.unknown})"
+        return Check("memory", "warn", detail, "`dataflex select FILE --num 1 --dry-run` measures the peak")
     if needed > free:
         fix = (
             "a smaller per_device_train_batch_size (gradient_accumulation_steps makes up for it) or cutoff_len, "
