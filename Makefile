@@ -14,7 +14,7 @@ EMULATOR := $(shell find tests/cuda_sim -name '*.cpp' -o -name '*.h')
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-vllm bench-rollouts kills lint format types imports check demo bench clean
+.PHONY: help venv install test test-vllm bench-rollouts kills lint format types imports check docs demo bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ imports: install ## Check that imports flow one way
 
 check: lint types imports test ## Everything that must pass before a commit
 
+docs: install ## Build the documentation as pages of HTML in docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+
 demo: install ## Fine-tune a real model with dynamic selection, offline, in minutes
 	$(BIN)/python examples/quickstart/run.py
 
@@ -84,6 +87,6 @@ bench: install ## Time projection, gradient features and scores on this machine
 	$(BIN)/python benchmarks/scores.py --rows 20000
 
 clean: ## Remove builds, caches and .venv
-	rm -rf $(VENV) $(VLLM_VENV) build dist .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist docs/_build .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf python/*.egg-info python/dataflex/_native*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataflex.console import print_json, print_table
+from dataflex.console import print_json
+from dataflex.doctor.command import doctor, preview
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.plugin_commands import plugins
 
@@ -226,6 +226,8 @@ def select(
     from dataflex.offline.run import dry_run_from_config, select_from_config
 
     if dry_run:
+        import tempfile
+
         with tempfile.TemporaryDirectory(dir=output.parent if output and output.parent.exists() else None) as folder:
             found = dry_run_from_config(run, Path(folder), num_samples=num, checkpoint=checkpoint)
         click.echo("\n".join(found.lines()))
@@ -239,11 +241,11 @@ class _NearCommand(click.Command):
     """Has a flag for every key of the configuration, read from it when the command is used or asked for help."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from dataflex.config import NearConfig
+        from dataflex.near_flags import described_keys
 
         flags = [
-            click.Option([f"--{name.replace('_', '-')}", name], metavar="VALUE", help=field.description)
-            for name, field in NearConfig.model_fields.items()
+            click.Option([f"--{name.replace('_', '-')}", name], metavar="VALUE", help=description)
+            for name, description in described_keys().items()
         ]
         return [*self.params, *flags, *super().get_params(ctx)[len(self.params) :]]
 
@@ -315,33 +317,16 @@ def schema() -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Check this installation: versions, native kernels against their references, devices, plugins.
-
-    Exits with 1 if a check fails.
-    """
-    from dataflex.doctor import diagnose
-
-    checks = diagnose()
-    if as_json:
-        print_json([check.to_json() for check in checks])
-    else:
-        print_table(["", "check", "found"], [[check.status.upper(), check.name, check.detail] for check in checks])
-        for check in checks:
-            if check.fix and check.status != "pass":
-                click.echo(f"{check.name}: {check.fix}")
-    ctx.exit(1 if any(check.status == "fail" for check in checks) else 0)
-
-
-@cli.command()
 def version() -> None:
     """Print the versions of dataflex and of the packages that it stands on."""
     from dataflex.config.provenance import versions
 
     for package, number in versions().items():
         click.echo(f"{package} {number}")
+
+
+for command in (doctor, preview):
+    cli.add_command(command)
 
 
 def _load(config: str, overrides: tuple[str, ...]) -> RunConfig:

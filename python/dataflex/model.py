@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -56,6 +56,32 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
+    except (OSError, ValueError) as error:
+        raise _load_error("model", name_or_path, error) from error
+    return cast(PreTrainedModel, model)
+
+
+def outline_model(
+    name_or_path: str, *, precision: Precision = "fp32", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model without its weights, on torch's meta device: shapes and sizes at no cost.
+
+    Raises:
+        ModelError: The folder or hub id describes no causal language model, or a folder has no weights in safetensors
+            form.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"the folder {name_or_path!r} holds no weights (*.safetensors)",
+            hint="other formats are not read: save the model with safe serialization",
+        )
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=DTYPES[precision], trust_remote_code=trust_remote_code
+            )
     except (OSError, ValueError) as error:
         raise _load_error("model", name_or_path, error) from error
     return cast(PreTrainedModel, model)

@@ -77,7 +77,11 @@ class NearIndex:
 
     @classmethod
     def from_config(cls, config: NearConfig) -> NearIndex:
-        """The index that a configuration file describes."""
+        """The index that a configuration describes.
+
+        Args:
+            config: What ``load_near_config`` read.
+        """
         index = cls.__new__(cls)
         index._setup(config, config.candidate_path, config.query_path, None)
         return index
@@ -97,7 +101,8 @@ class NearIndex:
         """Load, embed, search, write; what an interrupted run embedded is used again.
 
         Raises:
-            DataflexError: Whatever is wrong with packages, data, sizes, model or files. Nothing is embedded before
+            ConfigError: ``save_indices_path`` is a folder.
+            DataflexError: Whatever else is wrong with packages, data, sizes, model or files. Nothing is embedded before
                 packages, data and sizes are known to be right.
         """
         if self.path.is_dir():

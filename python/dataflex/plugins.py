@@ -13,7 +13,6 @@ entry points only, an empty value loads none.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -114,7 +113,9 @@ class Registry:
         if component is not None:
             return component
         names = self.names(kind)
-        near = difflib.get_close_matches(name, names, n=1)
+        from difflib import get_close_matches  # not needed for a list of commands
+
+        near = get_close_matches(name, names, n=1)
         broken = [plugin.name for plugin in self.plugins if plugin.error]
         hint = f"did you mean {near[0]!r}?" if near else None
         if broken:

@@ -42,6 +42,9 @@ __all__ = [
 class Projector:
     """Projects per-sample gradients to ``dim`` features with a projection of the registry.
 
+    Sources: ``sjlt`` is a sparse Johnson-Lindenstrauss map (Kane and Nelson, arXiv 1012.1577) in block-permutation
+    form; ``rademacher`` and ``gaussian`` are the dense maps of Johnson and Lindenstrauss.
+
     Args:
         dim: Dimension k of the features; for ``sjlt`` a multiple of ``16 * sparsity``.
         kind: Name of a registered projection: ``sjlt``, ``rademacher``, ``gaussian``, ``identity``, or a plugin's.
@@ -87,13 +90,20 @@ class Projector:
         Args:
             rows: b.
             device: Where the blocks will lie.
-            exponents: For raw gradients, :meth:`row_exponents` of the whole rows (the minimum over their blocks):
-                the fixed-point grid must be known before the first block. None with Adam moments.
+            exponents: ``(b,)`` int32, for raw gradients: :meth:`row_exponents` of the whole rows (the minimum over
+                their blocks), since the fixed-point grid must be known before the first block. None with Adam moments.
         """
         return self.kind.accumulator(rows, device=device, exponents=exponents)
 
     def row_exponents(self, grads: Tensor) -> Tensor | None:
-        """What :meth:`accumulator` must know of raw gradients ``(b, p)`` beforehand; None if nothing."""
+        """What :meth:`accumulator` must know of raw gradients beforehand.
+
+        Args:
+            grads: ``(b, p)`` float32, bfloat16 or float16.
+
+        Returns:
+            ``(b,)`` int32, or None if the kind needs nothing.
+        """
         return self.kind.row_exponents(grads)
 
     def spec(self) -> dict[str, Any]:

@@ -29,3 +29,11 @@ def test_text_is_escaped() -> None:
     drawing = make_figures.Drawing(100, 50, "a < b", "c & d")
     drawing.text(1, 2, "x < y & z")
     assert [element.text for element in ET.fromstring(drawing.svg()).iter(f"{SVG}text")] == ["x < y & z"]
+
+
+def test_the_points_lie_in_their_panel_and_near_the_diagonal() -> None:
+    for dim in (256, 4096):
+        pairs = make_figures.cosine_pairs(dim)
+        assert all(make_figures.LOW < value < make_figures.HIGH for pair in pairs for value in pair)
+        inside = sum(abs(found - true) < dim**-0.5 for true, found in pairs) / len(pairs)
+        assert 0.55 < inside < 0.85  # 68 % of a normal error; less noise at larger cosines

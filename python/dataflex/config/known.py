@@ -77,7 +77,7 @@ ADVICE: Final = {
     "max_new_tokens": "the answers of nice are bounded by max_new_tokens in its component parameters",
     "max_steps": "dynamic selection runs warmup_step + update_step * update_times steps, num_train_epochs times",
     "quantization_bit": "the model is loaded unquantised",
-    "save_strategy": "checkpoints come every save_steps and at the end",
+    "save_strategy": "checkpoints come every save_steps and before each selection",
     "temperature": "the answers of nice are drawn at generation_temperature in its component parameters",
     "warmup_steps": "the learning rate warms up by warmup_ratio; warmup_step is the phase before the first selection",
 }

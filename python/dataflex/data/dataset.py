@@ -73,6 +73,10 @@ class TokenizationReport:
 class TokenizedDataset(Sequence[Example]):
     """n tokenised samples.
 
+    Args:
+        examples: The samples, tokenised.
+        dropped: How many more there were without a label token, for the report.
+
     Attributes:
         report: Counts, including the samples that were dropped.
     """

@@ -120,13 +120,26 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation.
 
+        Args:
+            messages: Its turns.
+            tools: Definitions of the functions that the assistant may call.
+            add_generation_prompt: End with the header of the assistant's next turn.
+
         Raises:
             DataError: The template refuses the conversation.
         """
         return self._render(messages, tools, add_generation_prompt)[0]
 
     def encode(self, sample: Sample, cutoff_len: int) -> Encoded:
-        """Tokenise a whole conversation; :meth:`encode_batch` of one sample."""
+        """Tokenise a whole conversation; :meth:`encode_batch` of one sample.
+
+        Args:
+            sample: The conversation.
+            cutoff_len: Greatest number of tokens, at least 2.
+
+        Raises:
+            DataError: As there.
+        """
         return self.encode_batch([sample], cutoff_len)[0]
 
     def encode_batch(self, samples: Sequence[Sample], cutoff_len: int) -> list[Encoded]:
@@ -163,7 +176,12 @@ class ChatTemplate:
         """Tokenise the turns before an answer, with the generation prompt.
 
         The ids are a prefix of :meth:`encode` of the same turns with an answer, if the template itself renders them so
-        (ours do). More than ``max_length`` ids are cut on the left; BOS stays.
+        (ours do).
+
+        Args:
+            messages: The turns before the answer.
+            tools: Definitions of the functions that the assistant may call.
+            max_length: Greatest number of tokens: more are cut on the left, BOS stays. None: no limit.
 
         Raises:
             DataError: The template refuses the conversation.

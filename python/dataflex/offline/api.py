@@ -105,7 +105,7 @@ def less_static(
 ) -> OfflineSelection:
     """Select as LESS does (arXiv 2402.04333): over the checkpoints of a warm-up run.
 
-    The score of a candidate z is
+    The score of a candidate z is ::
 
         max over tasks D of  sum_i eta_i (1 / |D|) sum_{j in D} cos(phi_i(z), phi_i(j)),
 
@@ -124,7 +124,7 @@ def less_static(
         num_samples: How many candidates: a number (int) or a share (float up to 1).
         learning_rates: One a checkpoint, in any unit; None: the mean that its run has logged for its epoch.
         template: As for :func:`select`.
-        cutoff_len: As for :func:`select`.
+        cutoff_len: Longest sample in tokens.
         seed: As for :func:`select`.
         precision: As for :func:`select`.
         output_dir: As for :func:`select`.

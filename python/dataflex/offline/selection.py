@@ -78,7 +78,7 @@ class OfflineSelection(Selection):
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """Numbers of the chosen rows in the source, best first (``indices`` count candidates)."""
+        """``(num_samples,)`` int64: the chosen rows by their number in the source (``indices`` count candidates)."""
         return np.array([sample.row for sample in self.chosen], dtype=np.int64)
 
     @property
@@ -112,6 +112,10 @@ class OfflineSelection(Selection):
 
         The object holds ``score``, ``rank``, ``selector`` and ``row`` (its number in the source). A row of a JSON
         Lines file is copied as it is written there.
+
+        Args:
+            path: The file.
+            overwrite: Replace it if it exists.
 
         Raises:
             SelectionError: The file exists and ``overwrite`` is not set, or the data holds other rows by now.

@@ -110,15 +110,39 @@ class ProjectionKind(Configurable[ConfigT], ABC):
     def accumulator(
         self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
     ) -> Accumulator:
-        """Start the features of ``rows`` rows; ``exponents`` are what :meth:`row_exponents` gave."""
+        """Start the features of some rows.
+
+        Args:
+            rows: b.
+            device: Where the blocks will lie.
+            exponents: ``(b,)`` int32 that :meth:`row_exponents` gave, or None.
+        """
 
     def row_exponents(self, grads: Tensor) -> Tensor | None:
-        """What the kind must know of raw gradients ``(b, p)`` before their first block; None if nothing."""
+        """What the kind must know of raw gradients before their first block.
+
+        Args:
+            grads: ``(b, p)`` float32, bfloat16 or float16.
+
+        Returns:
+            ``(b,)`` int32, or None if it needs nothing.
+        """
         del grads
         return None
 
     def project(self, grads: Tensor, adam: AdamMoments | None = None) -> Tensor:
-        """Project whole rows; see :meth:`Projector.project`."""
+        """Project whole rows.
+
+        Args:
+            grads: ``(b, p)`` float32, bfloat16 or float16.
+            adam: Moments of the p parameters, or None for raw gradients.
+
+        Returns:
+            ``(b, k)`` float32.
+
+        Raises:
+            ProjectionError: Shapes, dtypes or devices do not fit.
+        """
         exponents = self.row_exponents(grads) if adam is None else None
         accumulator = self.accumulator(grads.shape[0], device=grads.device, exponents=exponents)
         accumulator.add(grads, 0, adam)

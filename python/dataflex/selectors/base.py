@@ -60,7 +60,7 @@ class Selector(Configurable[ConfigT], ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned."""
         del state
 
     def close(self) -> None:

@@ -38,6 +38,8 @@ class DeltaLossSelector(DrawSelector[DeltaLossConfig]):
     A candidate's score is d, in nats a token. The losses of the first selection are part of the selector's state, so
     that a resumed run compares with the same ones.
 
+    Source: the selector of this name in OpenDCAI's DataFlex.
+
     Example:
         >>> selector = DeltaLossSelector(window_size=0.2)
     """
@@ -52,7 +54,11 @@ class DeltaLossSelector(DrawSelector[DeltaLossConfig]):
     def weigh(
         self, context: SelectionContext, losses: NDArray[np.float64], stream: np.random.Generator
     ) -> tuple[NDArray[np.bool_], Weights]:
-        """Weights by rank of the progress."""
+        """Weights by rank of the progress.
+
+        Raises:
+            SelectionError: The first selection had another number of candidates.
+        """
         if self._first is None:
             self._first = losses
         if len(self._first) != len(losses):

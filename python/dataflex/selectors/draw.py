@@ -77,6 +77,9 @@ class DrawSelector(Selector[DrawConfigT]):
             context: The selection's context.
             losses: ``(n,)`` mean token cross-entropies, NaN where one is not finite.
             stream: The round's random numbers.
+
+        Returns:
+            ``(n,)`` which candidates can be drawn, and their weights.
         """
 
     def select(self, context: SelectionContext) -> Selection:
@@ -108,7 +111,20 @@ class DrawSelector(Selector[DrawConfigT]):
     def draw(
         self, weights: NDArray[np.float64], usable: NDArray[np.bool_], count: int, stream: np.random.Generator
     ) -> NDArray[np.int64]:
-        """The drawn candidates in their order."""
+        """The drawn candidates in their order.
+
+        Args:
+            weights: ``(n,)`` float64, at least 0.
+            usable: ``(n,)``: which candidates can be drawn at all.
+            count: Samples to draw.
+            stream: The round's random numbers.
+
+        Returns:
+            ``(count,)`` int64 positions.
+
+        Raises:
+            SelectionError: Fewer candidates can be drawn.
+        """
         rows = np.flatnonzero(usable)
         return rows[weighted_draw(weights[rows], count, stream)].astype(np.int64)
 

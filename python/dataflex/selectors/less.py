@@ -42,6 +42,8 @@ class LessSelector(GradientSelector[LessConfig]):
 
     Evaluation samples without a reference answer are left out and named.
 
+    Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tuning, arXiv 2402.04333.
+
     Example:
         >>> selector = LessSelector(proj_dim=4096, features_dtype="bfloat16")
     """
@@ -50,7 +52,11 @@ class LessSelector(GradientSelector[LessConfig]):
     Config = LessConfig
 
     def check(self, context: SelectionContext) -> None:
-        """Check projection, optimizer, reference answers and tasks before training starts."""
+        """Check projection, optimizer, reference answers and tasks before training starts.
+
+        Raises:
+            SelectionError: One of them does not allow a selection; the hint says what to do.
+        """
         super().check(context)
         answered, _ = split_answered(context)
         if not answered:
@@ -94,7 +100,7 @@ class LessSelector(GradientSelector[LessConfig]):
         )
 
     def aggregate_rule(self, samples: Sequence[Sample]) -> Aggregate:
-        """The configured rule; ``auto`` becomes ``task_max`` where every sample has a task, else ``mean``."""
+        """The configured rule; ``auto`` becomes ``task_max`` where all ``samples`` have a task, else ``mean``."""
         if self.config.aggregate != "auto":
             return self.config.aggregate
         return "mean" if None in group_names(samples, self.config.task_column) else "task_max"

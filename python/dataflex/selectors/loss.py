@@ -43,6 +43,8 @@ class LossSelector(DrawSelector[LossConfig]):
 
     A candidate's score is its loss: mean token cross-entropy in nats.
 
+    Source: the selector of this name in OpenDCAI's DataFlex.
+
     Example:
         >>> selector = LossSelector(focus="high", focus_weight=5)
     """

@@ -55,6 +55,8 @@ class NearSelector(Selector[NearSelectorConfig]):
     A candidate's score is minus the best rank that any query gives it (0 for a first neighbour), -inf if none lists
     it.
 
+    Source: the selector of this name in OpenDCAI's DataFlex.
+
     Example:
         >>> selector = NearSelector(indices_path="top_indices.npy")
     """

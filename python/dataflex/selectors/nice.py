@@ -95,6 +95,9 @@ class NiceConfig(GradientConfig):
 class NiceSelector(GradientSelector[NiceConfig]):
     """Selects the candidates whose optimizer step raises the expected reward on the evaluation set most.
 
+    Source: Wang et al., NICE Data Selection for Instruction Tuning in LLMs with Non-differentiable Evaluation Metric,
+    ICML 2025, openreview 2wt8m5HUBs.
+
     Example:
         >>> selector = NiceSelector(reward="exact_match", proj_dim=4096, mc_samples=4)
     """

@@ -69,6 +69,8 @@ class _Offline:
 class TsdsSelector(Selector[TsdsConfig]):
     """Draws samples with the target's distribution. A candidate's score is its probability.
 
+    Source: Liu, Karbasi and Rekatsinas, TSDS: Data Selection for Task-Specific Model Finetuning, arXiv 2410.11303.
+
     Example:
         >>> selector = TsdsSelector(embed_model="Qwen/Qwen3-Embedding-0.6B", alpha=0.6)
     """

@@ -25,40 +25,40 @@ class TrainingArguments(BaseModel):
     resume_from_checkpoint: bool | Path = Field(
         False, description="true: the last checkpoint of output_dir; or the folder of a checkpoint"
     )
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="seed of data order, dropout and selections")
     template: str | None = Field(None, description="chat template by name; null: the tokenizer's own")
     cutoff_len: int = Field(2048, ge=2, description="longest sample in tokens")
-    per_device_train_batch_size: int = Field(1, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    per_device_train_batch_size: int = Field(1, ge=1, description="samples of one forward pass on one device")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes of one optimizer step")
     num_train_epochs: float = Field(1.0, gt=0, description="how often the schedule is gone through")
-    learning_rate: float = Field(5e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's first moment")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's second moment")
+    adam_epsilon: float = Field(1e-8, gt=0, description="epsilon in AdamW's denominator")
     max_grad_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
     lr_scheduler_type: str = Field("cosine", description="name of a transformers scheduler")
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="share of the steps in which the learning rate rises")
-    bf16: bool = False
-    fp16: bool = False
-    gradient_checkpointing: bool = False
+    bf16: bool = Field(False, description="mixed precision in bfloat16")
+    fp16: bool = Field(False, description="mixed precision in float16")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     disable_shuffling: bool = Field(False, description="random phases go through the dataset in its own order")
     selection_repeats: bool = Field(False, description="a phase may be longer than the dataset; samples then repeat")
-    logging_steps: int = Field(10, ge=1)
-    save_steps: int = Field(100, ge=1)
-    save_total_limit: int | None = Field(None, ge=1)
+    logging_steps: int = Field(10, ge=1, description="optimizer steps between log entries")
+    save_steps: int = Field(100, ge=1, description="optimizer steps between checkpoints")
+    save_total_limit: int | None = Field(None, ge=1, description="checkpoints to keep; null: all")
     save_only_model: bool = Field(False, description="checkpoints without optimizer state: smaller, not resumable")
-    plot_loss: bool = True
+    plot_loss: bool = Field(True, description="draw training_loss.png")
     report_to: list[str] = Field(default_factory=list, description="names of accelerate's trackers")
-    run_name: str | None = None
-    eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    eval_steps: int = Field(100, ge=1)
-    per_device_eval_batch_size: int = Field(8, ge=1)
-    metric_for_best_model: str = "eval_loss"
-    greater_is_better: bool = False
-    load_best_model_at_end: bool = False
+    run_name: str | None = Field(None, description="what trackers call the run; null: made up by them")
+    eval_strategy: Literal["no", "steps", "epoch"] = Field("no", description="when to evaluate")
+    eval_steps: int = Field(100, ge=1, description="optimizer steps between evaluations")
+    per_device_eval_batch_size: int = Field(8, ge=1, description="samples of one forward pass in evaluation")
+    metric_for_best_model: str = Field("eval_loss", description="what the best model is best at")
+    greater_is_better: bool = Field(False, description="whether more of that metric is better")
+    load_best_model_at_end: bool = Field(False, description="end with the best evaluated model, not the last")
     early_stopping_steps: int | None = Field(None, ge=1, description="evaluations without progress before the end")
-    early_stopping_min_delta: float = Field(0.0, ge=0)
+    early_stopping_min_delta: float = Field(0.0, ge=0, description="smallest change that is an improvement")
     task_column: str = Field("task", description="column that groups samples in reports")
 
     def __init__(self, **values: Any) -> None:

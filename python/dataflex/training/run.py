@@ -99,12 +99,17 @@ def build_model(config: RunConfig) -> nn.Module:
     return cast(nn.Module, adapted)
 
 
-def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedDataset, TokenizedDataset | None]:
-    """Tokenised training and evaluation sets; ``val_size`` splits the latter off the former."""
+def load_rows(config: RunConfig) -> tuple[list[Sample], list[Sample] | None]:
+    """Training and evaluation rows; ``val_size`` splits the latter off the former."""
     samples = _load(config, config.dataset)
-    evaluation = None if config.eval_dataset is None else _load(config, config.eval_dataset)
     if config.val_size > 0:
-        samples, evaluation = split_samples(samples, config.val_size, config.seed)
+        return split_samples(samples, config.val_size, config.seed)
+    return samples, None if config.eval_dataset is None else _load(config, config.eval_dataset)
+
+
+def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedDataset, TokenizedDataset | None]:
+    """Tokenised training and evaluation sets; see :func:`load_rows`."""
+    samples, evaluation = load_rows(config)
     training = tokenize(samples, template, config.cutoff_len)
     logger.info("training set: %s", training.report.describe())
     if evaluation is None:

@@ -26,12 +26,15 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The seed's schedule: total steps = warmup_step + update_step * update_times.
+    """When a run selects: total steps = warmup_step + update_step * update_times.
 
     Attributes:
         warmup_step: Steps on random samples before the first selection.
         update_step: Steps on each selection.
         update_times: Number of selections.
+
+    Raises:
+        TrainingError: A number is negative, or the schedule has no steps.
     """
 
     warmup_step: int
@@ -59,11 +62,19 @@ class Schedule:
         return self.warmup_step + self.update_step * self.update_times
 
     def total_steps(self, num_train_epochs: float = 1.0) -> int:
-        """Steps of the run."""
+        """Steps of the run.
+
+        Args:
+            num_train_epochs: How often the schedule is gone through; a part of it is rounded up to whole steps.
+        """
         return math.ceil(self.cycle_steps * num_train_epochs)
 
     def phases(self, num_train_epochs: float = 1.0) -> list[Phase]:
-        """The phases of the run in order, the last one cut at the end; rounds count from 1 through all cycles."""
+        """The phases of the run in order, the last one cut at the end; rounds count from 1 through all cycles.
+
+        Args:
+            num_train_epochs: How often the schedule is gone through.
+        """
         lengths = [(self.warmup_step, False)] + [(self.update_step, True)] * self.update_times
         total = self.total_steps(num_train_epochs)
         phases: list[Phase] = []

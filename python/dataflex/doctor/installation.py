@@ -1,4 +1,4 @@
-"""What works in this installation, and how to mend what does not.
+"""What works in this installation, and how to mend what does not: ``dataflex doctor``.
 
 Each check passes, warns (dataflex works, more slowly or without an extra) or fails (something gives wrong results or an
 error). The kernels are not trusted because they load: each kind projects 1,000 values and is compared with its plain
@@ -11,45 +11,21 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dataflex.adam import AdamMoments
 from dataflex.config.provenance import versions
+from dataflex.doctor.check import Check
 from dataflex.kernels import fixed_point, gaussian, rademacher, sjlt
 from dataflex.kernels.block import Block, arguments
 from dataflex.kernels.native import native_status
 from dataflex.plugins import registry
 from dataflex.projection import Projector
 
-Status = Literal["pass", "warn", "fail"]
-
 ROWS, COLUMNS, DIM = 4, 250, 256
 GAUSSIAN_TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding.
-
-    Attributes:
-        name: What was looked at.
-        status: ``pass``, ``warn`` or ``fail``.
-        detail: What was found.
-        fix: What to do about it, where something should be done.
-    """
-
-    name: str
-    status: Status
-    detail: str
-    fix: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 def diagnose() -> list[Check]:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dataflex import doctor
 from dataflex.cli import cli
+from dataflex.doctor import installation as doctor
+from dataflex.doctor.check import Check
 from dataflex.kernels.native import native_status
 from dataflex.projection import Projector
 from helpers.projections import torch_only
@@ -15,7 +16,7 @@ from helpers.projections import torch_only
 KERNELS = {"projection sjlt", "projection rademacher", "projection gaussian"}
 
 
-def by_name() -> dict[str, doctor.Check]:
+def by_name() -> dict[str, Check]:
     return {check.name: check for check in doctor.diagnose()}
 
 

@@ -1,0 +1,78 @@
+"""The commands that look before a run: ``dataflex doctor`` and ``dataflex preview``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from dataflex.console import print_json
+
+if TYPE_CHECKING:
+    from dataflex.doctor.check import Check
+
+_COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command()
+@click.argument("config", required=False)
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check this installation and, if CONFIG is given, the run that it describes.
+
+    The installation: versions, native kernels against their references, threads, devices, plugins. The run:
+    configuration, output folder, model, template, rows and labels, selector and reward, memory and disk; up to 1,000
+    rows are tokenised, and no weights are loaded. Exits with 1 if a check fails.
+    """
+    from dataflex.doctor.installation import diagnose
+
+    checks = diagnose()
+    if config is not None:
+        from dataflex.doctor.run import diagnose_file
+
+        checks += diagnose_file(config, overrides)
+    if as_json:
+        print_json([check.to_json() for check in checks])
+    else:
+        _print(checks)
+    ctx.exit(1 if any(check.status == "fail" for check in checks) else 0)
+
+
+def _print(checks: Sequence[Check]) -> None:
+    """A line a check, then what to do."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        status = click.style(check.status.upper(), fg=_COLOURS[check.status])
+        first, *more = check.detail.splitlines() or [""]
+        click.echo("\n".join([f"{status}  {check.name.ljust(width)}  {first}", *(f"      {line}" for line in more)]))
+    fixes = [check for check in checks if check.fix and check.status != "pass"]
+    if fixes:
+        click.echo("\nwhat to do")
+    for check in fixes:
+        click.echo(f"  {check.name}: {check.fix}")
+
+
+@click.command()
+@click.argument("config")
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--samples", default=3, show_default=True, type=click.IntRange(min=0), help="Rows to print.")
+@click.option("--rows", default=1000, show_default=True, type=click.IntRange(min=1), help="Rows to count over.")
+@click.option("--eval", "evaluation", is_flag=True, help="The evaluation set in place of the training set.")
+def preview(config: str, overrides: tuple[str, ...], samples: int, rows: int, evaluation: bool) -> None:
+    """Print rows of the run in CONFIG as the model will see them.
+
+    What is learnt is in colour or, without a terminal or with NO_COLOR set, between [[ and ]]. Counts of cut rows and
+    of rows without a label come first.
+    """
+    from dataflex.config import load_config
+    from dataflex.doctor.preview import preview as lines
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    run = load_config(config, overrides)
+    for line in lines(run, samples=samples, rows=rows, evaluation=evaluation, colour=colour):
+        click.echo(line)

@@ -1,0 +1,262 @@
+"""Whether a run fits into memory and on the disk, from the model's shapes alone: no weights are loaded.
+
+Memory is the sum of base weights, of 16 bytes a trainable parameter (float32 value, gradient, two moments of AdamW),
+and of the activations of the largest batch. A token's activations are what autograd keeps of a forward pass on torch's
+meta device, where tensors have shapes but no values. Fused attention, which keeps no matrix of weights, is assumed.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from dataflex.config import RunConfig
+from dataflex.doctor.check import Check
+from dataflex.errors import ModelError
+from dataflex.memory import available_bytes
+from dataflex.model import Precision, add_lora, base_model, outline_model
+from dataflex.selectors.base import Selector
+from dataflex.selectors.gradient import GradientConfig
+from dataflex.store import DTYPES
+
+TRAINABLE_BYTES = 16
+"""A trainable parameter with its gradient and AdamW's two moments, float32 each."""
+_ATTENTION = "dataflex_outline"
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Sizes of the model that a run trains.
+
+    Attributes:
+        parameters: All parameters, the adapter's included.
+        trainable: Those that are trained.
+        base_bytes: Size of the frozen weights.
+        bytes_per_token: Activations that a token of a row takes at the most, gradient checkpointing taken into account;
+            0 if that is not known.
+        unknown: Why it is not.
+    """
+
+    parameters: int
+    trainable: int
+    base_bytes: int
+    bytes_per_token: float
+    unknown: str | None = None
+
+
+def outline(config: RunConfig, tokens: int) -> Outline:
+    """The sizes of the configured model.
+
+    Args:
+        config: The run.
+        tokens: Tokens of a row, t.
+
+    Raises:
+        ModelError: Model or adapter cannot be loaded, or ``lora_target`` fits no module.
+    """
+    precision: Precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
+    base = outline_model(
+        config.locate(config.model_name_or_path), precision=precision, trust_remote_code=config.trust_remote_code
+    )
+    with torch.device("meta"):
+        if config.adapter_name_or_path is None:
+            model: nn.Module = add_lora(
+                base,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                target=config.lora_target,
+            )
+        else:
+            model = _adapted(base, config.locate(config.adapter_name_or_path))
+    trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    per_token, unknown = 0.0, None
+    try:
+        per_token = _most_bytes(model, tokens, recomputes=config.gradient_checkpointing) / tokens
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:  # a model that looks at the values of tensors
+        unknown = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    return Outline(
+        parameters=sum(value.numel() for value in model.parameters()),
+        trainable=trainable,
+        base_bytes=sum(value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad),
+        bytes_per_token=per_token,
+        unknown=unknown,
+    )
+
+
+def _adapted(base: PreTrainedModel, adapter: str) -> nn.Module:
+    """The model with an adapter like the stored one."""
+    try:
+        settings = PeftConfig.from_pretrained(adapter)
+        settings.inference_mode = False
+        return cast(nn.Module, get_peft_model(base, settings))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot use the adapter {adapter!r}: {str(error).splitlines()[0]}") from error
+
+
+def _most_bytes(model: nn.Module, tokens: int, *, recomputes: bool) -> float:
+    """The most that the activations of one row of ``tokens`` tokens take.
+
+    With gradient checkpointing: what is kept outside of the L layers, the input of each, and all of one that is being
+    recomputed.
+    """
+    kept = _kept_bytes(model, tokens)
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not recomputes or not layers:
+        return kept
+    inner = cast(PreTrainedModel, base_model(model))
+    inner.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()  # layers recompute in training only
+    outside = _kept_bytes(model, tokens)
+    width: int = inner.config.get_text_config().hidden_size * next(model.parameters()).element_size()
+    return outside + (kept - outside) / len(layers) + len(layers) * tokens * width
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps what fused attention keeps: queries, keys, values and the output."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        query, key, value, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    """Attention in shape only: ``(b, heads, t, d)`` to ``(b, t, heads, d)``."""
+    del module
+    output: Tensor = _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2), None
+
+
+@contextmanager
+def _shape_only_attention(model: nn.Module) -> Iterator[None]:
+    """Run the block with :func:`_attention` where the model lets its attention be chosen."""
+    ALL_ATTENTION_FUNCTIONS[_ATTENTION] = _attention
+    configs: dict[int, Any] = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    before = {key: getattr(value, "_attn_implementation", None) for key, value in configs.items()}
+    for value in configs.values():
+        value._attn_implementation = _ATTENTION
+    try:
+        yield
+    finally:
+        for key, value in configs.items():
+            value._attn_implementation = before[key]
+        ALL_ATTENTION_FUNCTIONS.pop(_ATTENTION)
+
+
+def _kept_bytes(model: nn.Module, tokens: int) -> int:
+    """Bytes that autograd keeps of one row of ``tokens`` tokens, its loss included."""
+    own = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = (storage.nbytes(), saved)  # held, so that no other storage gets its address
+        return saved
+
+    ids = torch.zeros((1, tokens), dtype=torch.int64, device="meta")
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        with _shape_only_attention(model):
+            logits = model(input_ids=ids, use_cache=False).logits.float()  # (1, t, vocabulary)
+        nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    return sum(size for size, _ in kept.values())
+
+
+def memory_check(config: RunConfig, found: Outline, longest: int, selector: Selector[Any] | None) -> Check:
+    """Whether training and gradients of a selection fit into the memory that is free now.
+
+    Args:
+        config: The run.
+        found: Its model.
+        longest: Tokens of the longest row.
+        selector: Its selector, if it has one.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    free = available_bytes(device)
+    batch = config.per_device_train_batch_size
+    optimizer = found.trainable * TRAINABLE_BYTES
+    largest = max(batch * longest, _feature_tokens(selector))
+    activations = largest * found.bytes_per_token
+    needed = found.base_bytes + optimizer + activations
+    detail = (
+        f"about {_size(needed)} of {_size(free)} free ({device.type}): weights {_size(found.base_bytes)}, adapter and "
+        f"optimizer {_size(optimizer)}, activations of {largest:,} tokens {_size(activations)}"
+    )
+    if found.base_bytes + optimizer > free:
+        return Check("memory", "fail", detail, "a smaller model or lora_rank, bf16: true, or a larger machine")
+    if found.unknown is not None:
+        detail = f"{detail}: not known, the model cannot run without values ({found.unknown})"
+        return Check("memory", "warn", detail, "`dataflex select FILE --num 1 --dry-run` measures the peak")
+    if needed > free:
+        fix = (
+            "a smaller per_device_train_batch_size (gradient_accumulation_steps makes up for it) or cutoff_len, "
+            "gradient_checkpointing: true, component_params.feature_batch_tokens: auto"
+        )
+        return Check("memory", "warn", detail, fix)
+    return Check("memory", "pass", detail)
+
+
+def _feature_tokens(selector: Selector[Any] | None) -> int:
+    """Tokens of a batch of gradients; ``auto`` fits itself into the memory, and other selectors have none."""
+    tokens = getattr(selector.config, "feature_batch_tokens", 0) if selector else 0
+    return tokens if isinstance(tokens, int) else 0
+
+
+def disk_checks(
+    config: RunConfig, found: Outline, rows: tuple[int, int], steps: int, selector: Selector[Any] | None
+) -> Iterator[Check]:
+    """Whether checkpoints and, for selectors by gradient similarity, features fit on the disk.
+
+    Args:
+        config: The run.
+        found: Its model.
+        rows: Rows of the training and of the evaluation set.
+        steps: Optimizer steps of the run.
+        selector: Its selector, if it has one.
+    """
+    selections = config.update_times if config.train_type == "dynamic_select" else 0
+    count = (steps - 1) // config.save_steps + selections
+    count = count if config.save_total_limit is None else min(count, config.save_total_limit)
+    values = 1 if config.save_only_model else 3
+    needed = found.trainable * 4 * (values * count + 1)
+    yield _disk("disk, checkpoints", Path(config.output_dir), needed, f"{count} of them and the adapter")
+    if selector is not None and isinstance(selector.config, GradientConfig):
+        settings = selector.config
+        rounds = max(config.update_times, 1) if settings.keep_features == "all" else 1
+        size = sum(rows) * settings.proj_dim * DTYPES[settings.features_dtype].itemsize * rounds
+        folder = settings.cache_dir or Path(config.output_dir)
+        yield _disk("disk, features", folder, size, f"{sum(rows):,} rows of {settings.proj_dim:,} numbers")
+
+
+def _disk(name: str, folder: Path, needed: int, what: str) -> Check:
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free
+    detail = f"about {_size(needed)} of {_size(free)} free at {existing}: {what}"
+    if needed > free:
+        fix = "another output_dir; save_total_limit, save_only_model, features_dtype: bfloat16 or a smaller proj_dim"
+        return Check(name, "fail", detail, fix)
+    return Check(name, "pass", detail)
+
+
+def _size(count: float) -> str:
+    power = min(int(math.log(max(count, 1), 1024)), 3)
+    return f"{count / 1024**power:.1f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"

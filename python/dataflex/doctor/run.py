@@ -1,0 +1,204 @@
+"""What is right and wrong with a run before it starts: ``dataflex doctor CONFIG``.
+
+Nothing is trained and no weights are loaded: the model is looked at by its shapes, the data by up to
+:data:`dataflex.doctor.look.ROWS` rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dataflex.config import RunConfig, load_config
+from dataflex.data.templates import ChatTemplate
+from dataflex.doctor.check import Check, attempt
+from dataflex.doctor.fit import Outline, disk_checks, memory_check, outline
+from dataflex.doctor.look import Look, learnt_tokens, look
+from dataflex.doctor.preview import marked
+from dataflex.errors import ConfigError
+from dataflex.model import load_tokenizer
+from dataflex.rewards.base import RewardBackend
+from dataflex.selectors.base import Selector
+from dataflex.training.run import build_schedule, build_selector, load_rows
+from dataflex.types import Sample
+
+SHOWN = 160
+"""Characters of the row that a check shows."""
+MANY = 0.1
+"""Share of rows that are cut or have no label from which on a dataset is worth a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The rows of the run and what was seen of them."""
+
+    training: list[Sample]
+    evaluation: list[Sample] | None
+    seen: Look
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        return len(self.training), len(self.evaluation or ())
+
+
+def diagnose_file(config: str | Path, overrides: Sequence[str] = ()) -> list[Check]:
+    """Read a configuration and check its run; every problem of the file is a check that failed."""
+    try:
+        run = load_config(config, overrides, check_component=True)
+    except ConfigError as error:
+        return [Check("configuration", "fail", problem, error.hint) for problem in error.problems]
+    return list(diagnose_run(run))
+
+
+def diagnose_run(config: RunConfig) -> Iterator[Check]:
+    """Check a run; none of the checks raises for what it finds, and each runs as far as those before it allow."""
+    yield from _configuration(config)
+    yield _output_dir(config)
+    selector = yield from _selector(config)
+    try:
+        yield from _reward(selector)
+        data = yield from _data(config)
+        if data is None:
+            return
+        yield from _schedule(config, len(data.training))
+        name = config.model_name_or_path
+        found = yield from attempt("model", lambda: outline(config, max(data.seen.lengths)), _described(name))
+        if found is not None:
+            yield memory_check(config, found, max(data.seen.lengths), selector)
+            yield from disk_checks(config, found, data.rows, _steps(config, len(data.training)), selector)
+    finally:
+        if selector is not None:
+            selector.close()
+
+
+def _configuration(config: RunConfig) -> Iterator[Check]:
+    warnings = config.warnings()
+    yield Check("configuration", "pass", f"{len(config.model_fields_set)} keys, {len(warnings)} warnings")
+    for warning in warnings:
+        yield Check("configuration", "warn", warning, "remove the key, or what keeps it from acting")
+
+
+def _output_dir(config: RunConfig) -> Check:
+    folder = Path(config.output_dir)
+    taken = folder.is_dir() and any(folder.iterdir())
+    if folder.exists() and not folder.is_dir():
+        return Check("output folder", "fail", f"{folder} is a file", "name another output_dir")
+    if taken and not (config.overwrite_output_dir or config.resume_from_checkpoint):
+        fix = "overwrite_output_dir: true starts over in it, resume_from_checkpoint: true goes on; or name another"
+        return Check("output folder", "fail", f"{folder} is not empty", fix)
+    then = "goes on from its last checkpoint" if config.resume_from_checkpoint else "starts over"
+    return Check("output folder", "pass", f"{folder}, not empty: the run {then}" if taken else str(folder))
+
+
+def _selector(config: RunConfig) -> Generator[Check, None, Selector[Any] | None]:
+    if config.train_type == "static":
+        return None
+    return (yield from attempt("selector", lambda: build_selector(config), lambda built: str(config.component_name)))
+
+
+def _reward(selector: Selector[Any] | None) -> Iterator[Check]:
+    """A selector's reward backend, where it has one that will be asked."""
+    if selector is None or getattr(selector.config, "replay_rewards", None) is not None:
+        return
+    reward = getattr(selector, "reward", None)
+    if isinstance(reward, RewardBackend):
+        yield from attempt("reward", reward.check, lambda _: f"{reward.name} is ready")
+
+
+def _data(config: RunConfig) -> Generator[Check, None, _Data | None]:
+    """Tokenizer, template, rows and labels."""
+    place = config.model_name_or_path
+    tokenizer = yield from attempt(
+        "tokenizer",
+        lambda: load_tokenizer(config.locate(place), trust_remote_code=config.trust_remote_code),
+        lambda loaded: f"{len(loaded):,} tokens",
+    )
+    rows = yield from attempt("rows", lambda: load_rows(config), _counted)
+    if tokenizer is None or rows is None:
+        return None
+    template = yield from attempt(
+        "template", lambda: ChatTemplate.load(config.template, tokenizer), lambda loaded: loaded.name
+    )
+    if template is None:
+        return None
+    training, evaluation = rows
+    seen = yield from _labels("training set", training, template, config, tokenizer)
+    if evaluation:
+        yield from _labels("evaluation set", evaluation, template, config, None)
+    return None if seen is None else _Data(training, evaluation, seen)
+
+
+def _counted(rows: tuple[list[Sample], list[Sample] | None]) -> str:
+    training, evaluation = rows
+    held_out = "none" if evaluation is None else f"{len(evaluation):,}"
+    return f"{len(training):,} for training, {held_out} for evaluation"
+
+
+def _labels(
+    name: str,
+    samples: list[Sample],
+    template: ChatTemplate,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Generator[Check, None, Look | None]:
+    """The counts of a set and, with a tokenizer, the end of a row with what is learnt in brackets."""
+    seen = yield from attempt(
+        name, lambda: look(samples, template, config.cutoff_len), lambda found: "\n".join(found.lines())
+    )
+    if seen is None:
+        return None
+    rows = len(seen.samples)
+    if tokenizer is not None:
+        yield from _learnt(seen, tokenizer)
+    if len(seen.truncated) > MANY * rows:
+        fix = f"raise cutoff_len above {config.cutoff_len}, or leave long rows out of the data"
+        yield Check(name, "warn", f"{len(seen.truncated):,} of {rows:,} rows lose tokens to cutoff_len", fix)
+    return seen
+
+
+def _learnt(seen: Look, tokenizer: PreTrainedTokenizerBase) -> Iterator[Check]:
+    rows = len(seen.samples)
+    learnable = [row for row in seen.encoded if learnt_tokens(row)]
+    if not learnable:
+        fix = "map the column of the answers in dataset_info.json; `dataflex preview` shows the rows"
+        yield Check("labels", "fail", f"none of {rows:,} rows has a token to learn", fix)
+        return
+    text = marked(learnable[0], tokenizer, colour=False)
+    yield Check("labels", "pass", text if len(text) <= SHOWN else f"... {text[-SHOWN:]}")
+    if len(seen.unlabelled) > MANY * rows:
+        fix = "`dataflex preview` shows rows; answers may be empty or in a column that is not mapped"
+        yield Check("labels", "warn", f"{len(seen.unlabelled):,} of {rows:,} rows have no token to learn", fix)
+
+
+def _schedule(config: RunConfig, rows: int) -> Iterator[Check]:
+    steps = _steps(config, rows)
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if config.train_type == "static":
+        yield Check("schedule", "pass", f"{steps:,} steps of {batch} rows")
+        return
+    wanted = config.update_step * batch
+    detail = f"{steps:,} steps of {batch} rows; each of {config.update_times} selections takes {wanted:,} of {rows:,}"
+    if wanted > rows and not config.selection_repeats:
+        fix = f"update_step of at most {rows // batch}, or selection_repeats: true"
+        yield Check("schedule", "fail", detail, fix)
+    else:
+        yield Check("schedule", "pass", detail)
+
+
+def _steps(config: RunConfig, rows: int) -> int:
+    planned = config.planned_steps
+    if planned is not None:
+        return planned
+    return build_schedule(config, rows).total_steps(config.num_train_epochs)
+
+
+def _described(name: str) -> Callable[[Outline], str]:
+    def describe(found: Outline) -> str:
+        share = found.trainable / found.parameters
+        return f"{name}: {found.parameters:,} parameters, {found.trainable:,} of them trained ({share:.2%})"
+
+    return describe

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dataflex.cli import cli
+from dataflex.config import load_config
+from dataflex.data import ChatTemplate, tokenize
+from dataflex.data.collate import collate
+from dataflex.doctor import fit
+from dataflex.doctor.check import Check
+from dataflex.doctor.run import diagnose_file
+from dataflex.losses import mean_losses
+from dataflex.memory import bytes_per_token
+from dataflex.model import add_lora, load_model
+from helpers.doctor import write_project
+from helpers.tiny import tiny_samples, tiny_tokenizer
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_project(tmp_path)
+
+
+def checks(*overrides: str) -> list[Check]:
+    return diagnose_file("run.yaml", overrides)
+
+
+def failures(*overrides: str) -> dict[str, Check]:
+    return {check.name: check for check in checks(*overrides) if check.status == "fail"}
+
+
+@pytest.mark.usefixtures("project")
+def test_a_sound_run_passes_everything() -> None:
+    found = checks()
+    assert {check.name: check.status for check in found} == dict.fromkeys(
+        (
+            "configuration",
+            "output folder",
+            "selector",
+            "tokenizer",
+            "rows",
+            "template",
+            "training set",
+            "labels",
+            "evaluation set",
+            "schedule",
+            "model",
+            "memory",
+            "disk, checkpoints",
+            "disk, features",
+        ),
+        "pass",
+    )
+    details = {check.name: check.detail for check in found}
+    assert details["schedule"] == "7 steps of 2 rows; each of 2 selections takes 6 of 12"
+    assert "[[" in details["labels"]
+    assert "16 rows of 256 numbers" in details["disk, features"]
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("overrides", "name", "fix"),
+    [
+        (["lora_rnak=4"], "configuration", None),
+        (["dataset=nowhere.jsonl"], "rows", "dataset_info.json"),
+        (["model_name_or_path=./nowhere"], "configuration", None),
+        (["template=nonsense"], "template", "path of a .jinja file"),
+        (["update_step=7"], "schedule", "update_step of at most 6"),
+        (["lora_target=nothing"], "model", "q_proj"),
+        (["eval_dataset=null"], "configuration", "set eval_dataset"),
+        (
+            ["component_name=nice", "component_params={reward_model_backend: api}"],
+            "reward",
+            "DF_API_KEY",
+        ),
+    ],
+)
+def test_what_is_wrong_fails_with_its_fix(
+    overrides: list[str], name: str, fix: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DF_API_KEY", raising=False)
+    found = failures(*overrides)
+    assert name in found
+    assert fix is None or fix in f"{found[name].detail} {found[name].fix}"
+
+
+def test_a_folder_that_is_taken_fails_unless_the_run_says_what_to_do(project: Path) -> None:
+    (project / "out").mkdir()
+    assert failures() == {}
+    (project / "out" / "file").touch()
+    assert "resume_from_checkpoint" in str(failures()["output folder"].fix)
+    assert failures("overwrite_output_dir=true") == {}
+    assert failures("resume_from_checkpoint=true") == {}
+
+
+def test_rows_without_answers_fail(project: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "Hi"}]}] * 30
+    (project / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert failures()["labels"].detail == "none of 30 rows has a token to learn"
+
+
+def test_many_cut_or_empty_rows_are_warnings(project: Path) -> None:
+    text = (project / "train.jsonl").read_text()
+    warned = {check.name for check in checks("cutoff_len=12") if check.status == "warn"}
+    assert "training set" in warned
+    rows = [json.loads(line) for line in text.splitlines()]
+    messages = [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+        for row in rows
+    ]
+    for row in messages[:3]:
+        del row["messages"][1]
+    (project / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in messages))
+    found = [check for check in checks() if check.status == "warn"]
+    assert [(check.name, check.detail) for check in found] == [("labels", "3 of 12 rows have no token to learn")]
+
+
+def test_a_folder_without_safetensors_fails(project: Path) -> None:
+    (project / "model" / "model.safetensors").unlink()
+    assert "holds no weights" in failures()["model"].detail
+
+
+@pytest.mark.usefixtures("project")
+def test_too_little_memory_or_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "available_bytes", lambda device: 320_000)
+    statuses = {check.name: check.status for check in checks()}
+    assert statuses["memory"] == "warn"
+    monkeypatch.setattr(fit, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(fit.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert set(failures()) == {"memory", "disk, checkpoints", "disk, features"}
+
+
+@pytest.mark.usefixtures("project")
+def test_the_outline_is_that_of_the_loaded_model() -> None:
+    """Sizes exactly; activations as measured on the real model, whose attention keeps a little more or less."""
+    config = load_config("run.yaml")
+    model = add_lora(load_model("model"), rank=config.lora_rank, alpha=16)
+    dataset = tokenize(tiny_samples(1), ChatTemplate.load("chatml", tiny_tokenizer()), 128, progress=False)
+    batch = collate(list(dataset), 2)
+    tokens = batch.input_ids.numel()
+    found = fit.outline(config, tokens)
+    assert found.parameters == sum(value.numel() for value in model.parameters())
+    assert found.trainable == sum(value.numel() for value in model.parameters() if value.requires_grad)
+    assert found.base_bytes == 4 * (found.parameters - found.trainable)
+    batch.labels[:] = batch.input_ids  # the outline takes the loss of every token
+    measured = bytes_per_token(lambda: mean_losses(model, batch), tokens, model)
+    assert found.bytes_per_token == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.usefixtures("project")
+def test_recomputing_takes_less_memory_but_not_less_than_the_output_head() -> None:
+    """Two layers: all but the head's part falls to about half, plus the layers' inputs."""
+    plain, recomputing = (
+        fit.outline(load_config("run.yaml", [f"gradient_checkpointing={value}"]), 64).bytes_per_token
+        for value in ("false", "true")
+    )
+    head = 384 * 4  # bytes of a token's logits, float32
+    assert head < recomputing < 0.8 * plain
+
+
+@pytest.mark.usefixtures("project")
+def test_a_model_that_cannot_run_without_values_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise NotImplementedError("aten::nonzero on meta\nmore")
+
+    monkeypatch.setattr(fit, "_kept_bytes", refuse)
+    found = {check.name: check for check in checks()}["memory"]
+    assert found.status == "warn"
+    assert "NotImplementedError: aten::nonzero on meta)" in found.detail
+
+
+def test_an_adapter_that_cannot_be_read_fails(project: Path) -> None:
+    (project / "adapter").mkdir()
+    assert "cannot use the adapter" in failures("adapter_name_or_path=./adapter")["model"].detail
+
+
+@pytest.mark.usefixtures("project")
+def test_the_outline_leaves_the_models_attention_alone() -> None:
+    before = dict(fit.ALL_ATTENTION_FUNCTIONS)
+    fit.outline(load_config("run.yaml"), 8)
+    assert dict(fit.ALL_ATTENTION_FUNCTIONS) == before
+    assert torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("project")
+def test_the_command_checks_installation_and_run() -> None:
+    done = CliRunner().invoke(cli, ["doctor", "run.yaml", "--json"])
+    assert done.exit_code == 0, done.output
+    names = {check["name"] for check in json.loads(done.stdout)}
+    assert names >= {"projection sjlt", "labels", "memory"}
+    done = CliRunner().invoke(cli, ["doctor", "run.yaml", "update_step=7"])
+    assert done.exit_code == 1
+    assert "FAIL  schedule" in done.stdout
+    assert "what to do\n" in done.stdout
