@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from dataflex.config import checks
 from dataflex.config.components import ComponentSpec, components_file, resolve_component
 from dataflex.config.fields import FileConfig, RunFields
+from dataflex.config.idle import find_warnings
 from dataflex.config.provenance import replayable_yaml
 from dataflex.config.values import Int, Names, Text
 from dataflex.errors import ConfigError
@@ -53,7 +54,7 @@ class RunConfig(RunFields):
 
     def warnings(self) -> list[str]:
         """What was given and has no effect, or not the effect that its author must expect; one line each."""
-        found = [self.origin.about(key, text) for key, text in checks.find_warnings(self)]
+        found = [self.origin.about(key, text) for key, text in find_warnings(self)]
         if self.train_type == "dynamic_select":
             _, substituted = components_file(self)
             if substituted:
