@@ -82,3 +82,26 @@ def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
     (two / "selections" / "step-5.parquet").unlink()
     launch(two, selector, 1)
     assert_same(selections(two)[1], second)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("selector", ["nice", "less", "random", "delta_loss"])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, selector: str, before: int, after: int) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    launch(whole, selector, before)
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "selections")
+    for folder in (
+        "features",
+        "rollouts",
+        "losses",
+    ):  # nothing that the next selection could read in place of computing
+        shutil.rmtree(resumed / folder, ignore_errors=True)
+    for number in (5, 8):
+        shutil.rmtree(resumed / f"checkpoint-{number}", ignore_errors=True)
+    launch(resumed, selector, after)
+    assert losses(resumed, "loss") == pytest.approx(losses(whole, "loss"), rel=1e-5)
+    [found] = selections(resumed)
+    assert_same(found, selections(whole)[1])
