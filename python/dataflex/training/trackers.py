@@ -110,7 +110,7 @@ def _swanlab(args: TrainingArguments, step: int) -> GeneralTracker:
     import swanlab
 
     options = args.swanlab
-    if options.api_key is not None:
+    if options.api_key is not None and options.mode == "cloud":
         swanlab.login(api_key=_secret("swanlab_api_key", options.api_key))
     callbacks = []
     if options.lark_webhook_url is not None:
@@ -124,7 +124,7 @@ def _swanlab(args: TrainingArguments, step: int) -> GeneralTracker:
         options.project,
         workspace=options.workspace,
         experiment_name=options.run_name or args.run_name,
-        mode=options.mode,
+        mode=None if options.mode == "cloud" else options.mode,  # its default; SwanLab 0.7 renamed it online
         logdir=folder,
         callbacks=callbacks,
     )
