@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,10 +18,11 @@ TOLERANCE = 1e-4
 SCRIPT = TESTS / "helpers" / "distributed_run.py"
 
 
-def launch(output_dir: Path, selector: str, processes: int) -> None:
+def launch(output_dir: Path, selector: str, processes: int, **more: Any) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(output_dir), selector]
     done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(output_dir), selector],
+        [*command, json.dumps(more)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
@@ -105,3 +107,23 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, selector
     assert losses(resumed, "loss") == pytest.approx(losses(whole, "loss"), rel=1e-5)
     [found] = selections(resumed)
     assert_same(found, selections(whole)[1])
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_trains_and_selects_like_one_process_and_goes_on_from_its_checkpoints(tmp_path: Path, stage: int) -> None:
+    pytest.importorskip("deepspeed")
+    one, sharded, resumed = tmp_path / "one", tmp_path / "sharded", tmp_path / "resumed"
+    settings = {"zero_optimization": {"stage": stage}, "train_batch_size": "auto", "bf16": {"enabled": "auto"}}
+    launch(one, "less", 1)
+    launch(sharded, "less", 2, deepspeed=settings)
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert losses(sharded, key) == pytest.approx(losses(one, key), rel=1e-4)
+    for found, expected in zip(selections(sharded), selections(one), strict=True):
+        assert_same(found, expected)
+    resumed.mkdir()
+    shutil.copytree(sharded / "checkpoint-4", resumed / "checkpoint-4")
+    launch(resumed, "less", 2, deepspeed=settings)
+    assert losses(resumed, "loss") == pytest.approx(losses(one, "loss"), rel=1e-4)
+    assert_same(selections(resumed)[0], selections(one)[1])

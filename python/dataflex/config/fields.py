@@ -13,6 +13,7 @@ from dataflex.config.values import (
     DDP_TIMEOUT_SECONDS,
     BestMetric,
     ComponentsFile,
+    Deepspeed,
     EnvironmentName,
     EvalMetric,
     EvalSteps,
@@ -23,7 +24,6 @@ from dataflex.config.values import (
     LoraAlpha,
     LoraTarget,
     Names,
-    NoDeepspeed,
     Resume,
     Seconds,
     Text,
@@ -104,7 +104,9 @@ class RunFields(FileConfig):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, about a third more time"
     )
-    deepspeed: NoDeepspeed = Field(default=None, description="not supported yet; null or false")
+    deepspeed: Deepspeed = Field(
+        default=None, description="DeepSpeed configuration with ZeRO stage 1 or 2: a JSON file, or its content"
+    )
 
     # Data
     dataset: Names = Field(

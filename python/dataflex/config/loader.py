@@ -57,6 +57,8 @@ def load_config(source: Source, overrides: Iterable[str] = (), *, check_componen
     if "eval_metric" not in broken:
         draft.problems.extend(_metric_problems(partial))
     draft.problems.extend(_path_problems(partial, broken))
+    if "deepspeed" not in broken:
+        draft.problems.extend(_deepspeed_problems(partial))
     if draft.problems:
         raise ConfigError(origin.in_order(draft.problems))
     return _built(RunConfig, draft, origin)
@@ -225,6 +227,14 @@ def _metric_problems(config: RunConfig) -> list[str]:
             config.origin.at(f"eval_metric: {explain(problem, model.model_fields)}", "eval_metric", *problem["loc"])
             for problem in error.errors()
         ]
+    return []
+
+
+def _deepspeed_problems(config: RunConfig) -> list[str]:
+    try:
+        config.deepspeed_settings()
+    except ConfigError as error:
+        return [config.origin.about("deepspeed", problem) for problem in error.problems]
     return []
 
 

@@ -133,9 +133,14 @@ def refuse(supported: str, *values: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _no_deepspeed(value: Any) -> None:
-    if value not in (None, False):
-        raise ValueError("DeepSpeed is not supported yet; remove the key: runs use plain PyTorch")
+def _deepspeed(value: Any) -> Any:
+    if value is None or value is False:
+        return None
+    if not value or not isinstance(value, str | dict):
+        raise ValueError(
+            f"expected a DeepSpeed configuration (a file or its content), null or false, got {shown(value)}"
+        )
+    return value
 
 
 def _lora_alpha(value: Any, info: ValidationInfo) -> Any:
@@ -157,7 +162,10 @@ LoraTarget = Annotated[Literal["all"] | list[str], BeforeValidator(_targets, jso
 LoraAlpha = Annotated[_AtLeastOne, BeforeValidator(_lora_alpha, json_schema_input_type=_AtLeastOne | None)]
 EvalSteps = Annotated[_AtLeastOne, BeforeValidator(_eval_steps, json_schema_input_type=_AtLeastOne | None)]
 Trackers = Annotated[list[str], BeforeValidator(_trackers, json_schema_input_type=str | list[str] | None)]
-NoDeepspeed = Annotated[None, BeforeValidator(_no_deepspeed, json_schema_input_type=Literal[False] | None)]
+Deepspeed = Annotated[
+    str | dict[str, Any] | None,
+    BeforeValidator(_deepspeed, json_schema_input_type=Text | dict[str, Any] | Literal[False] | None),
+]
 Resume = Annotated[bool | str, BeforeValidator(_resume, json_schema_input_type=bool | Text | None)]
 Seconds = Annotated[_AtLeastOne, BeforeValidator(_seconds, json_schema_input_type=_AtLeastOne | Literal[False] | None)]
 EvalStrategy = Annotated[

@@ -84,6 +84,7 @@ class TrainingArguments(BaseModel):
     early_stopping_steps: int | None = Field(None, ge=1, description="evaluations without progress before the end")
     early_stopping_min_delta: float = Field(0.0, ge=0)
     ddp_timeout: int = Field(DDP_TIMEOUT_SECONDS, ge=1, description="seconds that processes wait for each other")
+    deepspeed: dict[str, Any] | None = Field(None, description="DeepSpeed's settings: ZeRO stage 1 or 2")
     task_column: str = Field("task", description="column that groups samples in reports")
 
     def __init__(self, **values: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Checkpointer:
     Attributes:
         model: Unwrapped model.
         tokenizer: Saved beside it.
-        optimizer: Its moments are saved.
+        optimizer: Its moments are restored.
         scheduler: Learning-rate schedule over ``optimizer``.
         accelerator: Holds the fp16 gradient scaler.
         selector: Its state is saved; None without selections.
@@ -76,11 +76,12 @@ class Checkpointer:
             self.selector.load_state_dict(state.selector)
         return state
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: RunState, optimizer: Callable[[], torch.optim.Optimizer]) -> None:
         """Save ``checkpoint-STEP`` unless it is there already (a resumed run comes by again).
 
         Args:
             state: State of the run; scheduler, scaler and selector are filled in.
+            optimizer: Returns the optimizer with the moments of every parameter; asked on every rank.
         """
         directory = self.args.output_dir / f"{checkpoint.PREFIX}{state.step}"
         if self.ranks.on_main(lambda: directory.exists() and checkpoint.damage(directory) is None):
@@ -89,13 +90,14 @@ class Checkpointer:
         state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         state.selector = self.selector.state_dict() if self.selector else {}
         generators = checkpoint.random_states(self.ranks)
+        moments = None if self.args.save_only_model else optimizer()
 
         def write() -> None:
             checkpoint.save_checkpoint(
                 directory,
                 self.model,
                 self.tokenizer,
-                optimizer=None if self.args.save_only_model else self.optimizer,
+                optimizer=moments,
                 state=state.to_json(),
                 generators=generators,
             )

@@ -169,6 +169,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     return TrainingArguments(
         **{
             **shared,
+            "deepspeed": config.deepspeed_settings(),
             "report_to": config.trackers,
             "swanlab": {name: getattr(config, f"swanlab_{name}") for name in SwanlabOptions.model_fields},
             "resume_from_checkpoint": config.resolve(resume) if isinstance(resume, str) else resume,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import nn
@@ -43,6 +44,7 @@ from dataflex.training.state import RunState
 from dataflex.training.steps import Stepper
 from dataflex.training.trackers import check_trackers, start_trackers
 from dataflex.training.tracking import PLOT_FILE, RunLog, plot_losses
+from dataflex.training.zero import ZeroStepper
 from dataflex.types import SelectionContext
 
 logger = logging.getLogger(__name__)
@@ -133,7 +135,7 @@ class Trainer:
                 logger.warning("%s: %s", key, text)
         if self.selector is not None:
             largest = min(preflight.longest_selection(self.phases) * self.global_batch, len(self.train_dataset))
-            self.selector.check(self._context(num_samples=largest, round_number=0))
+            self.selector.check(self._context(self.optimizer, num_samples=largest, round_number=0))
         self._start()
         try:
             with progress_bar(
@@ -163,7 +165,9 @@ class Trainer:
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **facts}
         start_trackers(self.accelerator, self.args, self.ranks, _scalars(settings), self.state.step)
-        self.stepper = Stepper(
+        # A single process has nothing to shard.
+        stepper = ZeroStepper if self.args.deepspeed is not None and self.ranks.count > 1 else Stepper
+        self.stepper = stepper(
             self.model,
             self.optimizer,
             self.scheduler,
@@ -179,6 +183,7 @@ class Trainer:
         DistributedDataParallel has to go before its process group: as the group's last owner it would wait, with the
         GIL held, for threads of gloo that need it.
         """
+        self.stepper.close()
         del self.stepper
         self.accelerator.free_memory()
         if self.ranks.count > 1:
@@ -250,7 +255,9 @@ class Trainer:
         assert phase.round is not None
         if self.state.step > 0:
             self._save_checkpoint()
-        context = self._context(min(count, len(self.train_dataset)), phase.round)
+        context = self._context(
+            self.stepper.whole_optimizer(), min(count, len(self.train_dataset)), round_number=phase.round
+        )
         before = self.watch.seconds.get("selection", 0.0)
         with self.watch.phase("selection"):
             selection = self.selector.select(context)
@@ -270,7 +277,7 @@ class Trainer:
         self.state.round = phase.round
         self.state.indices = selection.indices.tolist()
 
-    def _context(self, num_samples: int, round_number: int) -> SelectionContext:
+    def _context(self, optimizer: torch.optim.Optimizer, num_samples: int, round_number: int) -> SelectionContext:
         return SelectionContext(
             model=self.model,
             tokenizer=self.tokenizer,
@@ -283,7 +290,7 @@ class Trainer:
             num_rounds=max((phase.round or 0 for phase in self.phases), default=0),
             seed=self.args.seed,
             output_dir=self.args.output_dir,
-            optimizer=self.optimizer,
+            optimizer=optimizer,
             autocast=self.accelerator.autocast,
             ranks=self.ranks,
         )
@@ -340,7 +347,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self.state.history = self.log.history
         self.state.seconds = self.watch.seconds
-        self.checkpointer.save(self.state)
+        self.checkpointer.save(self.state, self.stepper.whole_optimizer)
 
     def _finish(self) -> dict[str, Any]:
         """Restore the best model where that is wanted, save everything, tell the plugins."""
