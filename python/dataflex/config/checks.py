@@ -82,6 +82,11 @@ def _check_precision(config: RunFields) -> Iterator[Problem]:
         yield "fp16", "fp16 and bf16 exclude each other; keep one"
 
 
+def _check_deepspeed(config: RunFields) -> Iterator[Problem]:
+    if config.deepspeed is not None and config.fp16:
+        yield "fp16", "deepspeed scales no loss here: use bf16 in place of fp16"
+
+
 def _check_val_size(config: RunFields) -> Iterator[Problem]:
     if config.val_size >= 1 and config.val_size != int(config.val_size):
         yield "val_size", f"expected a share below 1 or a whole number of rows, got {config.val_size}"
@@ -132,6 +137,7 @@ def _check_secrets(config: RunFields) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _check_work,
     _check_precision,
+    _check_deepspeed,
     _check_val_size,
     _check_eval_data,
     _check_best_model,

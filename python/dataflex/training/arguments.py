@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dataflex.config.deepspeed import read_deepspeed
 from dataflex.config.values import DDP_TIMEOUT_SECONDS, BestMetric, EnvironmentName, EvalMetric, GreaterIsBetter
 from dataflex.configurable import validation_lines
 from dataflex.errors import ConfigError
@@ -97,6 +98,10 @@ class TrainingArguments(BaseModel):
     def _consistent(self) -> TrainingArguments:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other")
+        if self.deepspeed is not None:
+            if self.fp16:
+                raise ValueError("deepspeed scales no loss here: use bf16 in place of fp16")
+            read_deepspeed(self.deepspeed)
         if self.eval_strategy == "no" and (self.load_best_model_at_end or self.early_stopping_steps):
             raise ValueError("load_best_model_at_end and early_stopping_steps need eval_strategy steps or epoch")
         return self

@@ -42,7 +42,8 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
         raise TrainingError(
             f"{kind.value} shards parameters or gradients over processes, where the gradient of a single sample cannot "
             "be computed",
-            hint="one process, or DistributedDataParallel: torchrun, or accelerate launch without fsdp and deepspeed",
+            hint="one process, or DistributedDataParallel: torchrun, or accelerate launch without fsdp and deepspeed; "
+            "ZeRO stages 1 and 2 by the key deepspeed of the run",
         )
     if accelerator.num_processes != processes:
         raise TrainingError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from dataflex.config.idle import step_warnings
@@ -71,6 +72,12 @@ def evaluation_problems(
             metric.check(eval_dataset.samples)
         except DataflexError as error:
             yield f"eval_metric: {error.message}"
+
+
+def sharding_problems(args: TrainingArguments, processes: int) -> Iterator[str]:
+    """Why the optimizer cannot be sharded."""
+    if args.deepspeed is not None and processes > 1 and find_spec("deepspeed") is None:
+        yield "deepspeed is not installed (pip install --no-build-isolation deepspeed)"
 
 
 def idle_settings(args: TrainingArguments, schedule: Schedule) -> list[tuple[str, str]]:

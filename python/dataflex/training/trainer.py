@@ -165,8 +165,11 @@ class Trainer:
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **facts}
         start_trackers(self.accelerator, self.args, self.ranks, _scalars(settings), self.state.step)
-        # A single process has nothing to shard.
-        stepper = ZeroStepper if self.args.deepspeed is not None and self.ranks.count > 1 else Stepper
+        stepper = Stepper
+        if self.args.deepspeed is not None and self.ranks.count > 1:
+            stepper = ZeroStepper
+        elif self.args.deepspeed is not None:
+            logger.warning("deepspeed: has no effect in a single process, which has nothing to shard")
         self.stepper = stepper(
             self.model,
             self.optimizer,
@@ -215,6 +218,7 @@ class Trainer:
                 self.args, self.schedule, self.selector, len(self.train_dataset), self.eval_dataset, self.global_batch
             ),
             *preflight.evaluation_problems(self.args, self.eval_dataset, self.metric),
+            *preflight.sharding_problems(self.args, self.ranks.count),
         ]
         if problems:
             raise TrainingError("; ".join(problems))
