@@ -41,10 +41,9 @@ from dataflex.training.optimization import (
 )
 from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
 from dataflex.training.state import RunState
-from dataflex.training.steps import Stepper
 from dataflex.training.trackers import check_trackers, start_trackers
 from dataflex.training.tracking import PLOT_FILE, RunLog, plot_losses
-from dataflex.training.zero import ZeroStepper
+from dataflex.training.zero import stepper_class
 from dataflex.types import SelectionContext
 
 logger = logging.getLogger(__name__)
@@ -165,12 +164,7 @@ class Trainer:
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **facts}
         start_trackers(self.accelerator, self.args, self.ranks, _scalars(settings), self.state.step)
-        stepper = Stepper
-        if self.args.deepspeed is not None and self.ranks.count > 1:
-            stepper = ZeroStepper
-        elif self.args.deepspeed is not None:
-            logger.warning("deepspeed: has no effect in a single process, which has nothing to shard")
-        self.stepper = stepper(
+        self.stepper = stepper_class(self.args, self.ranks)(
             self.model,
             self.optimizer,
             self.scheduler,
