@@ -166,6 +166,10 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError("several processes were started; models are compared in a single one")
+    for adapter in adapters:  # before the base model is evaluated
+        folder = Path(config.locate(adapter))
+        if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+            raise ModelError(f"{adapter} holds no adapter: adapter_config.json is missing")
     tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
     template = ChatTemplate.load(config.template, tokenizer)
     samples = evaluation_samples(config)
