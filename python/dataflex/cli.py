@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dataflex.commands.evaluate import evaluate
 from dataflex.console import print_json
 from dataflex.doctor.command import doctor, preview
 from dataflex.errors import ConfigError, DataflexError, PluginError
@@ -115,6 +116,9 @@ def cli(ctx: click.Context, traceback: bool, verbose: bool, quiet: bool) -> None
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet exclude each other")
     ctx.with_resource(_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO))
+
+
+cli.add_command(evaluate)
 
 
 @cli.command()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dataflex.config import RunConfig
+from dataflex.config import RunConfig, load_config
 from dataflex.config.checks import planned_evaluations, planned_steps
 from dataflex.errors import ConfigError
 
@@ -45,6 +45,10 @@ def warnings(**values: Any) -> list[str]:
             "early_stopping_steps: early stopping cannot fire unless eval_strategy is steps or epoch",
         ),
         (
+            {"metric_for_best_model": "bleu"},
+            "metric_for_best_model: 'eval_bleu' is not evaluated; eval_metric adds a metric, here there is eval_loss",
+        ),
+        (
             SELECTION | {"component_name": None},
             "component_name: train_type dynamic_select needs the name of a selector",
         ),
@@ -74,7 +78,7 @@ def test_planned_steps_are_the_exact_ceiling(epochs: float, steps: int) -> None:
     [
         ({}, 0),
         ({"eval_strategy": "steps", "eval_steps": 10}, 3),
-        ({"eval_strategy": "steps", "eval_steps": 12}, 2),
+        ({"eval_strategy": "steps", "eval_steps": 12}, 3),
         ({"eval_strategy": "epoch", "num_train_epochs": 1.5}, 2),
         ({"eval_strategy": "steps", "train_type": "static"}, None),
     ],
@@ -93,6 +97,33 @@ def test_planned_evaluations(values: dict[str, Any], evaluations: int | None) ->
         (
             {"eval_strategy": "steps", "val_size": 0.1, "eval_steps": 10, "early_stopping_steps": 3},
             "early_stopping_steps: early stopping cannot fire: 3 evaluations",
+        ),
+        (
+            {"eval_strategy": "steps", "val_size": 0.1, "eval_steps": 10, "early_stopping_steps": 2},
+            "early_stopping_steps: early stopping cannot fire: 2 evaluations without improvement come after a first "
+            "one, and the run has 2 before its last step",
+        ),
+        (
+            {"eval_strategy": "steps", "val_size": 0.1, "eval_steps": 30, "load_best_model_at_end": True},
+            "load_best_model_at_end: the run evaluates once, at its end: its last model is its best",
+        ),
+        (
+            {"eval_strategy": "steps", "val_size": 0.1, "eval_steps": 10, "eval_metric": "exact_match"}
+            | {"metric_for_best_model": "exact_match", "greater_is_better": False},
+            "greater_is_better: false with eval_exact_match takes the model with the worst answers",
+        ),
+        ({"eval_metric": "exact_match"}, "eval_metric: has no effect on training with eval_strategy no"),
+        ({"eval_max_new_tokens": 9}, "eval_max_new_tokens: has no effect without eval_metric"),
+        ({"num_train_epochs": 0.3, "save_steps": 5, "logging_steps": 5}, "warmup_step: the run ends before its first"),
+        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, "warmup_ratio: has no effect with lr_scheduler_type"),
+        ({"run_name": "mine"}, "run_name: has no effect: report_to names no tracker"),
+        (
+            {"use_swanlab": True, "swanlab_lark_secret": "LARK_SECRET"},
+            "swanlab_lark_secret: has no effect without swanlab_lark_webhook_url",
+        ),
+        (
+            {"resume_from_checkpoint": True, "overwrite_output_dir": True},
+            "overwrite_output_dir: has no effect: resume_from_checkpoint goes on",
         ),
         ({"early_stopping_min_delta": 0.1}, "early_stopping_min_delta: has no effect without early_stopping_steps"),
         ({"greater_is_better": True}, "greater_is_better: true with eval_loss takes the model with the highest loss"),
@@ -135,3 +166,35 @@ def test_four_evaluations_are_enough_for_a_patience_of_three() -> None:
 )
 def test_use_swanlab_adds_a_tracker(values: dict[str, Any], trackers: list[str]) -> None:
     assert RunConfig(**REQUIRED | values).trackers == trackers
+
+
+@pytest.mark.parametrize(
+    ("values", "greater"),
+    [({}, False), ({"eval_metric": "exact_match", "metric_for_best_model": "eval_exact_match"}, True)],
+)
+def test_more_is_better_unless_it_is_a_loss(values: dict[str, Any], greater: bool) -> None:
+    assert RunConfig(**REQUIRED | values).greater_is_better is greater
+
+
+@pytest.mark.parametrize(
+    ("written", "params"),
+    [
+        (None, None),
+        ("none", None),
+        ("rouge_l", {"metric": "rouge_l"}),
+        ({"metric": "numeric", "rel_tol": 0.1}, {"metric": "numeric", "rel_tol": 0.1}),
+        ([{"metric": "token_f1"}], {"metric": [{"metric": "token_f1"}]}),
+    ],
+)
+def test_a_metric_is_a_name_a_list_or_parameters(written: Any, params: Any) -> None:
+    assert RunConfig(**REQUIRED | {"eval_metric": written}).eval_metric == params
+
+
+def test_parameters_of_the_metric_are_checked_when_the_file_is_read() -> None:
+    given = {**REQUIRED, "eval_metric": {"metric": "exact_mach"}, "eval_strategy": "steps", "val_size": 0.1}
+    with pytest.raises(ConfigError, match=r"eval_metric: .*unknown metric.*did you mean 'exact_match'"):
+        load_config(given)
+    with pytest.raises(
+        ConfigError, match="expected a metric, a list of metrics or a mapping with the key metric, got 3"
+    ):
+        load_config({**REQUIRED, "eval_metric": 3})

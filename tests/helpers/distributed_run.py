@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from functools import partial
@@ -22,8 +23,8 @@ SELECTORS = {
 }
 
 
-def main(output_dir: str, selector: str) -> None:
-    """Train with a global batch of 4, whatever the number of processes."""
+def main(output_dir: str, selector: str, more: str = "{}") -> None:
+    """Train with a global batch of 4, whatever the number of processes; ``more`` is JSON of further arguments."""
     torch.set_num_threads(1)
     tiny_trainer(
         Path(output_dir),
@@ -34,6 +35,7 @@ def main(output_dir: str, selector: str) -> None:
         eval_steps=4,
         save_steps=4,
         resume_from_checkpoint=True,
+        **json.loads(more),
     ).train()
 
 

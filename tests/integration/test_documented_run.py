@@ -1,4 +1,4 @@
-"""The documented NICE configuration, key by key as it is printed, from the file to the merged outputs."""
+"""The documented configurations, key by key as they are printed, from the file to the merged model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from click.testing import CliRunner
 from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dataflex
+from dataflex.cli import cli
 from helpers.documented import LLAMA3_TOKENS, documented_project
+from helpers.near import near_index
 from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 
@@ -44,6 +49,8 @@ def test_the_documented_configuration_runs(project):
     loaded = PeftModel.from_pretrained(tiny_model(vocab_size=len(tiny_tokenizer(extra_tokens=LLAMA3_TOKENS))), out)
     assert loaded.peft_config["default"].r == 16
     assert loaded.peft_config["default"].lora_alpha == 8
+    merged = exported()
+    assert_same_answers(merged, loaded)
 
 
 @pytest.mark.integration
@@ -82,3 +89,50 @@ def test_an_adapter_is_trained_further_and_plain_training_needs_no_selector(proj
     assert not (project / "static" / "selections").exists()
     config = json.loads((project / "static" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["r"] == 4
+
+
+def exported(*overrides):
+    """What ``dataflex export`` makes with the documented file, loaded by transformers."""
+    done = CliRunner().invoke(cli, ["export", "merge.yaml", *overrides])
+    assert done.exit_code == 0, done.output
+    folder = done.stdout.partition(": ")[0]
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def assert_same_answers(merged, adapted):
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval()(ids).logits, adapted.eval()(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def near_project(tmp_path, monkeypatch, rows, *, neighbours):
+    """A working directory where the documented NEAR file finds its matrix."""
+    root = documented_project(tmp_path, rows)
+    monkeypatch.chdir(root)
+    matrix = root / "src/dataflex/offline_selector/top_indices.npy"
+    matrix.parent.mkdir(parents=True)
+    near_index(root, "my_train", "my_target", dataset_dir="data", max_K=neighbours, save_indices_path=matrix).build()
+    return root
+
+
+@pytest.mark.integration
+def test_the_documented_near_configuration_runs_with_fewer_steps_and_is_exported(tmp_path, monkeypatch):
+    root = near_project(tmp_path, monkeypatch, 70, neighbours=70)
+    results = dataflex.train("near.yaml", "warmup_step=2", "update_step=2", "update_times=2")
+    assert (results["steps"], results["selections"], results["train_samples"]) == (6, 2, 70)
+    out = root.parent / "dataflex_saves"
+    table = pq.read_table(out / "selections" / "step-2.parquet").to_pydict()
+    assert sum(table["chosen"]) == 2 * 2 * 16
+    size = len(tiny_tokenizer(extra_tokens=LLAMA3_TOKENS))
+    loaded = PeftModel.from_pretrained(tiny_model(vocab_size=size, max_position_embeddings=1024), out)
+    merged = exported("adapter_name_or_path=../dataflex_saves", "template=qwen", "export_dir=../merged")
+    assert_same_answers(merged, loaded)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3000)
+def test_the_documented_near_configuration_runs_with_the_printed_steps(tmp_path, monkeypatch):
+    near_project(tmp_path, monkeypatch, 16_000, neighbours=16_000)
+    results = dataflex.train("near.yaml")
+    assert (results["steps"], results["selections"]) == (1400, 2)

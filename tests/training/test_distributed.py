@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,10 +18,11 @@ TOLERANCE = 1e-4
 SCRIPT = TESTS / "helpers" / "distributed_run.py"
 
 
-def launch(output_dir: Path, selector: str, processes: int) -> None:
+def launch(output_dir: Path, selector: str, processes: int, **more: Any) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(output_dir), selector]
     done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(output_dir), selector],
+        [*command, json.dumps(more)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
@@ -82,3 +84,46 @@ def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
     (two / "selections" / "step-5.parquet").unlink()
     launch(two, selector, 1)
     assert_same(selections(two)[1], second)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("selector", ["nice", "less", "random", "delta_loss"])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, selector: str, before: int, after: int) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    launch(whole, selector, before)
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "selections")
+    for folder in (
+        "features",
+        "rollouts",
+        "losses",
+    ):  # nothing that the next selection could read in place of computing
+        shutil.rmtree(resumed / folder, ignore_errors=True)
+    for number in (5, 8):
+        shutil.rmtree(resumed / f"checkpoint-{number}", ignore_errors=True)
+    launch(resumed, selector, after)
+    assert losses(resumed, "loss") == pytest.approx(losses(whole, "loss"), rel=1e-5)
+    [found] = selections(resumed)
+    assert_same(found, selections(whole)[1])
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_trains_and_selects_like_one_process_and_goes_on_from_its_checkpoints(tmp_path: Path, stage: int) -> None:
+    pytest.importorskip("deepspeed")
+    one, sharded, resumed = tmp_path / "one", tmp_path / "sharded", tmp_path / "resumed"
+    settings = {"zero_optimization": {"stage": stage}, "train_batch_size": "auto", "bf16": {"enabled": "auto"}}
+    launch(one, "less", 1)
+    launch(sharded, "less", 2, deepspeed=settings)
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert losses(sharded, key) == pytest.approx(losses(one, key), rel=1e-4)
+    for found, expected in zip(selections(sharded), selections(one), strict=True):
+        assert_same(found, expected)
+    resumed.mkdir()
+    shutil.copytree(sharded / "checkpoint-4", resumed / "checkpoint-4")
+    launch(resumed, "less", 2, deepspeed=settings)
+    assert losses(resumed, "loss") == pytest.approx(losses(one, "loss"), rel=1e-4)
+    assert_same(selections(resumed)[0], selections(one)[1])

@@ -208,7 +208,7 @@ def test_problems_are_said_before_training_and_together(tmp_path):
     with pytest.raises(TrainingError) as caught:
         tiny_trainer(tmp_path, schedule=Schedule(1, 7, 1), metric_for_best_model="bleu", eval_strategy="steps")
     assert "7 x 4 samples does not fit into 24 candidates; the largest update_step that does is 6" in str(caught.value)
-    assert "metric_for_best_model 'bleu' is unknown" in str(caught.value)
+    assert "metric_for_best_model 'eval_bleu' is unknown" in str(caught.value)
     assert not list(tmp_path.iterdir())
     with pytest.raises(TrainingError, match="report_to names trackers that are not installed: nonesuch"):
         tiny_trainer(tmp_path, report_to=["nonesuch"])

@@ -1,28 +1,18 @@
-"""The cross-checks of a run: what no single key can know. Contradictions are problems, idle settings are warnings."""
+"""The cross-checks of a run: contradictions between its keys, which no single key can know."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
 from fractions import Fraction
-from functools import partial
 from typing import Any, cast
 
 from dataflex.config.fields import RunFields
 from dataflex.config.messages import LITERAL_SECRET, literal_secrets
+from dataflex.config.values import LOSS, metric_key
 
 Problem = tuple[str, str]
 """The key that a message belongs to (dotted below a mapping), and the message."""
-
-_SELECTION_KEYS = (
-    "component_name",
-    "component_params",
-    "warmup_step",
-    "update_step",
-    "update_times",
-    "selection_repeats",
-)
-_SWANLAB_KEYS = tuple(key for key in RunFields.model_fields if key.startswith("swanlab_"))
 
 
 def has_eval_data(config: RunFields) -> bool:
@@ -39,13 +29,13 @@ def planned_steps(config: RunFields) -> int | None:
 
 
 def planned_evaluations(config: RunFields) -> int | None:
-    """Evaluations of the whole run; None where they depend on the size of the data."""
+    """Evaluations of the whole run, the one at its end included; None where they depend on the size of the data."""
     steps = planned_steps(config)
     if config.eval_strategy == "no":
         return 0
     if config.eval_strategy == "epoch":
         return math.ceil(config.num_train_epochs)
-    return None if steps is None else steps // config.eval_steps
+    return None if steps is None else math.ceil(steps / config.eval_steps)
 
 
 def find_problems(config: RunFields, broken: Collection[str] = ()) -> list[Problem]:
@@ -63,11 +53,6 @@ def find_problems(config: RunFields, broken: Collection[str] = ()) -> list[Probl
         except _BrokenKeyError:
             continue
     return found
-
-
-def find_warnings(config: RunFields) -> list[Problem]:
-    """Settings that can never act in this run, or not as their author must expect."""
-    return [warning for check in _WARNINGS for warning in check(config)]
 
 
 class _BrokenKeyError(Exception):
@@ -97,6 +82,11 @@ def _check_precision(config: RunFields) -> Iterator[Problem]:
         yield "fp16", "fp16 and bf16 exclude each other; keep one"
 
 
+def _check_deepspeed(config: RunFields) -> Iterator[Problem]:
+    if config.deepspeed is not None and config.fp16:
+        yield "fp16", "deepspeed scales no loss here: use bf16 in place of fp16"
+
+
 def _check_val_size(config: RunFields) -> Iterator[Problem]:
     if config.val_size >= 1 and config.val_size != int(config.val_size):
         yield "val_size", f"expected a share below 1 or a whole number of rows, got {config.val_size}"
@@ -112,6 +102,13 @@ def _check_eval_data(config: RunFields) -> Iterator[Problem]:
 def _check_best_model(config: RunFields) -> Iterator[Problem]:
     if config.load_best_model_at_end and config.eval_strategy == "no":
         yield "load_best_model_at_end", "the best model is only known if eval_strategy is steps or epoch"
+
+
+def _check_metric(config: RunFields) -> Iterator[Problem]:
+    known = [LOSS] if config.eval_metric is None else [LOSS, metric_key(config.eval_metric)]
+    if config.metric_for_best_model not in known:
+        text = f"{config.metric_for_best_model!r} is not evaluated; eval_metric adds a metric, here there is"
+        yield "metric_for_best_model", f"{text} {', '.join(known)}"
 
 
 def _check_early_stopping(config: RunFields) -> Iterator[Problem]:
@@ -140,67 +137,13 @@ def _check_secrets(config: RunFields) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _check_work,
     _check_precision,
+    _check_deepspeed,
     _check_val_size,
     _check_eval_data,
     _check_best_model,
+    _check_metric,
     _check_early_stopping,
     _check_selection,
     _check_component,
     _check_secrets,
-)
-
-
-def _warn_beyond_the_run(config: RunFields) -> Iterator[Problem]:
-    steps = planned_steps(config)
-    if steps is None:
-        return
-    if config.save_steps > steps:
-        yield "save_steps", f"{config.save_steps} is beyond the run ({steps} steps): no checkpoint before its end"
-    if config.logging_steps > steps:
-        yield "logging_steps", f"{config.logging_steps} is beyond the run ({steps} steps): no loss is logged on the way"
-    if config.eval_strategy == "steps" and config.eval_steps > steps:
-        yield "eval_steps", f"{config.eval_steps} is beyond the run ({steps} steps): it never evaluates"
-
-
-def _warn_early_stopping(config: RunFields) -> Iterator[Problem]:
-    patience, evaluations = config.early_stopping_steps, planned_evaluations(config)
-    if patience is not None and evaluations is not None and evaluations <= patience:
-        yield (
-            "early_stopping_steps",
-            f"early stopping cannot fire: {patience} evaluations without improvement come after a first one, and the "
-            f"run has {evaluations}",
-        )
-    if patience is None and config.early_stopping_min_delta > 0:
-        yield "early_stopping_min_delta", "has no effect without early_stopping_steps"
-
-
-def _warn_metric(config: RunFields) -> Iterator[Problem]:
-    if config.greater_is_better and config.metric_for_best_model == "eval_loss":
-        yield "greater_is_better", "true with eval_loss takes the model with the highest loss for the best"
-
-
-def _changed(config: RunFields, key: str) -> bool:
-    """Whether a key was given a value of its own: a resolved configuration spells out the defaults too."""
-    default = config.logging_steps if key == "eval_steps" else RunFields.model_fields[key].default
-    return key in config.model_fields_set and getattr(config, key) != default
-
-
-def _warn_idle(config: RunFields) -> Iterator[Problem]:
-    if config.train_type == "static":
-        for key in filter(partial(_changed, config), _SELECTION_KEYS):
-            yield key, "has no effect with train_type static"
-    if config.eval_strategy != "steps" and _changed(config, "eval_steps"):
-        yield "eval_steps", f"has no effect with eval_strategy {config.eval_strategy}"
-    if not (config.use_swanlab or "swanlab" in config.report_to):
-        for key in filter(partial(_changed, config), _SWANLAB_KEYS):
-            yield key, "has no effect: swanlab is not in report_to and use_swanlab is false"
-    if config.save_only_model and config.resume_from_checkpoint is not False:
-        yield "save_only_model", "checkpoints of this run hold the model only: they cannot be resumed from"
-
-
-_WARNINGS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
-    _warn_beyond_the_run,
-    _warn_early_stopping,
-    _warn_metric,
-    _warn_idle,
 )

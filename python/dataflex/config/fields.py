@@ -13,15 +13,17 @@ from dataflex.config.values import (
     DDP_TIMEOUT_SECONDS,
     BestMetric,
     ComponentsFile,
+    Deepspeed,
     EnvironmentName,
+    EvalMetric,
     EvalSteps,
     EvalStrategy,
     Float,
+    GreaterIsBetter,
     Int,
     LoraAlpha,
     LoraTarget,
     Names,
-    NoDeepspeed,
     Resume,
     Seconds,
     Text,
@@ -102,7 +104,9 @@ class RunFields(FileConfig):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, about a third more time"
     )
-    deepspeed: NoDeepspeed = Field(default=None, description="not supported yet; null or false")
+    deepspeed: Deepspeed = Field(
+        default=None, description="DeepSpeed configuration with ZeRO stage 1 or 2: a JSON file, or its content"
+    )
 
     # Data
     dataset: Names = Field(
@@ -118,9 +122,15 @@ class RunFields(FileConfig):
     template: Text | None = Field(default=None, description="chat template by name; null: the tokenizer's own")
     cutoff_len: Int = Field(default=2048, ge=2, description="longest sample, in tokens; longer ones are cut")
     max_samples: Int | None = Field(default=None, ge=1, description="use the first rows of each dataset only")
-    overwrite_cache: bool = Field(default=False, description="tokenise again, whatever an earlier run left behind")
-    preprocessing_num_workers: Int | None = Field(default=None, ge=1, description="processes that tokenise; null: one")
-    dataloader_num_workers: Int = Field(default=0, ge=0, description="processes that load batches; 0: the main one")
+    overwrite_cache: bool = Field(
+        default=False, description="accepted: nothing tokenised is kept between runs, so there is nothing to overwrite"
+    )
+    preprocessing_num_workers: Int | None = Field(
+        default=None, ge=1, description="accepted: the tokenizer uses all cores already, in threads"
+    )
+    dataloader_num_workers: Int = Field(
+        default=0, ge=0, description="accepted: batches come from memory, there is nothing to load"
+    )
     disable_shuffling: bool = Field(default=False, description="train on the rows in their order")
     task_column: Text = Field(default="task", description="column of the dataset that groups rows in reports")
     seed: Int = Field(default=42, ge=0, lt=2**32, description="seed of adapters, data order, selections and rollouts")
@@ -143,17 +153,20 @@ class RunFields(FileConfig):
     report_to: Trackers = Field(
         default=[], description="none, or trackers: wandb, tensorboard, swanlab, mlflow, trackio"
     )
+    run_name: Text | None = Field(default=None, description="name of the run in trackers; null: made up by them")
     use_swanlab: bool = Field(default=False, description="the same as swanlab in report_to")
     swanlab_project: Text = Field(default="dataflex", description="SwanLab project")
     swanlab_workspace: Text | None = Field(default=None, description="SwanLab workspace; null: the account's own")
-    swanlab_run_name: Text | None = Field(default=None, description="SwanLab experiment name; null: made up by SwanLab")
+    swanlab_run_name: Text | None = Field(default=None, description="SwanLab experiment name; null: run_name")
     swanlab_mode: Literal["cloud", "local", "offline", "disabled"] = Field(
         default="cloud", description="where SwanLab writes"
     )
     swanlab_api_key: EnvironmentName = Field(
         default=None, description="name of the environment variable with the SwanLab key; null: SwanLab's own login"
     )
-    swanlab_logdir: Text | None = Field(default=None, description="folder of SwanLab's local files")
+    swanlab_logdir: Text | None = Field(
+        default=None, description="folder of SwanLab's local files; null: in output_dir"
+    )
     swanlab_lark_webhook_url: EnvironmentName = Field(
         default=None, description="name of the environment variable with the URL of a Lark webhook to notify"
     )
@@ -191,8 +204,21 @@ class RunFields(FileConfig):
         validate_default=True,
         description="optimizer steps between evaluations (eval_strategy: steps); null: logging_steps",
     )
-    metric_for_best_model: BestMetric = Field(default="eval_loss", description="what the best model is best at")
-    greater_is_better: bool = Field(default=False, description="whether more of that metric is better")
+    eval_metric: EvalMetric = Field(
+        default=None,
+        description="score the model's answers to the evaluation data: a metric (exact_match, module:function, ...), "
+        "or parameters of the reward backend metric; null: loss only",
+    )
+    eval_max_new_tokens: Int = Field(default=128, ge=1, description="longest answer that eval_metric scores, in tokens")
+    metric_for_best_model: BestMetric = Field(
+        default="eval_loss",
+        description="what the best model is best at: eval_loss, or eval_ and the metric's name",
+    )
+    greater_is_better: GreaterIsBetter = Field(
+        default=None,
+        validate_default=True,
+        description="whether more of that metric is better; null: yes, unless it is eval_loss",
+    )
     load_best_model_at_end: bool = Field(default=False, description="end with the best evaluated model, not the last")
     early_stopping_steps: Int | None = Field(
         default=None, ge=1, description="stop after this many evaluations in a row without improvement"

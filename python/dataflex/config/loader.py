@@ -28,6 +28,7 @@ from dataflex.config.origin import Origin
 from dataflex.config.paths import read_text
 from dataflex.config.schema import ExportConfig, RunConfig
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.plugins import registry
 
 Source = str | Path | Mapping[str, Any]
 ConfigT = TypeVar("ConfigT", bound=FileConfig)
@@ -53,7 +54,11 @@ def load_config(source: Source, overrides: Iterable[str] = (), *, check_componen
         draft.problems.append(origin.about(key, text))
     if not broken & {"component_name", "component_params", "components_cfg_file", "train_type"}:
         draft.problems.extend(_component_problems(partial, check_component))
+    if "eval_metric" not in broken:
+        draft.problems.extend(_metric_problems(partial))
     draft.problems.extend(_path_problems(partial, broken))
+    if "deepspeed" not in broken:
+        draft.problems.extend(_deepspeed_problems(partial))
     if draft.problems:
         raise ConfigError(origin.in_order(draft.problems))
     return _built(RunConfig, draft, origin)
@@ -208,6 +213,28 @@ def _component_problems(config: RunConfig, check: bool) -> list[str]:
     if selector.needs_eval_dataset and not config.has_eval_data:
         text = f"{spec.name} selects for an evaluation set; set eval_dataset or val_size"
         return [config.origin.about("component_name", text)]
+    return []
+
+
+def _metric_problems(config: RunConfig) -> list[str]:
+    if config.eval_metric is None:
+        return []
+    model = registry().get("reward", "metric").Config
+    try:
+        model.model_validate(config.eval_metric)
+    except ValidationError as error:
+        return [
+            config.origin.at(f"eval_metric: {explain(problem, model.model_fields)}", "eval_metric", *problem["loc"])
+            for problem in error.errors()
+        ]
+    return []
+
+
+def _deepspeed_problems(config: RunConfig) -> list[str]:
+    try:
+        config.deepspeed_settings()
+    except ConfigError as error:
+        return [config.origin.about("deepspeed", problem) for problem in error.problems]
     return []
 
 

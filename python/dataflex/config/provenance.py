@@ -20,7 +20,7 @@ from dataflex.version import __version__
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "pydantic")
 """Distributions whose versions can change the outcome of a run."""
 
-_PATH_KEYS = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "resume_from_checkpoint")
+_PATH_KEYS = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "resume_from_checkpoint", "deepspeed")
 _DATASET_KEYS = ("dataset", "eval_dataset")
 
 

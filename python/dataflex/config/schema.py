@@ -8,7 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dataflex.config import checks
 from dataflex.config.components import ComponentSpec, components_file, resolve_component
+from dataflex.config.deepspeed import read_deepspeed
 from dataflex.config.fields import FileConfig, RunFields
+from dataflex.config.idle import find_warnings
 from dataflex.config.provenance import replayable_yaml
 from dataflex.config.values import Int, Names, Text
 from dataflex.errors import ConfigError
@@ -43,6 +45,14 @@ class RunConfig(RunFields):
         """Names of the trackers to report to, ``use_swanlab`` included."""
         return list(dict.fromkeys([*self.report_to, *(["swanlab"] if self.use_swanlab else [])]))
 
+    def deepspeed_settings(self) -> dict[str, Any] | None:
+        """The content of what ``deepspeed`` names, or None.
+
+        Raises:
+            ConfigError: There is no such file, or its settings cannot be run.
+        """
+        return None if self.deepspeed is None else read_deepspeed(self.deepspeed, self.origin.folder)
+
     def component(self) -> ComponentSpec:
         """The selector that ``component_name`` names, with its merged parameters; they are not validated here.
 
@@ -53,7 +63,7 @@ class RunConfig(RunFields):
 
     def warnings(self) -> list[str]:
         """What was given and has no effect, or not the effect that its author must expect; one line each."""
-        found = [self.origin.about(key, text) for key, text in checks.find_warnings(self)]
+        found = [self.origin.about(key, text) for key, text in find_warnings(self)]
         if self.train_type == "dynamic_select":
             _, substituted = components_file(self)
             if substituted:

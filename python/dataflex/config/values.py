@@ -6,12 +6,14 @@ users count on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
 from dataflex.config.messages import LITERAL_SECRET, is_environment_name, nearest, shown
 
+LOSS = "eval_loss"
 TRACKERS = ("wandb", "tensorboard", "swanlab", "mlflow", "trackio")
 DDP_TIMEOUT_SECONDS = 1800
 
@@ -88,7 +90,30 @@ def _eval_strategy(value: Any) -> Any:
 
 
 def _best_metric(value: Any) -> Any:
-    return "eval_loss" if value is None or value == "loss" else value
+    """``loss`` is ``eval_loss``, as in transformers."""
+    if value is None:
+        return LOSS
+    return f"eval_{value}" if isinstance(value, str) and not value.startswith("eval_") else value
+
+
+def _greater_is_better(value: Any, info: ValidationInfo) -> Any:
+    return info.data.get("metric_for_best_model") != LOSS if value is None else value
+
+
+def _eval_metric(value: Any) -> Any:
+    """``exact_match`` is {metric: exact_match}, a list of metrics is {metric: [...]}."""
+    if value in (None, False, "none"):
+        return None
+    params = value if isinstance(value, dict) else {"metric": value}
+    if not isinstance(params.get("metric"), str | list) or not params["metric"]:
+        raise ValueError(f"expected a metric, a list of metrics or a mapping with the key metric, got {shown(value)}")
+    return params
+
+
+def metric_key(params: Mapping[str, Any]) -> str:
+    """The name under which an evaluation reports its metric: ``eval_exact_match``; ``eval_metric`` for several."""
+    metric = params["metric"]
+    return f"eval_{metric.rpartition(':')[2]}" if isinstance(metric, str) else "eval_metric"
 
 
 def _components_file(value: Any) -> Any:
@@ -108,9 +133,14 @@ def refuse(supported: str, *values: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _no_deepspeed(value: Any) -> None:
-    if value not in (None, False):
-        raise ValueError("DeepSpeed is not supported yet; remove the key: runs use plain PyTorch")
+def _deepspeed(value: Any) -> Any:
+    if value is None or value is False:
+        return None
+    if not value or not isinstance(value, str | dict):
+        raise ValueError(
+            f"expected a DeepSpeed configuration (a file or its content), null or false, got {shown(value)}"
+        )
+    return value
 
 
 def _lora_alpha(value: Any, info: ValidationInfo) -> Any:
@@ -132,15 +162,23 @@ LoraTarget = Annotated[Literal["all"] | list[str], BeforeValidator(_targets, jso
 LoraAlpha = Annotated[_AtLeastOne, BeforeValidator(_lora_alpha, json_schema_input_type=_AtLeastOne | None)]
 EvalSteps = Annotated[_AtLeastOne, BeforeValidator(_eval_steps, json_schema_input_type=_AtLeastOne | None)]
 Trackers = Annotated[list[str], BeforeValidator(_trackers, json_schema_input_type=str | list[str] | None)]
-NoDeepspeed = Annotated[None, BeforeValidator(_no_deepspeed, json_schema_input_type=Literal[False] | None)]
+Deepspeed = Annotated[
+    str | dict[str, Any] | None,
+    BeforeValidator(_deepspeed, json_schema_input_type=Text | dict[str, Any] | Literal[False] | None),
+]
 Resume = Annotated[bool | str, BeforeValidator(_resume, json_schema_input_type=bool | Text | None)]
 Seconds = Annotated[_AtLeastOne, BeforeValidator(_seconds, json_schema_input_type=_AtLeastOne | Literal[False] | None)]
 EvalStrategy = Annotated[
     Literal["no", "steps", "epoch"],
     BeforeValidator(_eval_strategy, json_schema_input_type=Literal["no", "steps", "epoch", False]),
 ]
-BestMetric = Annotated[
-    Literal["eval_loss"], BeforeValidator(_best_metric, json_schema_input_type=Literal["eval_loss", "loss"] | None)
+BestMetric = Annotated[str, BeforeValidator(_best_metric, json_schema_input_type=Text | None)]
+GreaterIsBetter = Annotated[bool, BeforeValidator(_greater_is_better, json_schema_input_type=bool | None)]
+EvalMetric = Annotated[
+    dict[str, Any] | None,
+    BeforeValidator(
+        _eval_metric, json_schema_input_type=Text | list[dict[str, Any]] | dict[str, Any] | Literal[False] | None
+    ),
 ]
 ComponentsFile = Annotated[
     str | Literal[False] | None, BeforeValidator(_components_file, json_schema_input_type=Text | Literal[False] | None)

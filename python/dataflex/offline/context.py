@@ -93,7 +93,7 @@ def build_context(
         seed=seed,
         output_dir=output_dir,
         optimizer=None,
-        autocast=_autocast(model, precision),
+        autocast=autocast_for(model, precision),
         ranks=ranks,
     )
 
@@ -132,7 +132,8 @@ def _weights(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(tensor, tensor.detach().clone()) for tensor in tensors]
 
 
-def _autocast(model: nn.Module, precision: Precision) -> Autocast:
+def autocast_for(model: nn.Module, precision: Precision) -> Autocast:
+    """The context of forward passes in that precision, on the model's device."""
     if precision == "fp32":
         return nullcontext
     device = next(model.parameters()).device

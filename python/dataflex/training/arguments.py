@@ -7,8 +7,25 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dataflex.config.deepspeed import read_deepspeed
+from dataflex.config.values import DDP_TIMEOUT_SECONDS, BestMetric, EnvironmentName, EvalMetric, GreaterIsBetter
 from dataflex.configurable import validation_lines
 from dataflex.errors import ConfigError
+
+
+class SwanlabOptions(BaseModel):
+    """What SwanLab is started with; secrets are named by their environment variables."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    project: str = Field("dataflex", description="project")
+    workspace: str | None = Field(None, description="workspace; null: the account's own")
+    run_name: str | None = Field(None, description="name of the experiment; null: the run_name of the arguments")
+    mode: Literal["cloud", "local", "offline", "disabled"] = Field("cloud", description="where SwanLab writes")
+    api_key: EnvironmentName = Field(None, description="variable with the key; null: SwanLab's own login")
+    logdir: str | None = Field(None, description="folder of local files; null: swanlog in output_dir")
+    lark_webhook_url: EnvironmentName = Field(None, description="variable with the URL of a Lark webhook to notify")
+    lark_secret: EnvironmentName = Field(None, description="variable with the secret of that webhook")
 
 
 class TrainingArguments(BaseModel):
@@ -50,15 +67,25 @@ class TrainingArguments(BaseModel):
     save_only_model: bool = Field(False, description="checkpoints without optimizer state: smaller, not resumable")
     plot_loss: bool = Field(True, description="draw training_loss.png")
     report_to: list[str] = Field(default_factory=list, description="names of accelerate's trackers")
-    run_name: str | None = Field(None, description="what trackers call the run; null: made up by them")
+    run_name: str | None = Field(None, description="name of the run in trackers; null: made up by them")
+    swanlab: SwanlabOptions = Field(SwanlabOptions(), description="what the tracker swanlab is started with")
     eval_strategy: Literal["no", "steps", "epoch"] = Field("no", description="when to evaluate")
     eval_steps: int = Field(100, ge=1, description="optimizer steps between evaluations")
     per_device_eval_batch_size: int = Field(8, ge=1, description="samples of one forward pass in evaluation")
-    metric_for_best_model: str = Field("eval_loss", description="what the best model is best at")
-    greater_is_better: bool = Field(False, description="whether more of that metric is better")
+    eval_metric: EvalMetric = Field(
+        None,
+        description="score the model's answers to the evaluation set: a metric, or parameters of the reward metric",
+    )
+    eval_max_new_tokens: int = Field(128, ge=1, description="longest answer that is scored, in tokens")
+    metric_for_best_model: BestMetric = Field("eval_loss", description="eval_loss, or eval_ and the metric's name")
+    greater_is_better: GreaterIsBetter = Field(
+        None, validate_default=True, description="null: true unless the metric is eval_loss"
+    )
     load_best_model_at_end: bool = Field(False, description="end with the best evaluated model, not the last")
     early_stopping_steps: int | None = Field(None, ge=1, description="evaluations without progress before the end")
     early_stopping_min_delta: float = Field(0.0, ge=0, description="smallest change that is an improvement")
+    ddp_timeout: int = Field(DDP_TIMEOUT_SECONDS, ge=1, description="seconds that processes wait for each other")
+    deepspeed: dict[str, Any] | None = Field(None, description="DeepSpeed's settings: ZeRO stage 1 or 2")
     task_column: str = Field("task", description="column that groups samples in reports")
 
     def __init__(self, **values: Any) -> None:
@@ -71,6 +98,10 @@ class TrainingArguments(BaseModel):
     def _consistent(self) -> TrainingArguments:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other")
+        if self.deepspeed is not None:
+            if self.fp16:
+                raise ValueError("deepspeed scales no loss here: use bf16 in place of fp16")
+            read_deepspeed(self.deepspeed)
         if self.eval_strategy == "no" and (self.load_best_model_at_end or self.early_stopping_steps):
             raise ValueError("load_best_model_at_end and early_stopping_steps need eval_strategy steps or epoch")
         return self

@@ -9,11 +9,22 @@ from pathlib import Path
 from dataflex.errors import CheckpointError, TrainingError
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpoint import checkpoints, last_checkpoint
+from dataflex.training.checkpointer import BEST_MODEL
+from dataflex.training.trackers import TENSORBOARD_DIR
 from dataflex.training.tracking import LOG_FILE, PLOT_FILE
 
 logger = logging.getLogger(__name__)
 
-LEFTOVERS = ("selections", "best_model", LOG_FILE, PLOT_FILE, "all_results.json", "trainer_state.json", "report.html")
+LEFTOVERS = (
+    "selections",
+    BEST_MODEL,
+    TENSORBOARD_DIR,
+    LOG_FILE,
+    PLOT_FILE,
+    "all_results.json",
+    "trainer_state.json",
+    "report.html",
+)
 
 
 def prepare_output_dir(args: TrainingArguments) -> Path | None:

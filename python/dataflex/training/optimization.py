@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from transformers import get_scheduler
 
@@ -33,15 +35,15 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
         mixed_precision=args.mixed_precision,
         # Without a GPU accelerate forms a process group only if it is told to use the CPU.
         cpu=processes > 1 and not torch.accelerator.is_available(),
-        log_with=args.report_to or None,
-        project_dir=str(args.output_dir),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
     )
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise TrainingError(
             f"{kind.value} shards parameters or gradients over processes, where the gradient of a single sample cannot "
             "be computed",
-            hint="one process, or DistributedDataParallel: torchrun, or accelerate launch without fsdp and deepspeed",
+            hint="one process, or DistributedDataParallel: torchrun, or accelerate launch without fsdp and deepspeed; "
+            "ZeRO stages 1 and 2 by the key deepspeed of the run",
         )
     if accelerator.num_processes != processes:
         raise TrainingError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,10 @@ from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
+from dataflex.launch import is_main_process
 from dataflex.model import Precision, add_lora, load_adapter, load_model, load_tokenizer
 from dataflex.selectors.base import Selector
-from dataflex.training.arguments import TrainingArguments
+from dataflex.training.arguments import SwanlabOptions, TrainingArguments
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Sample
@@ -53,7 +55,7 @@ def train(config: str | Path | RunConfig, *overrides: str) -> dict[str, Any]:
 def train_from_config(config: RunConfig) -> dict[str, Any]:
     """Run the training that a loaded configuration describes; see :func:`train`."""
     for warning in config.warnings():
-        logger.warning("%s", warning)
+        _warn(warning)
     selector = build_selector(config)
     tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
     template = ChatTemplate.load(config.template, tokenizer)
@@ -67,8 +69,17 @@ def train_from_config(config: RunConfig) -> dict[str, Any]:
         schedule=build_schedule(config, len(training)),
         args=training_arguments(config),
     )
+    if config.planned_steps is None:
+        for key, text in trainer.idle_settings():
+            _warn(config.origin.about(key, text))
     trainer.run_config = config.to_yaml()
     return trainer.train()
+
+
+def _warn(text: str) -> None:
+    """Say something once, whatever the number of processes."""
+    if is_main_process():
+        logger.warning("%s", text)
 
 
 def build_selector(config: RunConfig) -> Selector[Any] | None:
@@ -119,6 +130,15 @@ def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedD
     return training, held_out
 
 
+def evaluation_samples(config: RunConfig) -> list[Sample] | None:
+    """The rows of ``eval_dataset``, or those that ``val_size`` splits off; None without either."""
+    if config.eval_dataset is not None:
+        return _load(config, config.eval_dataset)
+    if config.val_size > 0:
+        return split_samples(_load(config, config.dataset), config.val_size, config.seed)[1]
+    return None
+
+
 def split_samples(samples: list[Sample], val_size: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Training and evaluation samples, drawn by seed and kept in their order.
 
@@ -142,7 +162,8 @@ def build_schedule(config: RunConfig, num_samples: int) -> Schedule:
     """The configured phases; ``train_type: static`` is one random phase of a pass over the dataset."""
     if config.train_type == "dynamic_select":
         return Schedule(config.warmup_step, config.update_step, config.update_times)
-    global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     return Schedule(warmup_step=math.ceil(num_samples / global_batch))
 
 
@@ -153,8 +174,9 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     return TrainingArguments(
         **{
             **shared,
+            "deepspeed": config.deepspeed_settings(),
             "report_to": config.trackers,
-            "run_name": config.swanlab_run_name,
+            "swanlab": {name: getattr(config, f"swanlab_{name}") for name in SwanlabOptions.model_fields},
             "resume_from_checkpoint": config.resolve(resume) if isinstance(resume, str) else resume,
         }
     )

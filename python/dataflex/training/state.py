@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from dataflex.training.evaluation import BestSoFar
+from dataflex.training.best import BestSoFar
 
 
 @dataclass

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from dataflex.data.collate import IGNORE_INDEX, collate
 from dataflex.data.dataset import Example
@@ -49,12 +49,13 @@ class Stepper:
         pad_token_id: int,
     ) -> None:
         self._parameters = [parameter for _, parameter in trainable_parameters(model)]
-        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        self._raw = optimizer
         self._scheduler = scheduler
         self._args = args
         self._accelerator = accelerator
         self._ranks = ranks
         self._pad_token_id = pad_token_id
+        self._wrapped, self._optimizer = self._prepare(model, optimizer)
 
     def step(self, examples: Sequence[Example], number: int) -> dict[str, float]:
         """One step.
@@ -79,13 +80,40 @@ class Stepper:
                 hint="a smaller learning rate, bf16 in place of fp16, or a look at these samples",
             )
         values = {"loss": loss / tokens, "learning_rate": float(self._scheduler.get_last_lr()[0])}
-        if self._args.max_grad_norm > 0:
-            norm = self._accelerator.clip_grad_norm_(self._parameters, self._args.max_grad_norm)
-            values["grad_norm"] = float(norm)
-        self._optimizer.step()
+        norm = self._step()
+        if norm is not None:
+            values["grad_norm"] = norm
         self._scheduler.step()
-        self._optimizer.zero_grad()
         return values
+
+    def whole_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer with the state of every parameter; every rank has to ask for it."""
+        return self._raw
+
+    def close(self) -> None:
+        """Leave the model as it was without a stepper."""
+        return None
+
+    def _prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """What the steps call in place of model and optimizer."""
+        wrapped, prepared = self._accelerator.prepare(model, optimizer)
+        return wrapped, prepared
+
+    def _accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Context of a micro-batch: ranks exchange gradients in the last one only."""
+        return nullcontext() if last else self._accelerator.no_sync(self._wrapped)
+
+    def _backpropagate(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def _step(self) -> float | None:
+        """Clip, step, forget the gradients; returns their norm, None where it is not computed."""
+        norm = None
+        if self._args.max_grad_norm > 0:
+            norm = float(self._accelerator.clip_grad_norm_(self._parameters, self._args.max_grad_norm))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm
 
     def _backward(self, examples: Sequence[Example], tokens: int) -> float:
         """Gradients of the global batch into ``.grad``; returns its summed loss."""
@@ -95,10 +123,10 @@ class Stepper:
         total = 0.0
         for number, part in enumerate(own, start=1):
             last = number == len(own)
-            with nullcontext() if last else self._accelerator.no_sync(self._wrapped):
+            with self._accumulating(last):
                 batch = collate(part, self._pad_token_id).to(self._accelerator.device)
                 with self._accelerator.autocast():
                     loss, _ = summed_loss(self._wrapped, batch)
-                self._accelerator.backward(loss * (self._ranks.count / tokens))
+                self._backpropagate(loss * (self._ranks.count / tokens))
             total += float(loss.detach())
         return self._ranks.sum([total])[0]

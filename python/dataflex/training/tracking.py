@@ -1,4 +1,4 @@
-"""What a run logs: a JSON-lines file, accelerate's trackers, and a plot of the loss."""
+"""What a run logs: a JSON-lines file, the trackers, and a plot of the loss."""
 
 from __future__ import annotations
 
@@ -9,26 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from matplotlib.figure import Figure
 
-from dataflex.errors import TrainingError
 from dataflex.files import atomic_path, write_text
 
 LOG_FILE = "trainer_log.jsonl"
 PLOT_FILE = "training_loss.png"
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise TrainingError, naming them all, if trackers are unknown to accelerate or not installed."""
-    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
-    missing = [name for name in names if name not in available]
-    if missing:
-        raise TrainingError(
-            f"report_to names trackers that are not installed: {', '.join(missing)}; "
-            f"available: {', '.join(sorted(available)) or 'none'}",
-            hint='pip install "dataflex-sdk[trackers]", or report_to: none',
-        )
 
 
 class RunLog:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import nn
@@ -26,9 +27,10 @@ from dataflex.model import save_model
 from dataflex.plugins import registry
 from dataflex.progress import Stopwatch, progress_bar
 from dataflex.selectors.base import Selector
-from dataflex.training import checkpoint, outputs
+from dataflex.training import outputs, preflight
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.evaluation import evaluation_loss
+from dataflex.training.checkpointer import Checkpointer
+from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.folder import prepare_output_dir
 from dataflex.training.inputs import as_dataset, as_template
 from dataflex.training.optimization import (
@@ -39,13 +41,12 @@ from dataflex.training.optimization import (
 )
 from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
 from dataflex.training.state import RunState
-from dataflex.training.steps import Stepper
-from dataflex.training.tracking import PLOT_FILE, RunLog, check_trackers, plot_losses
+from dataflex.training.trackers import check_trackers, start_trackers
+from dataflex.training.tracking import PLOT_FILE, RunLog, plot_losses
+from dataflex.training.zero import stepper_class
 from dataflex.types import SelectionContext
 
 logger = logging.getLogger(__name__)
-
-BEST_MODEL = "best_model"
 
 
 class Trainer:
@@ -99,12 +100,18 @@ class Trainer:
         self.global_batch = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         )
+        self.metric = AnswerMetric.from_params(
+            args.eval_metric, max_new_tokens=args.eval_max_new_tokens, max_prompt_length=args.cutoff_len
+        )
         self._check()
         self.model = model.to(self.accelerator.device)
         if args.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
         self.optimizer = create_optimizer(self.model, args)
         self.scheduler = create_scheduler(self.optimizer, args, self.total_steps)
+        self.checkpointer = Checkpointer(
+            self.model, self.tokenizer, self.optimizer, self.scheduler, self.accelerator, selector, args, self.ranks
+        )
         self.state = RunState()
         self.watch = Stopwatch()
         self.run_config: str | None = None
@@ -117,29 +124,18 @@ class Trainer:
             What ``all_results.json`` holds.
 
         Raises:
-            TrainingError: The output folder is taken, or the loss is not finite.
+            TrainingError: The output folder is taken, a tracker cannot start, or the loss is not finite.
             DataflexError: Whatever the selector raises; the checkpoint before the selection stays.
         """
         # The ranks' dropout masks differ, as they do in transformers.
         set_seed(self.args.seed + self.ranks.index)
+        if self.run_config is None and self.ranks.is_main:  # a configuration has been warned about already
+            for key, text in self.idle_settings():
+                logger.warning("%s: %s", key, text)
         if self.selector is not None:
-            largest = min(self._longest_selection() * self.global_batch, len(self.train_dataset))
-            self.selector.check(self._context(num_samples=largest, round_number=0))
-        source = self.ranks.on_main(lambda: _text(prepare_output_dir(self.args)))
-        self._restore(None if source is None else Path(source))
-        if self.run_config is not None and self.ranks.is_main:
-            write_text(self.args.output_dir / "config.yaml", self.run_config)
-        self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
-        self.accelerator.init_trackers("dataflex", config=_scalars(self.args.model_dump(mode="json")))
-        self.stepper = Stepper(
-            self.model,
-            self.optimizer,
-            self.scheduler,
-            self.args,
-            self.accelerator,
-            self.ranks,
-            int(self.tokenizer.pad_token_id),
-        )
+            largest = min(preflight.longest_selection(self.phases) * self.global_batch, len(self.train_dataset))
+            self.selector.check(self._context(self.optimizer, num_samples=largest, round_number=0))
+        self._start()
         try:
             with progress_bar(
                 self.total_steps, "training", unit="step", initial=self.state.step, disable=not self.ranks.is_main
@@ -154,60 +150,76 @@ class Trainer:
             self._release()
             self.accelerator.end_training()
 
+    def _start(self) -> None:
+        """Make the output folder ready, go on from a checkpoint where that is wanted, open log and trackers."""
+        source = self.ranks.on_main(lambda: _text(prepare_output_dir(self.args)))
+        facts = self._facts()
+        if source is not None:
+            self.state = self.checkpointer.restore(Path(source), facts)
+            self.watch.seconds = dict(self.state.seconds)
+            logger.info("resuming from %s at step %d of %d", source, self.state.step, self.total_steps)
+        self.state.facts = facts
+        if self.run_config is not None and self.ranks.is_main:
+            write_text(self.args.output_dir / "config.yaml", self.run_config)
+        self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
+        settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **facts}
+        start_trackers(self.accelerator, self.args, self.ranks, _scalars(settings), self.state.step)
+        self.stepper = stepper_class(self.args, self.ranks)(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            self.args,
+            self.accelerator,
+            self.ranks,
+            int(self.tokenizer.pad_token_id),
+        )
+
     def _release(self) -> None:
         """Free what wraps the model.
 
         DistributedDataParallel has to go before its process group: as the group's last owner it would wait, with the
         GIL held, for threads of gloo that need it.
         """
+        self.stepper.close()
         del self.stepper
         self.accelerator.free_memory()
         if self.ranks.count > 1:
             gc.collect()
 
     def evaluate(self) -> dict[str, float]:
-        """Evaluation loss of the model as it is: ``{"eval_loss": nats a token}``."""
+        """The model as it is on the evaluation set: ``eval_loss`` (nats a token) and the metric, if there is one."""
         if self.eval_dataset is None:
             raise TrainingError("there is no evaluation set", hint="pass eval_dataset")
-        loss = evaluation_loss(
+        return Evaluator(
             self.model,
+            self.tokenizer,
+            self.template,
             self.eval_dataset,
-            batch_size=self.args.per_device_eval_batch_size,
-            pad_token_id=int(self.tokenizer.pad_token_id),
-            autocast=self.accelerator.autocast,
-            ranks=self.ranks,
-        )
-        return {"eval_loss": loss}
+            self.args.per_device_eval_batch_size,
+            self.accelerator.autocast,
+            self.ranks,
+            self.metric,
+        ).evaluate()
+
+    def idle_settings(self) -> list[tuple[str, str]]:
+        """Arguments that never act in this run: the argument, and why."""
+        return preflight.idle_settings(self.args, self.schedule)
 
     def _check(self) -> None:
         """Everything that can be known to go wrong before the first step, at once."""
-        n = len(self.train_dataset)
-        problems = []
-        if self.selector is None and self.schedule.update_times and self.schedule.update_step:
-            problems.append("the schedule has selections but there is no selector")
-        if self.selector is not None and self.selector.needs_eval_dataset and not self.eval_dataset:
-            problems.append(f"selector {self.selector.name!r} needs an evaluation set (eval_dataset)")
-        longest = self._longest_selection()
-        if longest * self.global_batch > n and not self.args.selection_repeats:
-            problems.append(
-                f"a selection of update_step x global batch = {longest} x {self.global_batch} samples does not fit "
-                f"into {n} candidates; the largest update_step that does is {n // self.global_batch}, or set "
-                "selection_repeats: true"
-            )
-        if self.args.eval_strategy != "no" and not self.eval_dataset:
-            problems.append(f"eval_strategy {self.args.eval_strategy!r} needs an evaluation set (eval_dataset)")
-        if self.args.metric_for_best_model != "eval_loss":
-            problems.append(f"metric_for_best_model {self.args.metric_for_best_model!r} is unknown; known: eval_loss")
+        problems = [
+            *preflight.selection_problems(
+                self.args, self.schedule, self.selector, len(self.train_dataset), self.eval_dataset, self.global_batch
+            ),
+            *preflight.evaluation_problems(self.args, self.eval_dataset, self.metric),
+            *preflight.sharding_problems(self.args, self.ranks.count),
+        ]
         if problems:
             raise TrainingError("; ".join(problems))
 
-    def _longest_selection(self) -> int:
-        """Steps of the longest phase on selected samples."""
-        return max((phase.stop - phase.start for phase in self.phases if phase.round), default=0)
-
-    def _restore(self, source: Path | None) -> None:
-        """Go on from a checkpoint, or start; either way the state knows the facts of this run."""
-        facts = {
+    def _facts(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that it goes on from."""
+        return {
             "total_steps": self.total_steps,
             "global_batch": self.global_batch,
             "schedule": asdict(self.schedule),
@@ -215,25 +227,6 @@ class Trainer:
             "data": self.train_dataset.fingerprint,
             "selector": self.selector.name if self.selector else None,
         }
-        if source is not None:
-            stored = checkpoint.load_checkpoint(source, self.model, self.optimizer, self.ranks)
-            self.state = RunState.from_json(stored)
-            different = [key for key in facts if self.state.facts.get(key) != facts[key]]
-            if different:
-                shown = ", ".join(f"{key} {self.state.facts.get(key)!r} -> {facts[key]!r}" for key in different)
-                raise TrainingError(
-                    f"{source} belongs to another run: {shown}", hint="start over with overwrite_output_dir: true"
-                )
-            self.scheduler.load_state_dict(self.state.scheduler)
-            for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-                group["lr"] = rate
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(self.state.scaler)
-            if self.selector is not None:
-                self.selector.load_state_dict(self.state.selector)
-            self.watch.seconds = dict(self.state.seconds)
-            logger.info("resuming from %s at step %d of %d", source, self.state.step, self.total_steps)
-        self.state.facts = facts
 
     def _phase_order(self, phase: Phase) -> NDArray[np.int64]:
         """Positions of all samples of a phase, in the order of training; selects first where the phase wants it."""
@@ -260,9 +253,13 @@ class Trainer:
         assert phase.round is not None
         if self.state.step > 0:
             self._save_checkpoint()
-        context = self._context(min(count, len(self.train_dataset)), phase.round)
+        context = self._context(
+            self.stepper.whole_optimizer(), min(count, len(self.train_dataset)), round_number=phase.round
+        )
+        before = self.watch.seconds.get("selection", 0.0)
         with self.watch.phase("selection"):
             selection = self.selector.select(context)
+        seconds = self.watch.seconds["selection"] - before
         outputs.check_selection(selection, len(self.train_dataset), context.num_samples)
         outputs.check_agreement(selection, self.ranks)
         if self.ranks.is_main:
@@ -273,11 +270,12 @@ class Trainer:
                 self.train_dataset,
                 self.args.task_column,
             )
-        self.log.add(self.state.step, outputs.selection_statistics(selection, self.state.indices))
+        statistics = outputs.selection_statistics(selection, self.state.indices)
+        self.log.add(self.state.step, {**statistics, "selection_seconds/total": round(seconds, 3)})
         self.state.round = phase.round
         self.state.indices = selection.indices.tolist()
 
-    def _context(self, num_samples: int, round_number: int) -> SelectionContext:
+    def _context(self, optimizer: torch.optim.Optimizer, num_samples: int, round_number: int) -> SelectionContext:
         return SelectionContext(
             model=self.model,
             tokenizer=self.tokenizer,
@@ -290,7 +288,7 @@ class Trainer:
             num_rounds=max((phase.round or 0 for phase in self.phases), default=0),
             seed=self.args.seed,
             output_dir=self.args.output_dir,
-            optimizer=self.optimizer,
+            optimizer=optimizer,
             autocast=self.accelerator.autocast,
             ranks=self.ranks,
         )
@@ -327,6 +325,8 @@ class Trainer:
             metrics = self.evaluate()
         step = self.state.step
         self.log.add(step, metrics)
+        if self.args.metric_for_best_model not in metrics:
+            raise TrainingError(f"none of the answers at step {step} could be scored")
         self.state.best = self.state.best.update(
             metrics[self.args.metric_for_best_model],
             step,
@@ -334,9 +334,7 @@ class Trainer:
             min_delta=self.args.early_stopping_min_delta,
         )
         if self.args.load_best_model_at_end and self.state.best.step == step:
-            self.ranks.on_main(
-                lambda: checkpoint.save_checkpoint(self.args.output_dir / BEST_MODEL, self.model, self.tokenizer)
-            )
+            self.checkpointer.save_best()
         if self._stopped_early():
             logger.info("stopping early at step %d: no progress in %d evaluations", step, self.state.best.stale)
 
@@ -345,35 +343,14 @@ class Trainer:
         return patience is not None and self.state.best.stale >= patience
 
     def _save_checkpoint(self) -> None:
-        """Save ``checkpoint-STEP`` unless it is there already (a resumed run comes by again)."""
-        directory = self.args.output_dir / f"{checkpoint.PREFIX}{self.state.step}"
-        if self.ranks.on_main(lambda: directory.exists() and checkpoint.damage(directory) is None):
-            return
-        self.state.scheduler = self.scheduler.state_dict()
-        self.state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        self.state.selector = self.selector.state_dict() if self.selector else {}
         self.state.history = self.log.history
         self.state.seconds = self.watch.seconds
-        generators = checkpoint.random_states(self.ranks)
-
-        def save() -> None:
-            checkpoint.save_checkpoint(
-                directory,
-                self.model,
-                self.tokenizer,
-                optimizer=None if self.args.save_only_model else self.optimizer,
-                state=self.state.to_json(),
-                generators=generators,
-            )
-            checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit)
-
-        self.ranks.on_main(save)
+        self.checkpointer.save(self.state, self.stepper.whole_optimizer)
 
     def _finish(self) -> dict[str, Any]:
         """Restore the best model where that is wanted, save everything, tell the plugins."""
-        out = self.args.output_dir
         if self.args.load_best_model_at_end and self.state.best.step is not None:
-            checkpoint.load_weights(out / BEST_MODEL, self.model)
+            self.checkpointer.load_best()
             logger.info("loaded the best model, of step %d", self.state.best.step)
         results = self._results()
         self.ranks.on_main(lambda: self._write_results(results))
@@ -394,14 +371,16 @@ class Trainer:
 
     def _results(self) -> dict[str, Any]:
         losses = [entry["loss"] for entry in self.log.history if "loss" in entry]
-        evaluations = [entry["eval_loss"] for entry in self.log.history if "eval_loss" in entry]
+        evaluations = [entry for entry in self.log.history if any(key.startswith("eval_") for key in entry)]
+        last = {key: value for key, value in evaluations[-1].items() if key.startswith("eval_")} if evaluations else {}
         return {
             "steps": self.state.step,
             "total_steps": self.total_steps,
             "selections": self.state.round,
             "train_samples": len(self.train_dataset),
             "train_loss": losses[-1] if losses else None,
-            "eval_loss": evaluations[-1] if evaluations else None,
+            "eval_loss": None,
+            **last,
             "best_metric": self.state.best.value,
             "best_step": self.state.best.step,
             "seconds": dict(self.watch.seconds),

@@ -1,0 +1,69 @@
+"""The file that the key ``deepspeed`` names: what of it can be run, and why the rest cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dataflex.config.messages import shown
+from dataflex.config.paths import read_text, resolve_path
+from dataflex.errors import ConfigError
+
+_OURS = {
+    "optimizer": "the optimizer is AdamW with the run's own keys (learning_rate, adam_beta1, weight_decay, ...)",
+    "scheduler": "the schedule is the run's own (lr_scheduler_type, warmup_ratio)",
+}
+
+
+def read_deepspeed(value: str | Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
+    """DeepSpeed's settings: a JSON file, or the mapping itself.
+
+    Args:
+        value: Path of the file, or its content.
+        base: Folder of the configuration that names the file.
+
+    Raises:
+        ConfigError: The file is missing or no JSON object, or its settings cannot be run; all reasons at once.
+    """
+    if isinstance(value, Mapping):
+        settings = dict(value)
+    else:
+        path = resolve_path(value, base)
+        try:
+            settings = json.loads(read_text(path))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} is not JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path}: expected a JSON object, got {shown(settings)}")
+    problems = list(_problems(settings))
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    zero = settings.get("zero_optimization")
+    zero = zero if isinstance(zero, Mapping) else {}
+    stage = zero.get("stage", 0)
+    if stage == 3:
+        yield (
+            "ZeRO-3 shards the parameters themselves over the processes, where the gradient of a single sample cannot "
+            "be computed; use stage 1 or 2, or remove the key"
+        )
+    elif stage == 0:
+        yield "ZeRO stage 0 is plain data parallelism, which needs no DeepSpeed: remove the key"
+    elif stage not in (1, 2):
+        yield f"zero_optimization.stage: expected 1 or 2, got {shown(stage)}"
+    for part in ("offload_optimizer", "offload_param"):
+        offload = zero.get(part)
+        if isinstance(offload, Mapping) and offload.get("device", "none") not in ("none", None):
+            yield f"zero_optimization.{part} is not supported: the moments of an adapter are small; remove it"
+    for part, reason in _OURS.items():
+        if part in settings:
+            yield f"{part}: {reason}; remove the section"
+    for part in ("bf16", "fp16"):
+        enabled = settings.get(part)
+        if isinstance(enabled, Mapping) and enabled.get("enabled") is True:
+            yield f"{part}.enabled: the run's own key {part} decides, and adapters stay in float32; set it to auto"

@@ -1,0 +1,154 @@
+"""Settings that can never act, or not as their author must expect: said before a run starts, all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
+
+from dataflex.config.checks import Problem, planned_evaluations, planned_steps
+from dataflex.config.fields import RunFields
+from dataflex.config.values import LOSS
+
+_SELECTION_KEYS = (
+    "component_name",
+    "component_params",
+    "warmup_step",
+    "update_step",
+    "update_times",
+    "selection_repeats",
+)
+_SWANLAB_KEYS = tuple(key for key in RunFields.model_fields if key.startswith("swanlab_"))
+
+
+class StepSettings(Protocol):
+    """What happens at which step; a run's configuration and the trainer's arguments both have it."""
+
+    @property
+    def logging_steps(self) -> int:
+        """Steps between log entries."""
+
+    @property
+    def save_steps(self) -> int:
+        """Steps between checkpoints."""
+
+    @property
+    def eval_strategy(self) -> str:
+        """``no``, ``steps`` or ``epoch``; there is an evaluation after the last step, too, unless ``no``."""
+
+    @property
+    def eval_steps(self) -> int:
+        """Steps between evaluations."""
+
+    @property
+    def early_stopping_steps(self) -> int | None:
+        """Evaluations without progress before the run ends."""
+
+    @property
+    def load_best_model_at_end(self) -> bool:
+        """Whether the run ends with its best model."""
+
+
+def find_warnings(config: RunFields) -> list[Problem]:
+    """Settings of a run that can never act; those that depend on the size of the data are left out."""
+    found = [warning for check in _WARNINGS for warning in check(config)]
+    steps = planned_steps(config)
+    if steps is None:
+        return found
+    if steps <= config.warmup_step:
+        text = f"the run ends before its first selection: {steps} steps, of which {config.warmup_step} warm up"
+        found.append(("warmup_step", text))
+    evaluations = planned_evaluations(config) or 0
+    return [*found, *step_warnings(config, steps, evaluations, selects=True)]
+
+
+def step_warnings(settings: StepSettings, steps: int, evaluations: int, *, selects: bool) -> Iterator[Problem]:
+    """Settings that never act in a run of so many steps.
+
+    Args:
+        settings: What happens when.
+        steps: Steps of the run.
+        evaluations: Evaluations of the run, the one at its end included.
+        selects: Whether selections, before each of which a checkpoint is saved, are part of the run.
+    """
+    if settings.save_steps > steps:
+        what = "checkpoints come before selections only" if selects else "no checkpoint before its end"
+        yield "save_steps", f"{settings.save_steps} is beyond the run ({steps} steps): {what}"
+    if settings.logging_steps > steps:
+        text = f"{settings.logging_steps} is beyond the run ({steps} steps): no loss is logged on the way"
+        yield "logging_steps", text
+    if settings.eval_strategy == "steps" and settings.eval_steps > steps:
+        text = f"{settings.eval_steps} is beyond the run ({steps} steps): it evaluates once, at its end"
+        yield "eval_steps", text
+    if settings.eval_strategy == "no":
+        return
+    if settings.load_best_model_at_end and evaluations == 1:
+        yield "load_best_model_at_end", "the run evaluates once, at its end: its last model is its best"
+    patience = settings.early_stopping_steps
+    if patience is not None and evaluations - 1 <= patience:
+        yield (
+            "early_stopping_steps",
+            f"early stopping cannot fire: {patience} evaluations without improvement come after a first one, and the "
+            f"run has {evaluations - 1} before its last step",
+        )
+
+
+def _warn_early_stopping(config: RunFields) -> Iterator[Problem]:
+    if config.early_stopping_steps is None and config.early_stopping_min_delta > 0:
+        yield "early_stopping_min_delta", "has no effect without early_stopping_steps"
+
+
+def _warn_metric(config: RunFields) -> Iterator[Problem]:
+    best = config.metric_for_best_model
+    if config.greater_is_better and best == LOSS:
+        yield "greater_is_better", "true with eval_loss takes the model with the highest loss for the best"
+    if not config.greater_is_better and best != LOSS:
+        yield "greater_is_better", f"false with {best} takes the model with the worst answers for the best"
+    if config.eval_metric is not None and config.eval_strategy == "no":
+        yield "eval_metric", "has no effect on training with eval_strategy no"
+    if config.eval_metric is None and _changed(config, "eval_max_new_tokens"):
+        yield "eval_max_new_tokens", "has no effect without eval_metric"
+
+
+def _changed(config: RunFields, key: str) -> bool:
+    """Whether a key was given a value of its own: a resolved configuration spells out the defaults too."""
+    default = config.logging_steps if key == "eval_steps" else RunFields.model_fields[key].default
+    return key in config.model_fields_set and getattr(config, key) != default
+
+
+def _warn_idle(config: RunFields) -> Iterator[Problem]:
+    if config.train_type == "static":
+        for key in filter(partial(_changed, config), _SELECTION_KEYS):
+            yield key, "has no effect with train_type static"
+    if config.eval_strategy != "steps" and _changed(config, "eval_steps"):
+        yield "eval_steps", f"has no effect with eval_strategy {config.eval_strategy}"
+    if config.lr_scheduler_type == "constant" and config.warmup_ratio > 0:
+        yield "warmup_ratio", "has no effect with lr_scheduler_type constant (constant_with_warmup has one)"
+
+
+def _warn_trackers(config: RunFields) -> Iterator[Problem]:
+    if not (config.use_swanlab or "swanlab" in config.report_to):
+        for key in filter(partial(_changed, config), _SWANLAB_KEYS):
+            yield key, "has no effect: swanlab is not in report_to and use_swanlab is false"
+        if not config.report_to and config.run_name is not None:
+            yield "run_name", "has no effect: report_to names no tracker"
+    elif config.swanlab_lark_secret is not None and config.swanlab_lark_webhook_url is None:
+        yield "swanlab_lark_secret", "has no effect without swanlab_lark_webhook_url"
+
+
+def _warn_resuming(config: RunFields) -> Iterator[Problem]:
+    if config.resume_from_checkpoint is False:
+        return
+    if config.save_only_model:
+        yield "save_only_model", "checkpoints of this run hold the model only: they cannot be resumed from"
+    if config.overwrite_output_dir:
+        yield "overwrite_output_dir", "has no effect: resume_from_checkpoint goes on in the folder as it is"
+
+
+_WARNINGS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
+    _warn_early_stopping,
+    _warn_metric,
+    _warn_idle,
+    _warn_trackers,
+    _warn_resuming,
+)

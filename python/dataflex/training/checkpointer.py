@@ -1,0 +1,115 @@
+"""Saving a run so that it can go on, and going on: everything that a checkpoint holds, put together and taken apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dataflex.distributed import Ranks
+from dataflex.errors import TrainingError
+from dataflex.selectors.base import Selector
+from dataflex.training import checkpoint
+from dataflex.training.arguments import TrainingArguments
+from dataflex.training.state import RunState
+
+logger = logging.getLogger(__name__)
+
+BEST_MODEL = "best_model"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointer:
+    """Saves and restores a run; every rank calls it, the main process writes.
+
+    Attributes:
+        model: Unwrapped model.
+        tokenizer: Saved beside it.
+        optimizer: Its moments are restored.
+        scheduler: Learning-rate schedule over ``optimizer``.
+        accelerator: Holds the fp16 gradient scaler.
+        selector: Its state is saved; None without selections.
+        args: Output folder and what to keep.
+        ranks: The processes of the run.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    accelerator: Accelerator
+    selector: Selector[Any] | None
+    args: TrainingArguments
+    ranks: Ranks
+
+    def restore(self, source: Path, facts: Mapping[str, Any]) -> RunState:
+        """Put everything into the state of a checkpoint.
+
+        Args:
+            source: Folder of the checkpoint.
+            facts: What the run that saved it must have in common with this one.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, of another model, or holds the model only.
+            TrainingError: It belongs to another run; the differences are named.
+        """
+        state = RunState.from_json(checkpoint.load_checkpoint(source, self.model, self.optimizer, self.ranks))
+        different = [key for key in facts if state.facts.get(key) != facts[key]]
+        if different:
+            shown = ", ".join(f"{key} {state.facts.get(key)!r} -> {facts[key]!r}" for key in different)
+            raise TrainingError(
+                f"{source} belongs to another run: {shown}", hint="start over with overwrite_output_dir: true"
+            )
+        self.scheduler.load_state_dict(state.scheduler)
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        if self.selector is not None:
+            self.selector.load_state_dict(state.selector)
+        return state
+
+    def save(self, state: RunState, optimizer: Callable[[], torch.optim.Optimizer]) -> None:
+        """Save ``checkpoint-STEP`` unless it is there already (a resumed run comes by again).
+
+        Args:
+            state: State of the run; scheduler, scaler and selector are filled in.
+            optimizer: Returns the optimizer with the moments of every parameter; asked on every rank.
+        """
+        directory = self.args.output_dir / f"{checkpoint.PREFIX}{state.step}"
+        if self.ranks.on_main(lambda: directory.exists() and checkpoint.damage(directory) is None):
+            return
+        state.scheduler = self.scheduler.state_dict()
+        state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+        state.selector = self.selector.state_dict() if self.selector else {}
+        generators = checkpoint.random_states(self.ranks)
+        moments = None if self.args.save_only_model else optimizer()
+
+        def write() -> None:
+            checkpoint.save_checkpoint(
+                directory,
+                self.model,
+                self.tokenizer,
+                optimizer=moments,
+                state=state.to_json(),
+                generators=generators,
+            )
+            checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit)
+
+        self.ranks.on_main(write)
+
+    def save_best(self) -> None:
+        """Keep the model as it is as the best one so far."""
+        directory = self.args.output_dir / BEST_MODEL
+        self.ranks.on_main(lambda: checkpoint.save_checkpoint(directory, self.model, self.tokenizer))
+
+    def load_best(self) -> None:
+        """Load the weights that :meth:`save_best` kept last."""
+        checkpoint.load_weights(self.args.output_dir / BEST_MODEL, self.model)

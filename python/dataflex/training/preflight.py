@@ -1,0 +1,88 @@
+"""What can be known to go wrong, or never to act, before the first step of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from dataflex.config.idle import step_warnings
+from dataflex.config.values import LOSS, metric_key
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.errors import DataflexError
+from dataflex.selectors.base import Selector
+from dataflex.training.arguments import TrainingArguments
+from dataflex.training.evaluation import AnswerMetric
+from dataflex.training.schedule import Phase, Schedule
+
+
+def longest_selection(phases: Sequence[Phase]) -> int:
+    """Steps of the longest phase on selected samples."""
+    return max((phase.stop - phase.start for phase in phases if phase.round), default=0)
+
+
+def selection_problems(
+    args: TrainingArguments,
+    schedule: Schedule,
+    selector: Selector[Any] | None,
+    num_candidates: int,
+    eval_dataset: TokenizedDataset | None,
+    global_batch: int,
+) -> Iterator[str]:
+    """Why the selections of a run cannot be made.
+
+    Args:
+        args: Arguments of the run.
+        schedule: Its schedule.
+        selector: Its selector.
+        num_candidates: n.
+        eval_dataset: Evaluation set.
+        global_batch: Samples of one step.
+    """
+    if selector is None and schedule.update_times and schedule.update_step:
+        yield "the schedule has selections but there is no selector"
+    if selector is not None and selector.needs_eval_dataset and not eval_dataset:
+        yield f"selector {selector.name!r} needs an evaluation set (eval_dataset)"
+    longest = longest_selection(schedule.phases(args.num_train_epochs))
+    if longest * global_batch > num_candidates and not args.selection_repeats:
+        yield (
+            f"a selection of update_step x global batch = {longest} x {global_batch} samples does not fit into "
+            f"{num_candidates} candidates; the largest update_step that does is {num_candidates // global_batch}, or "
+            "set selection_repeats: true"
+        )
+
+
+def evaluation_problems(
+    args: TrainingArguments, eval_dataset: TokenizedDataset | None, metric: AnswerMetric | None
+) -> Iterator[str]:
+    """Why the evaluations of a run cannot be made."""
+    known = [LOSS] if args.eval_metric is None else [LOSS, metric_key(args.eval_metric)]
+    best = args.metric_for_best_model
+    if best not in known:
+        yield f"metric_for_best_model {best!r} is unknown; known: {', '.join(known)}"
+    if args.eval_strategy == "no":
+        return
+    if not eval_dataset:
+        yield f"eval_strategy {args.eval_strategy!r} needs an evaluation set (eval_dataset)"
+    elif best == LOSS and not any(example.num_labels for example in eval_dataset):
+        yield "no evaluation sample has an answer to compute eval_loss on; set eval_metric and metric_for_best_model"
+    if eval_dataset and metric is not None:
+        try:
+            metric.check(eval_dataset.samples)
+        except DataflexError as error:
+            yield f"eval_metric: {error.message}"
+
+
+def sharding_problems(args: TrainingArguments, processes: int) -> Iterator[str]:
+    """Why the optimizer cannot be sharded."""
+    if args.deepspeed is not None and processes > 1 and find_spec("deepspeed") is None:
+        yield "deepspeed is not installed (pip install --no-build-isolation deepspeed)"
+
+
+def idle_settings(args: TrainingArguments, schedule: Schedule) -> list[tuple[str, str]]:
+    """Arguments that never act in a run of this length: the argument, and why."""
+    steps = schedule.total_steps(args.num_train_epochs)
+    every = args.eval_steps if args.eval_strategy == "steps" else schedule.cycle_steps
+    selects = longest_selection(schedule.phases(args.num_train_epochs)) > 0
+    return list(step_warnings(args, steps, math.ceil(steps / every), selects=selects))

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from accelerate import DistributedType
+
+from dataflex.config import load_config
+from dataflex.errors import ConfigError, TrainingError
+from dataflex.selectors.random import RandomSelector
+from dataflex.training import optimization, preflight
+from dataflex.training.arguments import TrainingArguments
+from dataflex.training.optimization import create_accelerator
+from dataflex.training.run import training_arguments
+from dataflex.training.schedule import Schedule
+from helpers.runs import tiny_trainer
+from helpers.scripts import ROOT
+
+ZERO_2 = {"zero_optimization": {"stage": 2}}
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_what_shards_parameters_is_refused(
+    kind: DistributedType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimization, "Accelerator", lambda **given: SimpleNamespace(distributed_type=kind))
+    with pytest.raises(TrainingError, match="where the gradient of a single sample cannot be computed"):
+        create_accelerator(TrainingArguments(output_dir=tmp_path))
+
+
+def test_the_timeout_reaches_the_process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    made = SimpleNamespace(distributed_type=DistributedType.NO, num_processes=1)
+    monkeypatch.setattr(optimization, "Accelerator", lambda **settings: given.update(settings) or made)
+    create_accelerator(TrainingArguments(output_dir=tmp_path, ddp_timeout=180_000_000))
+    [handler] = given["kwargs_handlers"]
+    assert handler.timeout == timedelta(seconds=180_000_000)
+
+
+def test_the_example_of_zero_2_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config("examples/train_lora/cpu/random.yaml", ["deepspeed=examples/deepspeed/ds_z2_config.json"])
+    assert (training_arguments(config).deepspeed or {})["zero_optimization"] == {"stage": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "ZeRO-3 shards the parameters themselves"),
+        ({"zero_optimization": {"stage": 0}}, "remove the key"),
+        ({}, "remove the key"),
+        ({"zero_optimization": {"stage": "two"}}, "expected 1 or 2, got 'two'"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer is not supported",
+        ),
+        (ZERO_2 | {"optimizer": {"type": "AdamW"}}, "optimizer: the optimizer is AdamW with the run's own keys"),
+        (ZERO_2 | {"scheduler": {}}, "scheduler: the schedule is the run's own"),
+        (ZERO_2 | {"bf16": {"enabled": True}}, "bf16.enabled: the run's own key bf16 decides"),
+    ],
+)
+def test_settings_that_cannot_be_run_say_what_to_do(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainingArguments(output_dir=tmp_path, deepspeed=settings)
+
+
+def test_all_problems_of_the_settings_are_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainingArguments(output_dir=tmp_path, deepspeed={"zero_optimization": {"stage": 3}, "optimizer": {}})
+    assert len(caught.value.problems) == 2
+
+
+def test_a_single_process_has_nothing_to_shard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = tiny_trainer(tmp_path, selector=RandomSelector(), schedule=Schedule(1), deepspeed=ZERO_2)
+    assert trainer.train()["steps"] == 1
+    assert "deepspeed: has no effect in a single process" in caplog.text
+
+
+def test_a_missing_package_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    args = TrainingArguments(output_dir=tmp_path, deepspeed=ZERO_2)
+    assert list(preflight.sharding_problems(args, 1)) == []
+    [problem] = preflight.sharding_problems(args, 2)
+    assert "deepspeed is not installed" in problem
+
+
+def test_arguments_that_never_act_are_named_when_training_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_trainer(
+        tmp_path,
+        selector=RandomSelector(),
+        schedule=Schedule(2),
+        eval_strategy="steps",
+        eval_steps=1,
+        early_stopping_steps=1,
+        save_steps=9,
+    ).train()
+    assert "save_steps: 9 is beyond the run (2 steps): no checkpoint before its end" in caplog.text
+    assert "early_stopping_steps: early stopping cannot fire: 1 evaluations" in caplog.text
