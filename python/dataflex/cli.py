@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dataflex.commands.doctor import doctor, preview
 from dataflex.commands.evaluate import evaluate
+from dataflex.commands.plugins import plugins
 from dataflex.console import print_json
-from dataflex.doctor.command import doctor, preview
 from dataflex.errors import ConfigError, DataflexError, PluginError
-from dataflex.plugin_commands import plugins
 
 if TYPE_CHECKING:
     from dataflex.config import RunConfig

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from dataflex.console import print_json
 
 
 @click.command(name="eval")
@@ -43,4 +44,7 @@ def evaluate(
     found = compare(run, chosen, resamples=resamples)
     if answers is not None:
         found.write_answers(answers)
-    click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(found.lines()))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo("\n".join(found.lines()))
