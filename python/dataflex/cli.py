@@ -24,6 +24,7 @@ from dataflex.commands.evaluate import evaluate
 from dataflex.commands.plugins import plugins
 from dataflex.console import print_json
 from dataflex.errors import ConfigError, DataflexError, PluginError
+from dataflex.installed import may_have_plugins
 
 if TYPE_CHECKING:
     from dataflex.config import RunConfig
@@ -62,6 +63,8 @@ class _Cli(click.Group):
 
     def _plugin_commands(self, ctx: click.Context) -> Mapping[str, click.Command]:
         found: Mapping[str, click.Command] | None = ctx.meta.get(__name__)
+        if found is None and not may_have_plugins():
+            found = ctx.meta[__name__] = {}
         if found is None:
             from dataflex.plugins import registry
 

@@ -99,6 +99,7 @@ def test_settings_reach_the_encoder(fake: FakeVllm) -> None:
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.skipif("DATAFLEX_TEST_EMBED_MODEL" not in os.environ, reason="DATAFLEX_TEST_EMBED_MODEL names no encoder")
 def test_the_real_engine_gives_the_vectors_of_sentence_transformers() -> None:
     """Needs vLLM, and DATAFLEX_TEST_EMBED_MODEL: the folder of a sentence-transformers model that vLLM knows."""
     from dataflex.embeddings.sentence_transformer import SentenceTransformerEncoder
