@@ -6,7 +6,6 @@ them itself; a text that is longer than the model's context loses its end.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +14,9 @@ from numpy.typing import NDArray
 
 from dataflex.embeddings.base import Encoder, model_identity
 from dataflex.errors import ModelError
+from dataflex.vllm_engine import import_vllm, start_engine, stop_engine
 
+_NEEDED_BY = "embed_method: vllm"
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -46,7 +47,7 @@ class VllmEncoder(Encoder):
         self.dtype = _DTYPES[precision]
         self.batch_size = batch_size
         self.trust_remote_code = trust_remote_code
-        self._vllm = _import_vllm()
+        import_vllm(_NEEDED_BY, ModelError)
         self._engine: Any = None
 
     @property
@@ -74,35 +75,20 @@ class VllmEncoder(Encoder):
         """Stop the engine and free its memory."""
         if self._engine is None:
             return
-        self._engine.llm_engine.engine_core.shutdown()
-        self._engine = None
-        gc.collect()
+        engine, self._engine = self._engine, None
+        stop_engine(engine)
 
     def _started(self) -> Any:
-        if self._engine is not None:
-            return self._engine
-        try:
-            self._engine = self._vllm.LLM(
-                model=self.model,
+        if self._engine is None:
+            self._engine = start_engine(
+                self.model,
+                needed_by=_NEEDED_BY,
+                error=ModelError,
+                kv_cache_gib=None,
+                enforce_eager=None,
                 runner="pooling",
                 dtype=self.dtype,
                 max_num_seqs=self.batch_size,
                 trust_remote_code=self.trust_remote_code,
             )
-        except Exception as error:
-            raise ModelError(
-                f"the vLLM engine for {self.model!r} did not start: {type(error).__name__}: {error}",
-                hint="the engine's own log is above; or embed_method: sentence-transformer",
-            ) from error
         return self._engine
-
-
-def _import_vllm() -> Any:
-    try:
-        import vllm
-    except ImportError as error:
-        raise ModelError(
-            f"embed_method 'vllm' needs vLLM, which cannot be imported: {error}",
-            hint='pip install "dataflex-sdk[vllm]", or embed_method: sentence-transformer',
-        ) from error
-    return vllm
