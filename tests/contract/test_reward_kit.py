@@ -10,24 +10,20 @@ from pydantic import ConfigDict
 
 from dataflex.errors import RewardError
 from dataflex.rewards.base import RewardBackend
-from dataflex.testing import EchoReward, RewardContract
+from dataflex.testing import EchoReward, RewardContract, SelectorContract
 from dataflex.testing.rewards import EchoConfig
 from dataflex.types import RewardRequest
 from helpers.contracts import failures
 
 
-class WrongReward(EchoReward):
-    """An echo that changes its rewards."""
+def rewarding(change: Any) -> type[EchoReward]:
+    """An echo whose rewards are changed."""
 
-    def score(self, requests: Any) -> Any:
-        return self.changed(super().score(requests), requests)
+    class Rewarding(EchoReward):
+        def score(self, requests: Any) -> Any:
+            return change(super().score(requests), requests)
 
-    def changed(self, rewards: list[Any], requests: Any) -> Any:
-        raise NotImplementedError
-
-
-def rewarding(change: Any) -> type[WrongReward]:
-    return type("Rewarding", (WrongReward,), {"changed": lambda self, rewards, requests: change(rewards, requests)})
+    return Rewarding
 
 
 def at_an_empty_answer(reward: Any) -> Any:
@@ -70,10 +66,12 @@ class SkipsAsZero(EchoReward):
         return [0.0 if reward is None else reward for reward in rewards]
 
 
-class Drifting(WrongReward):
-    def changed(self, rewards: list[Any], requests: Any) -> Any:
-        self.calls = getattr(self, "calls", 0) + 1
-        return [None if reward is None else reward / self.calls for reward in rewards]
+class Drifting(EchoReward):
+    calls = 0
+
+    def score(self, requests: Any) -> Any:
+        self.calls += 1
+        return [None if reward is None else reward / self.calls for reward in super().score(requests)]
 
 
 class CountsNothing(EchoReward):
@@ -148,6 +146,12 @@ def test_a_reward_without_limits_or_determinism_may_say_so(tmp_path: Path) -> No
     large, _ = WRONG_REWARDS["range"]
     assert failures(reward_contract(large, highest=None), tmp_path) == set()
     assert failures(reward_contract(Drifting, deterministic=False), tmp_path) == set()
+
+
+@pytest.mark.parametrize("contract", [RewardContract, SelectorContract])
+def test_a_contract_needs_to_know_how_a_component_is_made(contract: type) -> None:
+    with pytest.raises(TypeError, match=r"abstract.*make"):
+        type("Bare", (contract,), {})()
 
 
 def test_every_clause_of_a_reward_has_a_wrong_one() -> None:

@@ -219,7 +219,7 @@ class SmallContract(SelectorContract):
 
 @cache
 def whole_context() -> SelectionContext:
-    return SelectorContract().context(Path())
+    return TestHonest().context(Path())
 
 
 def contract_of(kind: type[Honest], **claims: Any) -> SelectorContract:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from dataflex.configurable import Configurable
@@ -10,12 +11,12 @@ from dataflex.errors import ConfigError
 _UNKNOWN = "a_parameter_that_nobody_has"
 
 
-class ComponentContract:
+class ComponentContract(ABC):
     """Tests of a component's parameters; a subclass implements :meth:`make`."""
 
+    @abstractmethod
     def make(self) -> Configurable[Any]:
         """A new component, always with the same parameters."""
-        raise NotImplementedError
 
     def test_unknown_parameters_are_errors(self) -> None:
         """A parameter that the component does not have is a ConfigError that names it."""

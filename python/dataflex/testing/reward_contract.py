@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 from unittest import SkipTest
@@ -54,9 +55,9 @@ class RewardContract(ComponentContract):
     deterministic: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.0
 
+    @abstractmethod
     def make(self, **params: Any) -> RewardBackend[Any]:
         """A new backend, always with the same parameters but for those of the call (``on_error``)."""
-        raise NotImplementedError(f"{type(self).__name__}.make(**params) returns a new reward backend")
 
     def requests(self) -> list[RewardRequest]:
         """Requests that the backend can score; a subclass may give its own, with different answers among them."""

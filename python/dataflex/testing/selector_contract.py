@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,9 +52,9 @@ class SelectorContract(ComponentContract):
     draws: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-4
 
+    @abstractmethod
     def make(self) -> Selector[Any]:
         """A new selector, always with the same parameters."""
-        raise NotImplementedError(f"{type(self).__name__}.make() returns a new selector")
 
     def context(self, folder: Path, *, round: int = 1, **changes: Any) -> SelectionContext:
         """The selection to make: 5 of 16 different candidates, 3 evaluation samples, 3 rounds, a tiny LoRA model.
