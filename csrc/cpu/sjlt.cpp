@@ -37,18 +37,21 @@ SjltRun implementation() {
 class Buffers {
  public:
   explicit Buffers(const SjltJob& job)
-      : draws_(static_cast<size_t>(job.sparsity) * kChunkGroups),
-        entries_(draws_.size()),
-        ends_(job.dim / kLanes),
-        grid_(kRowsAtOnce * kGridStride * sizeof(int32_t)) {}
+      : sources_(sizeof(uint32_t) * quads(job.sparsity) * kLanes * kChunkGroups),
+        outputs_(static_cast<size_t>(job.sparsity) * kChunkGroups),
+        hits_(job.dim / kLanes),
+        grid_(sizeof(int32_t) * kPieceGroups * kLanes),
+        sums_(sizeof(int32_t) * job.dim) {}
 
-  Workspace view() { return {draws_.data(), entries_.data(), ends_.data(), grid_.at<int32_t>(0)}; }
+  Workspace view() {
+    return {sources_.at<uint32_t>(0), outputs_.data(), hits_.data(), grid_.at<int32_t>(0), sums_.at<int32_t>(0)};
+  }
 
  private:
-  std::vector<Draw> draws_;
-  std::vector<Entry> entries_;
-  std::vector<int32_t> ends_;
-  AlignedBytes grid_;
+  AlignedBytes sources_;
+  std::vector<int32_t> outputs_;
+  std::vector<uint8_t> hits_;
+  AlignedBytes grid_, sums_;
 };
 
 std::vector<Buffers> make_buffers(const SjltJob& job, int workers) {

@@ -8,33 +8,22 @@
 
 namespace dataflex {
 
-// A chunk shares its draw among the rows. Long, because a segment's sums are added to the totals once a chunk; four
-// grids (256 KiB) and the entries (64 KiB at sparsity 8) stay in the second-level cache.
+// A chunk shares its draw among the rows. Long, because the sums of a row are added to its totals once a chunk; what is
+// drawn (160 KiB at sparsity 8) and the moments (128 KiB) stay in the second-level cache.
 constexpr int kChunkGroups = 1024;
-constexpr int kMostAdded = 255;  // values of the grid (|q| <= 2^23) add up in 32 bits
-constexpr int kRowsAtOnce = 4;   // share the reading of entries
-// Not a multiple of 4 KiB: processors take loads and stores that far apart for dependent.
-constexpr int kGridStride = kChunkGroups * kLanes + 17 * kLanes;
+constexpr int kMostAdded = 255;   // values of the grid (|q| <= 2^23) add up in 32 bits
+constexpr int kPieceGroups = 64;  // that are put on the grid at once where loading and adding go one after the other
 
-// What Philox says of one group in one repetition.
-struct Draw {
-  uint32_t segment;
-  uint32_t shape;
-};
-
-// A group on its way to a segment.
-struct Entry {
-  uint16_t group;        // in the chunk
-  uint16_t negative;     // one bit a lane
-  uint16_t permutation;  // row of the position table: 16 * (multiplier - 1) + shift
-};
+// Repetitions are drawn into words of four (sjlt_group.h).
+constexpr int quads(int sparsity) { return (sparsity + 3) / 4; }
 
 // Buffers of one worker.
 struct Workspace {
-  Draw* draws;     // (sparsity, kChunkGroups)
-  Entry* entries;  // (sparsity, kChunkGroups), by segment
-  int32_t* ends;   // (dim / kLanes): where each segment's entries end
-  int32_t* grid;   // (kRowsAtOnce, kGridStride), 64-byte aligned
+  uint32_t* sources;  // (kChunkGroups, quads, kLanes), 64-byte aligned
+  int32_t* outputs;   // (kChunkGroups, sparsity): where each group's segments begin
+  uint8_t* hits;      // (dim / kLanes): how many groups of the chunk go to each segment
+  int32_t* grid;      // (kPieceGroups, kLanes), 64-byte aligned
+  int32_t* sums;      // (dim) of one row, 64-byte aligned, zeros between chunks
 };
 
 // Adds the share of `rows` and of `groups` (absolute group numbers) to the totals.

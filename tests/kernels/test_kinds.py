@@ -93,10 +93,19 @@ def test_features_do_not_depend_on_threads_batch_or_split(kind: str, threads: No
     assert torch.equal(features(projector, wide[::2, 50:20061], "adamw"), expected)
 
 
+def most_adding(kind: str, count: int, dim: int) -> Tensor:
+    """The gradient of +-1, from parameter 3 on, that makes a sum (sjlt: of the first repetition) largest."""
+    if kind == "rademacher":
+        return 1 - 2 * rademacher.negative_signs(3, 3 + count, dim=dim, seed=0)[0].float()
+    _, negative = next(sjlt.placements(3, 3 + count, dim=dim, sparsity=8, seed=0))
+    return 1 - 2 * negative.float()
+
+
 @pytest.mark.parametrize("kind", EXACT)
 def test_sums_at_the_limit_of_the_grid_do_not_overflow(kind: str, isa: str) -> None:
-    projector, grads = Projector(128, kind=kind), torch.ones(2, 70000)
-    grads[1] = -1
+    projector, grads = Projector(128, kind=kind), torch.ones(3, 70000)
+    grads[1] = most_adding(kind, 70000, 128)
+    grads[2] = -grads[1]
     found = features(projector, grads, None)
     with torch_only():
         assert torch.equal(found, features(projector, grads, None))
