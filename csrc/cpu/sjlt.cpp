@@ -1,8 +1,8 @@
 // sjlt.h on the CPU: takes the implementation for this processor and shares the work among threads.
 //
-// Workers share the parameters where there are many, each with totals of its own that are added up at the end: no part
-// of the matrix is drawn twice. They share the rows of a small block, whose totals would cost more than the drawing.
-// All memory is allocated before the threads start.
+// Where there are many parameters, or fewer rows than workers, the workers share the parameters, and all but the first
+// have totals of their own that are added at the end: no part of the matrix is drawn twice. They share the rows of a
+// small block, whose totals would cost more than the drawing. All memory is allocated before the threads start.
 #include <algorithm>
 #include <vector>
 
@@ -50,18 +50,19 @@ class Buffers {
  private:
   AlignedBytes sources_;
   std::vector<int32_t> outputs_;
-  std::vector<uint8_t> hits_;
+  std::vector<uint16_t> hits_;
   AlignedBytes grid_, sums_;
 };
 
-std::vector<Buffers> make_buffers(const SjltJob& job, int workers) {
-  std::vector<Buffers> buffers;
-  buffers.reserve(workers);
-  for (int i = 0; i < workers; ++i) buffers.emplace_back(job);
-  return buffers;
+template <class T>
+std::vector<T> make(const SjltJob& job, int count) {
+  std::vector<T> made;
+  made.reserve(count);
+  for (int i = 0; i < count; ++i) made.emplace_back(job);
+  return made;
 }
 
-// Totals of one worker that shares the parameters, not the rows.
+// Totals of a worker beside the first, where they share the parameters.
 struct PrivateTotals {
   explicit PrivateTotals(const SjltJob& job)
       : sums(job.block.rows * job.dim), not_finite(job.block.rows), saturated(job.block.rows) {}
@@ -83,19 +84,20 @@ struct PrivateTotals {
 
 void share_rows(const SjltJob& job, Range groups, int workers, const Totals& totals) {
   const SjltRun run = implementation();
-  std::vector<Buffers> buffers = make_buffers(job, workers);
+  std::vector<Buffers> buffers = make<Buffers>(job, workers);
   run_parallel(workers,
                [&](int i) { run(job, share({0, job.block.rows}, i, workers), groups, totals, buffers[i].view()); });
 }
 
 void share_groups(const SjltJob& job, Range groups, int workers, const Totals& totals) {
   const SjltRun run = implementation();
-  std::vector<Buffers> buffers = make_buffers(job, workers);
-  std::vector<PrivateTotals> results(workers, PrivateTotals(job));
+  std::vector<Buffers> buffers = make<Buffers>(job, workers);
+  std::vector<PrivateTotals> others = make<PrivateTotals>(job, workers - 1);
   run_parallel(workers, [&](int i) {
-    run(job, {0, job.block.rows}, share(groups, i, workers), results[i].view(), buffers[i].view());
+    const Totals own = i == 0 ? totals : others[i - 1].view();
+    run(job, {0, job.block.rows}, share(groups, i, workers), own, buffers[i].view());
   });
-  for (const PrivateTotals& part : results) part.add_to(totals);
+  for (const PrivateTotals& part : others) part.add_to(totals);
 }
 
 }  // namespace

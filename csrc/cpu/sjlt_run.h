@@ -21,7 +21,7 @@ constexpr int quads(int sparsity) { return (sparsity + 3) / 4; }
 struct Workspace {
   uint32_t* sources;  // (kChunkGroups, quads, kLanes), 64-byte aligned
   int32_t* outputs;   // (kChunkGroups, sparsity): where each group's segments begin
-  uint8_t* hits;      // (dim / kLanes): how many groups of the chunk go to each segment
+  uint16_t* hits;     // (dim / kLanes): how many groups of the chunk go to each segment
   int32_t* grid;      // (kPieceGroups, kLanes), 64-byte aligned
   int32_t* sums;      // (dim) of one row, 64-byte aligned, zeros between chunks
 };

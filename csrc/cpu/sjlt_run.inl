@@ -50,55 +50,73 @@ constexpr Positions kLaneAt = make_lanes();
 // Of one repetition.
 inline int segments_of(const SjltJob& job) { return job.dim / job.sparsity / kLanes; }
 
-// A random word as a number below `count`.
-inline int scaled(uint32_t word, int count) {
-  return static_cast<int>(uint64_t{word} * static_cast<uint32_t>(count) >> 32);
-}
+// What kPhiloxLanes groups draw in four repetitions.
+struct Quad {
+  int32_t segments[4][kPhiloxLanes];
+  uint32_t shapes[4][kPhiloxLanes];
+  uint32_t permutations[4][kPhiloxLanes];  // rows of kLaneAt
+};
 
-// Puts the byte of one repetition into its words (sjlt_group.h), which are 0 there.
-inline void add_sources(uint32_t shape, int byte, uint32_t* __restrict__ words) {
-  const uint32_t multiplier_less_one = (shape >> 20) * 15 >> 12;
-  const uint8_t* __restrict__ lanes = kLaneAt.at[multiplier_less_one * kLanes + (shape >> 16 & 15u)];
-  for (int position = 0; position < kLanes; ++position) {
-    const uint32_t lane = lanes[position], negative = shape >> lane & 1u;
-    words[position] |= (lane | negative * kFlips) << 8 * byte;
+// Draws the groups from `first` on in repetitions `repetition` to repetition + 3, of which those past the last mean
+// nothing.
+void draw_quad(uint64_t seed, int64_t first, int repetition, int segments, Quad& quad) {
+  for (int pair = 0; pair < 2; ++pair) {
+    Words<kPhiloxLanes> words;
+    for (int i = 0; i < kPhiloxLanes; ++i) {
+      const uint64_t group = static_cast<uint64_t>(first + i);
+      words.at[0][i] = static_cast<uint32_t>(group);
+      words.at[1][i] = static_cast<uint32_t>(group >> 32);
+      words.at[2][i] = static_cast<uint32_t>(repetition / 2 + pair);
+      words.at[3][i] = kSjltDomain;
+    }
+    philox_lanes(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+    for (int odd = 0; odd < 2; ++odd) {
+      const int j = 2 * pair + odd;
+      for (int i = 0; i < kPhiloxLanes; ++i) {
+        const uint32_t place = words.at[2 * odd][i], shape = words.at[2 * odd + 1][i];
+        const uint32_t segment = static_cast<uint32_t>(uint64_t{place} * static_cast<uint32_t>(segments) >> 32);
+        quad.segments[j][i] = (repetition + j) * segments + static_cast<int32_t>(segment);
+        quad.shapes[j][i] = shape;
+        quad.permutations[j][i] = ((shape >> 20) * 15 >> 12) * kLanes + (shape >> 16 & 15u);
+      }
+    }
   }
 }
 
-// Draws repetitions j and j + 1 of kPhiloxLanes groups.
-Words<kPhiloxLanes> draw_pair(uint64_t seed, int64_t first, int j) {
-  Words<kPhiloxLanes> words;
-  for (int i = 0; i < kPhiloxLanes; ++i) {
-    const uint64_t group = static_cast<uint64_t>(first + i);
-    words.at[0][i] = static_cast<uint32_t>(group);
-    words.at[1][i] = static_cast<uint32_t>(group >> 32);
-    words.at[2][i] = static_cast<uint32_t>(j / 2);
-    words.at[3][i] = kSjltDomain;
+// The words of group `i` (sjlt_group.h).
+inline void write_sources(const Quad& quad, int i, int repetitions, uint32_t* words) {
+  uint32_t sources[kLanes] = {};
+  for (int j = 0; j < repetitions; ++j) {
+    const uint8_t* lanes = kLaneAt.at[quad.permutations[j][i]];
+    const uint32_t shape = quad.shapes[j][i];
+    for (int position = 0; position < kLanes; ++position) {
+      const uint32_t lane = lanes[position], negative = shape >> lane & 1u;
+      sources[position] |= (lane | negative * kFlips) << 8 * j;
+    }
   }
-  philox_lanes(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  return words;
+  memcpy(words, sources, sizeof sources);
 }
 
 // Draws up to `count` groups, so few that the sums of a segment cannot overflow. Returns how many.
 int draw(const SjltJob& job, int64_t first, int count, Workspace space) {
-  const int sparsity = job.sparsity, segments = segments_of(job), words_of_group = quads(sparsity) * kLanes;
-  memset(space.hits, 0, job.dim / kLanes);
-  memset(space.sources, 0, sizeof(uint32_t) * count * words_of_group);
+  const int sparsity = job.sparsity, segments = segments_of(job);
+  memset(space.hits, 0, sizeof(uint16_t) * (job.dim / kLanes));
   int most = 0;
   for (int start = 0; start < count; start += kPhiloxLanes) {
     if (most + kPhiloxLanes > kMostAdded) return start;
-    const int end = count - start < kPhiloxLanes ? count : start + kPhiloxLanes;
-    Words<kPhiloxLanes> words;
-    for (int j = 0; j < sparsity; ++j) {
-      if (j % 2 == 0) words = draw_pair(job.seed, first + start, j);
-      const uint32_t* places = words.at[j % 2 * 2];
-      const uint32_t* shapes = words.at[j % 2 * 2 + 1];
-      for (int i = start; i < end; ++i) {
-        const int segment = j * segments + scaled(places[i - start], segments);
-        const int hits = ++space.hits[segment];
-        if (hits > most) most = hits;
-        space.outputs[i * sparsity + j] = segment * kLanes;
-        add_sources(shapes[i - start], j % 4, space.sources + i * words_of_group + j / 4 * kLanes);
+    const int some = count - start < kPhiloxLanes ? count - start : kPhiloxLanes;
+    for (int first_of_quad = 0; first_of_quad < sparsity; first_of_quad += 4) {
+      Quad quad;
+      draw_quad(job.seed, first + start, first_of_quad, segments, quad);
+      const int repetitions = sparsity - first_of_quad < 4 ? sparsity - first_of_quad : 4;
+      for (int i = 0; i < some; ++i) {
+        for (int j = 0; j < repetitions; ++j) {
+          const int segment = quad.segments[j][i], hits = ++space.hits[segment];
+          if (hits > most) most = hits;
+          space.outputs[(start + i) * sparsity + first_of_quad + j] = segment * kLanes;
+        }
+        const int at = (start + i) * quads(sparsity) + first_of_quad / 4;
+        write_sources(quad, i, repetitions, space.sources + at * kLanes);
       }
     }
   }
@@ -209,10 +227,11 @@ inline __m512i finish(const Adam& adam, const Started& group, float scale, __mma
 //
 // A pass of the loop starts group i, finishes i - 1 and adds i - 2. None waits for another of the same pass: the
 // processor looks ahead less far than a square root, a division and 8 additions to memory take one after the other.
-template <AdamVariant variant, class Stored>
+// kSparsity is the job's, or 0: with the usual one known, the additions are one piece of code.
+template <AdamVariant variant, class Stored, int kSparsity>
 bool add_good_groups(const SjltJob& job, int64_t row, int64_t group, int count, const Workspace& space) {
   const Gradients& block = job.block;
-  const int sparsity = job.sparsity;
+  const int sparsity = kSparsity > 0 ? kSparsity : job.sparsity;
   const Adam adam = block.adam;
   const int64_t first = group * kLanes - block.offset;
   const Stored* stored = static_cast<const Stored*>(block.values) + row * block.row_stride + first;
@@ -234,26 +253,27 @@ bool add_good_groups(const SjltJob& job, int64_t row, int64_t group, int count, 
 
 using AddGoodGroups = bool (*)(const SjltJob&, int64_t row, int64_t group, int count, const Workspace&);
 
-template <class Stored>
+template <class Stored, int kSparsity>
 AddGoodGroups add_good_groups_of(AdamVariant variant) {
   switch (variant) {
     case AdamVariant::kAdamW:
-      return add_good_groups<AdamVariant::kAdamW, Stored>;
+      return add_good_groups<AdamVariant::kAdamW, Stored, kSparsity>;
     case AdamVariant::kLess:
-      return add_good_groups<AdamVariant::kLess, Stored>;
+      return add_good_groups<AdamVariant::kLess, Stored, kSparsity>;
     default:
-      return add_good_groups<AdamVariant::kNone, Stored>;
+      return add_good_groups<AdamVariant::kNone, Stored, kSparsity>;
   }
 }
 
+template <int kSparsity>
 AddGoodGroups add_good_groups_of(const Gradients& block) {
   switch (block.type) {
     case ValueType::kBFloat16:
-      return add_good_groups_of<BFloat16>(block.adam.variant);
+      return add_good_groups_of<BFloat16, kSparsity>(block.adam.variant);
     case ValueType::kFloat16:
-      return add_good_groups_of<Float16>(block.adam.variant);
+      return add_good_groups_of<Float16, kSparsity>(block.adam.variant);
     default:
-      return add_good_groups_of<float>(block.adam.variant);
+      return add_good_groups_of<float, kSparsity>(block.adam.variant);
   }
 }
 
@@ -261,7 +281,8 @@ bool add_good(const SjltJob& job, int64_t row, int64_t group, int count, const W
   const Gradients& block = job.block;
   const bool inside = group * kLanes >= block.offset && (group + count) * kLanes <= block.offset + block.count;
   if (!inside) return false;
-  if (add_good_groups_of(block)(job, row, group, count, space)) return true;
+  const AddGoodGroups add = job.sparsity == 8 ? add_good_groups_of<8>(block) : add_good_groups_of<0>(block);
+  if (add(job, row, group, count, space)) return true;
   memset(space.sums, 0, sizeof(int32_t) * job.dim);
   return false;
 }
