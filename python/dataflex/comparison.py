@@ -27,7 +27,7 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, ModelError, TrainingError
 from dataflex.files import write_text
-from dataflex.model import Precision, load_adapter, load_model, load_tokenizer
+from dataflex.model import load_adapter, load_model, load_tokenizer
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
 from dataflex.training.evaluation import AnswerMetric, Evaluator
@@ -196,15 +196,14 @@ def _evaluate_all(
     metric: AnswerMetric | None,
 ) -> list[Scored]:
     """The base model, then every adapter on it."""
-    precision: Precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
     model = load_model(
-        config.locate(config.model_name_or_path), precision=precision, trust_remote_code=config.trust_remote_code
+        config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
     )
     if torch.cuda.is_available():
         model.to(torch.device("cuda"))  # type: ignore[arg-type]  # a decorator of transformers hides the signature
 
     def scored(name: str, current: nn.Module) -> Scored:
-        autocast = autocast_for(current, precision)
+        autocast = autocast_for(current, config.precision)
         evaluator = Evaluator(
             current, tokenizer, template, dataset, config.per_device_eval_batch_size, autocast, Ranks(), metric
         )

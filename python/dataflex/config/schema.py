@@ -41,6 +41,11 @@ class RunConfig(RunFields):
         return checks.planned_steps(self)
 
     @property
+    def precision(self) -> Literal["fp32", "bf16", "fp16"]:
+        """Precision of the base model's weights and of the forward passes."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+    @property
     def trackers(self) -> list[str]:
         """Names of the trackers to report to, ``use_swanlab`` included."""
         return list(dict.fromkeys([*self.report_to, *(["swanlab"] if self.use_swanlab else [])]))

@@ -26,7 +26,7 @@ from dataflex.config import RunConfig
 from dataflex.doctor.check import Check
 from dataflex.errors import ModelError
 from dataflex.memory import available_bytes
-from dataflex.model import Precision, add_lora, base_model, outline_model
+from dataflex.model import add_lora, base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.store import DTYPES
@@ -66,9 +66,8 @@ def outline(config: RunConfig, tokens: int) -> Outline:
     Raises:
         ModelError: Model or adapter cannot be loaded, or ``lora_target`` fits no module.
     """
-    precision: Precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
     base = outline_model(
-        config.locate(config.model_name_or_path), precision=precision, trust_remote_code=config.trust_remote_code
+        config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
     )
     with torch.device("meta"):
         if config.adapter_name_or_path is None:

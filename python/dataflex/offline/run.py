@@ -17,7 +17,7 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.files import write_text
-from dataflex.model import Precision, load_tokenizer
+from dataflex.model import load_tokenizer
 from dataflex.offline.api import as_offline, checked_context, run_selector
 from dataflex.offline.card import subset_card
 from dataflex.offline.context import build_context, launched_ranks, resolve_count
@@ -151,7 +151,6 @@ def _prepared(
     training, evaluation = load_datasets(config, template)
     count = resolve_count(num_samples, len(training))
     model = build_model(config).eval()
-    precision: Precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
     context = build_context(
         model.to(ranks.device if ranks.count > 1 else "cuda") if torch.cuda.is_available() else model,
         tokenizer,
@@ -161,7 +160,7 @@ def _prepared(
         num_samples=count,
         seed=config.seed,
         output_dir=work,
-        precision=precision,
+        precision=config.precision,
         ranks=ranks,
     )
     try:

@@ -18,7 +18,7 @@ from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
 from dataflex.launch import is_main_process
-from dataflex.model import Precision, add_lora, load_adapter, load_model, load_tokenizer
+from dataflex.model import add_lora, load_adapter, load_model, load_tokenizer
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
 from dataflex.training.schedule import Schedule
@@ -93,10 +93,9 @@ def build_selector(config: RunConfig) -> Selector[Any] | None:
 
 def build_model(config: RunConfig) -> nn.Module:
     """Base model with a new LoRA adapter, or with the one that ``adapter_name_or_path`` names."""
-    precision: Precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "fp32"
     set_seed(config.seed)
     base = load_model(
-        config.locate(config.model_name_or_path), precision=precision, trust_remote_code=config.trust_remote_code
+        config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
     )
     if config.adapter_name_or_path is not None:
         return cast(nn.Module, load_adapter(base, config.locate(config.adapter_name_or_path)))
