@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dataflex.errors import ConfigError
-from dataflex.launch import is_main_process, torchrun_command
+from dataflex.launch import is_main_process, process_count, torchrun_command
 
 VARIABLES = (
     "FORCE_TORCHRUN",
@@ -72,3 +72,10 @@ def test_the_first_rank_is_the_main_process(monkeypatch: pytest.MonkeyPatch) -> 
     assert is_main_process()
     monkeypatch.setenv("RANK", "1")
     assert not is_main_process()
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert process_count() == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert process_count() == 4

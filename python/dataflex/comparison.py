@@ -8,7 +8,6 @@ same rows hard. A loss is the ratio of two sums over the drawn rows, nats and to
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, ModelError, TrainingError
 from dataflex.files import write_text
+from dataflex.launch import process_count
 from dataflex.model import load_adapter, load_model, load_tokenizer
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
@@ -164,7 +164,7 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
         TrainingError: There is nothing to compare: no reference answers and no metric.
         RewardError: An answer could not be scored.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise TrainingError("several processes were started; models are compared in a single one")
     for adapter in adapters:  # before the base model is evaluated
         folder = Path(config.locate(adapter))

@@ -17,6 +17,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def process_count() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def torchrun_command(arguments: Sequence[str]) -> list[str] | None:
     """The command that runs ``dataflex`` under torchrun, or None where this process is to do the work.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from dataflex.launch import process_count
 from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
@@ -30,18 +30,13 @@ def main(output_dir: str, selector: str, more: str = "{}") -> None:
         Path(output_dir),
         selector=SELECTORS[selector](),
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=4 // processes(),
+        gradient_accumulation_steps=4 // process_count(),
         eval_strategy="steps",
         eval_steps=4,
         save_steps=4,
         resume_from_checkpoint=True,
         **json.loads(more),
     ).train()
-
-
-def processes() -> int:
-    """How many processes torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,6 +20,7 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
+from dataflex.launch import process_count
 from dataflex.model import DTYPES, Precision, trainable_parameters
 from dataflex.training import checkpoint
 from dataflex.types import Autocast, SelectionContext
@@ -31,7 +31,7 @@ def launched_ranks() -> Ranks:
 
     Joins their process group, or makes it: gloo on CPUs, nccl on GPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not torch.distributed.is_initialized():
+    if process_count() == 1 and not torch.distributed.is_initialized():
         return Ranks()
     from accelerate import PartialState
 

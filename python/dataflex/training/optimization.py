@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from dataflex.errors import TrainingError
+from dataflex.launch import process_count
 from dataflex.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 
@@ -30,7 +30,7 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     """
     # accelerate keeps its settings for the whole process; an earlier run may have had another precision.
     AcceleratorState._reset_state()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = process_count()
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         # Without a GPU accelerate forms a process group only if it is told to use the CPU.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
-from dataflex.launch import is_main_process
+from dataflex.launch import is_main_process, process_count
 from dataflex.model import add_lora, load_adapter, load_model, load_tokenizer
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
@@ -161,8 +160,7 @@ def build_schedule(config: RunConfig, num_samples: int) -> Schedule:
     """The configured phases; ``train_type: static`` is one random phase of a pass over the dataset."""
     if config.train_type == "dynamic_select":
         return Schedule(config.warmup_step, config.update_step, config.update_times)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * process_count()
     return Schedule(warmup_step=math.ceil(num_samples / global_batch))
 
 
