@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from dataflex.config.fields import RunFields
 from dataflex.config.messages import LITERAL_SECRET, literal_secrets
-from dataflex.config.values import LOSS, metric_key
+from dataflex.config.values import evaluated_keys
 
 Problem = tuple[str, str]
 """The key that a message belongs to (dotted below a mapping), and the message."""
@@ -105,7 +105,7 @@ def _check_best_model(config: RunFields) -> Iterator[Problem]:
 
 
 def _check_metric(config: RunFields) -> Iterator[Problem]:
-    known = [LOSS] if config.eval_metric is None else [LOSS, metric_key(config.eval_metric)]
+    known = evaluated_keys(config.eval_metric)
     if config.metric_for_best_model not in known:
         text = f"{config.metric_for_best_model!r} is not evaluated; eval_metric adds a metric, here there is"
         yield "metric_for_best_model", f"{text} {', '.join(known)}"

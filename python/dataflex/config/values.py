@@ -116,6 +116,11 @@ def metric_key(params: Mapping[str, Any]) -> str:
     return f"eval_{metric.rpartition(':')[2]}" if isinstance(metric, str) else "eval_metric"
 
 
+def evaluated_keys(params: Mapping[str, Any] | None) -> list[str]:
+    """What an evaluation with these parameters of ``eval_metric`` can report, the loss first."""
+    return [LOSS] if params is None else [LOSS, metric_key(params)]
+
+
 def _components_file(value: Any) -> Any:
     if value is None or value is False or (isinstance(value, str) and value):
         return value

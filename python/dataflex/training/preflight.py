@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dataflex.config.idle import step_warnings
-from dataflex.config.values import LOSS, metric_key
+from dataflex.config.values import LOSS, evaluated_keys
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import DataflexError
 from dataflex.selectors.base import Selector
@@ -57,7 +57,7 @@ def evaluation_problems(
     args: TrainingArguments, eval_dataset: TokenizedDataset | None, metric: AnswerMetric | None
 ) -> Iterator[str]:
     """Why the evaluations of a run cannot be made."""
-    known = [LOSS] if args.eval_metric is None else [LOSS, metric_key(args.eval_metric)]
+    known = evaluated_keys(args.eval_metric)
     best = args.metric_for_best_model
     if best not in known:
         yield f"metric_for_best_model {best!r} is unknown; known: {', '.join(known)}"
