@@ -144,6 +144,11 @@ def test_settings_that_cannot_act_are_warned_about(
     assert warning.startswith(start)
 
 
+def test_a_run_without_a_selection_is_not_promised_the_checkpoint_before_it() -> None:
+    found = warnings(**SELECTION | {"num_train_epochs": 0.3, "save_steps": 50, "logging_steps": 5})
+    assert "save_steps: 50 is beyond the run (9 steps): no checkpoint before its end" in found
+
+
 def test_selection_keys_have_no_effect_on_static_training() -> None:
     found = warnings(**SELECTION | {"train_type": "static"})
     keys = ["component_name", "warmup_step", "update_step", "update_times"]

@@ -55,11 +55,12 @@ def find_warnings(config: RunFields) -> list[Problem]:
     steps = planned_steps(config)
     if steps is None:
         return found
-    if steps <= config.warmup_step:
+    selects = steps > config.warmup_step
+    if not selects:
         text = f"the run ends before its first selection: {steps} steps, of which {config.warmup_step} warm up"
         found.append(("warmup_step", text))
     evaluations = planned_evaluations(config) or 0
-    return [*found, *step_warnings(config, steps, evaluations, selects=True)]
+    return [*found, *step_warnings(config, steps, evaluations, selects=selects)]
 
 
 def step_warnings(settings: StepSettings, steps: int, evaluations: int, *, selects: bool) -> Iterator[Problem]:
