@@ -11,7 +11,7 @@ from dataflex.cli import cli
 from dataflex.comparison import Comparison, Ratios, Scored, compare, default_adapters, estimates
 from dataflex.config import RunConfig, load_config
 from dataflex.errors import ConfigError, ModelError
-from helpers.documented import documented_project
+from helpers.documented import LLAMA3_TOKENS, documented_project
 from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 LENGTH = "helpers.rewards:text_length"
@@ -22,9 +22,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The documented working directory with two adapters of its model."""
     root = documented_project(tmp_path)
     monkeypatch.chdir(root)
-    size = len(
-        tiny_tokenizer(extra_tokens=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"))
-    )
+    size = len(tiny_tokenizer(extra_tokens=LLAMA3_TOKENS))
     for seed in (0, 1):
         tiny_lora(tiny_model(vocab_size=size, max_position_embeddings=1024), seed=seed).save_pretrained(
             f"adapter{seed}"

@@ -12,6 +12,7 @@ from dataflex.cli import cli
 from dataflex.config import load_export_config
 from dataflex.errors import ModelError
 from dataflex.export import export
+from helpers.documented import LLAMA3_TOKENS
 from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(40).reshape(2, 20)
@@ -21,8 +22,7 @@ IDS = torch.arange(40).reshape(2, 20)
 def folder(tmp_path: Path) -> Path:
     """Base model, two adapters, and the YAML that the documentation prints, with these paths."""
     tiny_model().save_pretrained(tmp_path / "base")
-    llama_tokens = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-    tiny_tokenizer(extra_tokens=llama_tokens).save_pretrained(tmp_path / "base")
+    tiny_tokenizer(extra_tokens=LLAMA3_TOKENS).save_pretrained(tmp_path / "base")
     for seed in (0, 1):
         tiny_lora(tiny_model(), seed=seed).save_pretrained(tmp_path / f"adapter{seed}")
     (tmp_path / "merge.yaml").write_text(

@@ -16,7 +16,8 @@ from dataflex.config import NearConfig, load_near_config
 from dataflex.errors import ConfigError
 from dataflex.near_matrix import load_matrix
 from helpers.encoders import WordEncoder
-from helpers.near import rows, write_rows
+from helpers.near import rows
+from helpers.rows import write_rows
 
 DOCUMENTED = """\
 candidate_path: OpenDCAI/DataFlex-selector-openhermes-10w

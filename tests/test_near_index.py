@@ -13,7 +13,8 @@ from dataflex.errors import ConfigError, DataError, DataflexError
 from dataflex.near_index import Groups, expand
 from dataflex.near_matrix import load_matrix
 from helpers.encoders import WordEncoder
-from helpers.near import near_index, rows, write_rows
+from helpers.near import near_index, rows
+from helpers.rows import write_rows
 
 
 def test_rows_and_order_are_those_of_a_plain_search(tmp_path: Path) -> None:

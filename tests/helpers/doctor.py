@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from helpers.rows import write_rows
 from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
 
 RUN: dict[str, Any] = {
@@ -40,6 +40,6 @@ def write_project(folder: Path, **changes: Any) -> Path:
             {"prompt": sample.messages[0]["content"], "completion": sample.reference}
             for sample in tiny_samples(count, seed)
         ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_rows(folder / f"{name}.jsonl", rows)
     (folder / "run.yaml").write_text(yaml.safe_dump(RUN | changes), encoding="utf-8")
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,6 @@ def rows(per_family: int, start: int = 0) -> list[dict[str, Any]]:
             values = (f"n{number}", f"n{number * 7}", f"n{number * 7 + 1}")
             made.append({"task": name, "instruction": question.format(*values), "output": answer.format(*values)})
     return made
-
-
-def write_rows(path: Path, made: list[dict[str, Any]]) -> Path:
-    """A JSONL file."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
-    return path
 
 
 def near_index(folder: Path, candidates: Any = None, queries: Any = None, **params: Any) -> NearIndex:

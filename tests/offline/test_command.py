@@ -17,6 +17,7 @@ from dataflex.config import RunConfig
 from dataflex.data.sources import load_samples
 from dataflex.distributed import Ranks
 from dataflex.offline.run import ACTING_KEYS, NEUTRAL_KEYS
+from helpers.rows import alpaca_rows, write_rows
 from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
 
 CONFIG = {
@@ -46,11 +47,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(root / "model")
     tiny_model().save_pretrained(root / "model")
     for name, count, seed in (("rows", 20, 0), ("target", 4, 100)):
-        rows = [
-            {"instruction": sample.messages[0]["content"], "output": sample.reference, **sample.metadata}
-            for sample in tiny_samples(count, seed)
-        ]
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_rows(root / f"{name}.jsonl", alpaca_rows(count, seed))
     (root / "dataset_info.json").write_text(json.dumps({"train": {"file_name": "rows.jsonl"}}), encoding="utf-8")
     (root / "run.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     return root

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
+from helpers.processes import launch
+from helpers.rows import alpaca_rows, write_rows
+from helpers.tiny import tiny_model, tiny_tokenizer
 
-TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import json, os, sys
 import dataflex
@@ -53,33 +51,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(root / "model")
     tiny_model().save_pretrained(root / "model")
     for name, count, seed in (("rows", 14, 0), ("target", 3, 100)):
-        rows = [
-            {"instruction": sample.messages[0]["content"], "output": sample.reference}
-            for sample in tiny_samples(count, seed)
-        ]
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_rows(root / f"{name}.jsonl", alpaca_rows(count, seed))
     (root / "run.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     (root / "choose.py").write_text(SCRIPT, encoding="utf-8")
     return root
-
-
-def launch(project: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *arguments],
-        cwd=project,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
 
 
 def subset(file: Path) -> list[tuple[int, float]]:
@@ -92,8 +67,8 @@ def subset(file: Path) -> list[tuple[int, float]]:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 def test_the_command_shares_the_work(project: Path, tmp_path: Path) -> None:
     command = ["-m", "dataflex", "select", "run.yaml", "-n", "4", "-o"]
-    launch(project, 1, *command, str(tmp_path / "one.jsonl"))
-    done = launch(project, 2, *command, str(tmp_path / "two.jsonl"))
+    launch(1, *command, str(tmp_path / "one.jsonl"), cwd=project)
+    done = launch(2, *command, str(tmp_path / "two.jsonl"), cwd=project)
     assert done.stdout.count("4 of 14 rows are in") == 1
     one, two = subset(tmp_path / "one.jsonl"), subset(tmp_path / "two.jsonl")
     assert [row for row, _ in two] == [row for row, _ in one]
@@ -105,7 +80,7 @@ def test_the_command_shares_the_work(project: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 def test_python_shares_the_work_in_a_temporary_folder(project: Path, tmp_path: Path) -> None:
     for processes, name in ((1, "one"), (2, "two")):
-        launch(project, processes, "choose.py", str(tmp_path / name))
+        launch(processes, "choose.py", str(tmp_path / name), cwd=project)
     one, *two = (
         json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("one-0", "two-0", "two-1")
     )

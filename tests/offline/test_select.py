@@ -18,6 +18,7 @@ from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import EchoReward
 from dataflex.training.schedule import Schedule
+from helpers.rows import alpaca_rows, write_rows
 from helpers.runs import tiny_trainer
 from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 
@@ -25,16 +26,8 @@ NICE = {"reward": EchoReward(), "mc_samples": 2, "max_new_tokens": 4, "gradient_
 LESS = {"gradient_type": "sgd", "proj_dim": 256}
 
 
-def rows_of(count, seed=0):
-    """Rows in Alpaca form."""
-    return [
-        {"instruction": sample.messages[0]["content"], "output": sample.reference, "task": sample.metadata["task"]}
-        for sample in tiny_samples(count, seed)
-    ]
-
-
 def select(rows, targets=None, **options):
-    targets = rows_of(3, seed=100) if targets is None else targets
+    targets = alpaca_rows(3, seed=100) if targets is None else targets
     defaults = {"num_samples": 4, "template": "chatml", **({} if "selector" in options else LESS)}
     model = options.pop("model", None) or tiny_lora(tiny_model())
     return dataflex.select(model, tiny_tokenizer(), rows, targets, **(defaults | options))
@@ -47,7 +40,7 @@ def test_every_selector_selects(selector, params):
     model = tiny_lora(tiny_model()).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    rows = rows_of(10)
+    rows = alpaca_rows(10)
     chosen = select(rows, selector=selector, model=model, **params)
     assert (len(chosen.indices), chosen.selector, chosen.step) == (4, selector, 0)
     subset = chosen.to_dataset()
@@ -68,7 +61,7 @@ def test_rows_without_an_answer_are_no_candidates_and_shift_nothing():
 
 
 def test_to_dataset_keeps_the_features_of_a_dataset_and_refuses_another(tmp_path):
-    data = datasets.Dataset.from_list(rows_of(8)).cast_column(
+    data = datasets.Dataset.from_list(alpaca_rows(8)).cast_column(
         "task", datasets.ClassLabel(names=["capital", "reverse", "sum"])
     )
     chosen = select(data)
@@ -76,25 +69,25 @@ def test_to_dataset_keeps_the_features_of_a_dataset_and_refuses_another(tmp_path
     assert subset.features == data.features
     assert list(subset) == [data[row] for row in chosen.rows.tolist()]
     with pytest.raises(SelectionError, match="is not the one that was selected"):
-        chosen.to_dataset(datasets.Dataset.from_list(rows_of(8, seed=5)))
+        chosen.to_dataset(datasets.Dataset.from_list(alpaca_rows(8, seed=5)))
     with pytest.raises(SelectionError, match="is not the one that was selected"):
         chosen.to_dataset(data.select([0]))
     with pytest.raises(SelectionError, match="is not the one that was selected"):
-        chosen.to_dataset(rows_of(8, seed=5))
+        chosen.to_dataset(alpaca_rows(8, seed=5))
 
 
 def test_rows_that_have_changed_since_are_noticed(tmp_path):
     file = tmp_path / "a.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(8)), encoding="utf-8")
+    write_rows(file, alpaca_rows(8))
     chosen = select(file)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(8)[::-1]), encoding="utf-8")
+    write_rows(file, alpaca_rows(8)[::-1])
     with pytest.raises(SelectionError, match=r"is not the one that was selected\n.*has changed"):
         chosen.write_jsonl(tmp_path / "s.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_rows_of_mixed_types_need_a_file(tmp_path):
-    rows = [row | {"extra": extra} for row, extra in zip(rows_of(4), [1, "one", [1], None], strict=True)]
+    rows = [row | {"extra": extra} for row, extra in zip(alpaca_rows(4), [1, "one", [1], None], strict=True)]
     chosen = select(rows, num_samples=4)
     with pytest.raises(DataError, match=r"do not fit into one table.*\n.*write_jsonl"):
         chosen.to_dataset()
@@ -106,11 +99,11 @@ def test_a_tokenised_dataset_knows_no_rows(tmp_path):
     chosen = select(tiny_dataset(8))
     with pytest.raises(SelectionError, match="tokenised dataset, which does not know its rows"):
         chosen.write_jsonl(tmp_path / "s.jsonl")
-    assert len(chosen.to_dataset(rows_of(8))) == 4
+    assert len(chosen.to_dataset(alpaca_rows(8))) == 4
 
 
 def test_written_rows_are_those_of_the_source_with_notes(tmp_path):
-    rows = rows_of(8)
+    rows = alpaca_rows(8)
     chosen = select(rows)
     chosen.write_jsonl(tmp_path / "s.jsonl")
     lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()
@@ -130,7 +123,7 @@ def test_written_rows_are_those_of_the_source_with_notes(tmp_path):
 
 
 def test_lines_of_json_lines_files_are_copied_as_they_are(tmp_path):
-    rows = rows_of(5)
+    rows = alpaca_rows(5)
     texts = [
         json.dumps(row)[:-1] + ', "n": 1.50e+03, "u": "\\u00e9 \\ud800", "big": 12345678901234567890123}'
         for row in rows
@@ -148,12 +141,12 @@ def test_lines_of_json_lines_files_are_copied_as_they_are(tmp_path):
 
 
 def test_several_sources_keep_their_columns_and_are_read_again_as_one(tmp_path):
-    alpaca = rows_of(4)
+    alpaca = alpaca_rows(4)
     chats = [
         {"messages": [dict(message) for message in sample.messages], "source": i}
         for i, sample in enumerate(tiny_samples(4, seed=7))
     ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alpaca), encoding="utf-8")
+    write_rows(tmp_path / "a.jsonl", alpaca)
     (tmp_path / "b.json").write_text(json.dumps(chats, indent=1), encoding="utf-8")
     chosen = select([tmp_path / "a.jsonl", tmp_path / "b.json"], num_samples=8)
     chosen.write_jsonl(tmp_path / "s.jsonl")
@@ -166,7 +159,7 @@ def test_several_sources_keep_their_columns_and_are_read_again_as_one(tmp_path):
 
 def test_values_without_a_form_in_json_are_named(tmp_path):
     data = datasets.Dataset.from_list(
-        [row | {"day": datetime.date(2024, 1, i + 1)} for i, row in enumerate(rows_of(4))]
+        [row | {"day": datetime.date(2024, 1, i + 1)} for i, row in enumerate(alpaca_rows(4))]
     )
     chosen = select(data, num_samples=1)
     row = chosen.rows[0]
@@ -176,7 +169,7 @@ def test_values_without_a_form_in_json_are_named(tmp_path):
 
 
 def test_adam_needs_a_checkpoint(tmp_path):
-    rows = rows_of(6)
+    rows = alpaca_rows(6)
     with pytest.raises(SelectionError, match=r"there is no optimizer\n.*gradient_type: sgd, or a checkpoint"):
         select(rows, gradient_type="adam")
     tiny_trainer(tmp_path, selector=RandomSelector(), schedule=Schedule(warmup_step=3), save_steps=2).train()
@@ -194,7 +187,7 @@ def test_adam_needs_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("finished", [0, 1, 3])
 def test_a_selection_that_was_stopped_goes_on(tmp_path, monkeypatch, finished):
-    rows = rows_of(8)
+    rows = alpaca_rows(8)
     real, computed, limit = SampleFeatures.features, [], 2 * finished
 
     def features(self, items):
@@ -229,7 +222,7 @@ def test_numbers_that_do_not_fit(wanted):
 
 
 def test_wrong_use_is_refused():
-    rows = rows_of(4)
+    rows = alpaca_rows(4)
     with pytest.raises(SelectionError, match="'less' needs an evaluation set"):
         dataflex.select(tiny_lora(tiny_model()), tiny_tokenizer(), rows, num_samples=1, template="chatml", **LESS)
     with pytest.raises(ConfigError, match="less: proj_dmi"):

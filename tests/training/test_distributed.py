@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-TESTS = Path(__file__).parents[1]
+from helpers.processes import launch
+from helpers.scripts import ROOT
+
 TOLERANCE = 1e-4
-SCRIPT = TESTS / "helpers" / "distributed_run.py"
+SCRIPT = ROOT / "tests" / "helpers" / "distributed_run.py"
 
 
-def launch(output_dir: Path, selector: str, processes: int, **more: Any) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(output_dir), selector]
-    done = subprocess.run(
-        [*command, json.dumps(more)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+def train(output_dir: Path, selector: str, processes: int, **more: Any) -> None:
+    launch(processes, str(SCRIPT), str(output_dir), selector, json.dumps(more), timeout=280)
 
 
 def losses(output_dir: Path, key: str) -> list[float]:
@@ -70,8 +59,8 @@ def assert_same(found: tuple[list[int], np.ndarray], expected: tuple[list[int], 
 )
 def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    launch(one, selector, 1)
-    launch(two, selector, 2)
+    train(one, selector, 1)
+    train(two, selector, 2)
     assert losses(two, "loss") == pytest.approx(losses(one, "loss"), rel=1e-5)
     assert losses(two, "eval_loss") == pytest.approx(losses(one, "eval_loss"), rel=1e-5)
     assert len(selections(one)) == 2
@@ -82,7 +71,7 @@ def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
         shutil.rmtree(later)
     second = selections(two)[1]
     (two / "selections" / "step-5.parquet").unlink()
-    launch(two, selector, 1)
+    train(two, selector, 1)
     assert_same(selections(two)[1], second)
 
 
@@ -92,18 +81,15 @@ def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
 @pytest.mark.parametrize("selector", ["nice", "less", "random", "delta_loss"])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, selector: str, before: int, after: int) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    launch(whole, selector, before)
+    train(whole, selector, before)
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "selections")
-    for folder in (
-        "features",
-        "rollouts",
-        "losses",
-    ):  # nothing that the next selection could read in place of computing
+    # Nothing stays that the next selection could read in place of computing.
+    for folder in ("features", "rollouts", "losses"):
         shutil.rmtree(resumed / folder, ignore_errors=True)
     for number in (5, 8):
         shutil.rmtree(resumed / f"checkpoint-{number}", ignore_errors=True)
-    launch(resumed, selector, after)
+    train(resumed, selector, after)
     assert losses(resumed, "loss") == pytest.approx(losses(whole, "loss"), rel=1e-5)
     [found] = selections(resumed)
     assert_same(found, selections(whole)[1])
@@ -116,14 +102,14 @@ def test_zero_trains_and_selects_like_one_process_and_goes_on_from_its_checkpoin
     pytest.importorskip("deepspeed")
     one, sharded, resumed = tmp_path / "one", tmp_path / "sharded", tmp_path / "resumed"
     settings = {"zero_optimization": {"stage": stage}, "train_batch_size": "auto", "bf16": {"enabled": "auto"}}
-    launch(one, "less", 1)
-    launch(sharded, "less", 2, deepspeed=settings)
+    train(one, "less", 1)
+    train(sharded, "less", 2, deepspeed=settings)
     for key in ("loss", "grad_norm", "eval_loss"):
         assert losses(sharded, key) == pytest.approx(losses(one, key), rel=1e-4)
     for found, expected in zip(selections(sharded), selections(one), strict=True):
         assert_same(found, expected)
     resumed.mkdir()
     shutil.copytree(sharded / "checkpoint-4", resumed / "checkpoint-4")
-    launch(resumed, "less", 2, deepspeed=settings)
+    train(resumed, "less", 2, deepspeed=settings)
     assert losses(resumed, "loss") == pytest.approx(losses(one, "loss"), rel=1e-4)
     assert_same(selections(resumed)[0], selections(one)[1])

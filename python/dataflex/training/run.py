@@ -129,12 +129,10 @@ def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedD
 
 
 def evaluation_samples(config: RunConfig) -> list[Sample] | None:
-    """The rows of ``eval_dataset``, or those that ``val_size`` splits off; None without either."""
-    if config.eval_dataset is not None:
-        return _load(config, config.eval_dataset)
+    """The evaluation rows of :func:`load_rows`; the training rows are read only where ``val_size`` splits them."""
     if config.val_size > 0:
-        return split_samples(_load(config, config.dataset), config.val_size, config.seed)[1]
-    return None
+        return load_rows(config)[1]
+    return None if config.eval_dataset is None else _load(config, config.eval_dataset)
 
 
 def split_samples(samples: list[Sample], val_size: float, seed: int) -> tuple[list[Sample], list[Sample]]:
