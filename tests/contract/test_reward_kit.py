@@ -108,10 +108,7 @@ WRONG_REWARDS: dict[str, tuple[type[RewardBackend[Any]], str]] = {
     "something of nothing": (rewarding(lambda rewards, requests: rewards or [0.5]), "nothing_to_score"),
     "range": (rewarding(lambda rewards, requests: [r and r * 3 for r in rewards]), "rewards_lie"),
     "sorted": (rewarding(sort), "rewards_are_in_the_order"),
-    "relative": (
-        rewarding(lambda rewards, requests: [rewards[0] / 2] if len(rewards) == 1 else rewards),
-        "other_answers",
-    ),
+    "relative": (rewarding(halve_alone), "other_answers"),
     "drift": (Drifting, "a_second_call"),
     "nameless": (Nameless, "on_error_raise"),
     "never raises": (NeverRaises, "on_error_raise"),

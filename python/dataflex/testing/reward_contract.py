@@ -22,7 +22,7 @@ from unittest import SkipTest
 from dataflex.errors import RewardError
 from dataflex.rewards.base import RewardBackend
 from dataflex.testing.component_contract import ComponentContract
-from dataflex.types import RewardRequest
+from dataflex.types import Message, RewardRequest
 
 ANSWERS = (
     "The capital of France is Paris.",
@@ -35,7 +35,6 @@ ANSWERS = (
     "Paris",
 )
 """Right, wrong, empty, in other scripts, long, and one of them twice."""
-
 
 NOT_ONE_EACH = "not one reward a request: see test_one_finite_reward_a_request"
 
@@ -61,8 +60,8 @@ class RewardContract(ComponentContract):
 
     def requests(self) -> list[RewardRequest]:
         """Requests that the backend can score; a subclass may give its own, with different answers among them."""
-        prompt = ({"role": "user", "content": "What is the capital of France?"},)
-        return [RewardRequest(f"q{row}", prompt, answer, "Paris") for row, answer in enumerate(ANSWERS)]  # type: ignore[arg-type]
+        prompt: tuple[Message, ...] = ({"role": "user", "content": "What is the capital of France?"},)
+        return [RewardRequest(f"q{row}", prompt, answer, "Paris") for row, answer in enumerate(ANSWERS)]
 
     def unscorable(self) -> RewardRequest | None:
         """A request that the backend cannot score, or None if it can score everything."""
