@@ -7,16 +7,15 @@ does not depend on the machine.
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 
 from dataflex.distributed import Ranks
+from dataflex.testing.random_states import RandomStates, random_states, set_random_states
 
 T = TypeVar("T")
 
@@ -34,7 +33,7 @@ def run_ranks(count: int, work: Callable[[Ranks], T]) -> list[T]:
         Exception: What the first rank to fail raised.
     """
     room: _Room[T] = _Room(count)
-    before = _random_states()
+    before = random_states()
     threads = [
         threading.Thread(target=room.run, args=(rank, work, before), name=f"rank {rank}", daemon=True)
         for rank in range(count)
@@ -43,7 +42,7 @@ def run_ranks(count: int, work: Callable[[Ranks], T]) -> list[T]:
         thread.start()
     for thread in threads:
         thread.join()
-    _set_random_states(before)
+    set_random_states(before)
     if room.errors:
         raise room.errors[0]
     if room.stuck:
@@ -90,7 +89,7 @@ class _Room(Generic[T]):
         self._finished: set[int] = set()
         self._broken = False
 
-    def run(self, rank: int, work: Callable[[Ranks], T], states: Any) -> None:
+    def run(self, rank: int, work: Callable[[Ranks], T], states: RandomStates) -> None:
         """The life of one rank, which begins with the given random states."""
         with self._condition:
             self._wait_for_turn(rank, states)
@@ -110,7 +109,7 @@ class _Room(Generic[T]):
         """Send ``data``, wait until every rank has sent, and return what all of them sent."""
         with self._condition:
             self._sent[rank] = data
-            exchange, states = self._exchanges, _random_states()
+            exchange, states = self._exchanges, random_states()
             self._pass_on()
             self._condition.wait_for(lambda: self._broken or self._exchanges > exchange)
             if self._exchanges == exchange:
@@ -118,9 +117,9 @@ class _Room(Generic[T]):
             self._wait_for_turn(rank, states)
             return self._received
 
-    def _wait_for_turn(self, rank: int, states: Any) -> None:
+    def _wait_for_turn(self, rank: int, states: RandomStates) -> None:
         self._condition.wait_for(lambda: self._turn == rank)
-        _set_random_states(states)
+        set_random_states(states)
 
     def _pass_on(self) -> None:
         """Give the turn to a rank that can run; all have sent: exchange; all that are left wait in vain: break up."""
@@ -135,13 +134,3 @@ class _Room(Generic[T]):
         else:
             self._broken = True
         self._condition.notify_all()
-
-
-def _random_states() -> tuple[Any, Any, Any]:
-    return torch.get_rng_state(), np.random.get_state(), random.getstate()
-
-
-def _set_random_states(states: tuple[Any, Any, Any]) -> None:
-    torch.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])

@@ -10,22 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataflex.testing.random_states import random_states, set_random_states
 from dataflex.types import SelectionContext
 
 
 @contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
     """Run the block with the global random states of torch (CPU), numpy and Python set by ``seed``; restored after."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    before = random_states()
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
+        set_random_states(before)
 
 
 class Trace:
