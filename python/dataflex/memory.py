@@ -51,19 +51,29 @@ def bytes_per_token(losses: Callable[[], Tensor], tokens: int, model: nn.Module)
         tokens: Padded tokens b x t in it.
         model: Its parameters do not count.
     """
-    own = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
+    return kept_bytes(losses, model) / tokens
+
+
+def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
+    """Bytes that autograd keeps for the backward pass of what ``forward`` returns; on the meta device, would keep.
+
+    Args:
+        forward: Runs a forward pass.
+        model: Its parameters and buffers do not count.
+    """
+    # Storages are told apart by their objects: on the meta device all have the address of their values in common.
+    own = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, tuple[int, Tensor]] = {}
 
     def pack(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:
+            kept[storage._cdata] = (storage.nbytes(), saved)  # held, so that no other storage takes its place
         return saved
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        result = losses()  # keeps the saved tensors, and with them their addresses, until all are counted
-    del result
-    return sum(kept.values()) / tokens
+        forward()
+    return sum(size for size, _ in kept.values())
 
 
 def fitting_tokens(available: int, per_token: float, device_type: str) -> int:

@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from dataflex.config import RunConfig
 from dataflex.doctor.check import Check
 from dataflex.errors import ModelError
-from dataflex.memory import available_bytes
+from dataflex.memory import available_bytes, kept_bytes
 from dataflex.model import add_lora, base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
@@ -163,21 +163,14 @@ def _shape_only_attention(model: nn.Module) -> Iterator[None]:
 
 def _kept_bytes(model: nn.Module, tokens: int) -> int:
     """Bytes that autograd keeps of one row of ``tokens`` tokens, its loss included."""
-    own = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, tuple[int, Tensor]] = {}
-
-    def pack(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = (storage.nbytes(), saved)  # held, so that no other storage gets its address
-        return saved
-
     ids = torch.zeros((1, tokens), dtype=torch.int64, device="meta")
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        with _shape_only_attention(model):
-            logits = model(input_ids=ids, use_cache=False).logits.float()  # (1, t, vocabulary)
-        nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-    return sum(size for size, _ in kept.values())
+
+    def loss() -> Tensor:
+        logits = model(input_ids=ids, use_cache=False).logits.float()  # (1, t, vocabulary)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+
+    with _shape_only_attention(model):
+        return kept_bytes(loss, model)
 
 
 def memory_check(config: RunConfig, found: Outline, longest: int, selector: Selector[Any] | None) -> Check:
