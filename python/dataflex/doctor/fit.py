@@ -26,10 +26,11 @@ from dataflex.config import RunConfig
 from dataflex.doctor.check import Check
 from dataflex.errors import ModelError
 from dataflex.memory import available_bytes, kept_bytes
-from dataflex.model import add_lora, base_model, outline_model
+from dataflex.model import base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.store import DTYPES
+from dataflex.training.run import add_new_adapter
 
 TRAINABLE_BYTES = 16
 """A trainable parameter with its gradient and AdamW's two moments, float32 each."""
@@ -71,13 +72,7 @@ def outline(config: RunConfig, tokens: int) -> Outline:
     )
     with torch.device("meta"):
         if config.adapter_name_or_path is None:
-            model: nn.Module = add_lora(
-                base,
-                rank=config.lora_rank,
-                alpha=config.lora_alpha,
-                dropout=config.lora_dropout,
-                target=config.lora_target,
-            )
+            model: nn.Module = add_new_adapter(base, config)
         else:
             model = _adapted(base, config.locate(config.adapter_name_or_path))
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)

@@ -9,7 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 from accelerate.utils import set_seed
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from dataflex.config import RunConfig, load_config, validate_component
 from dataflex.data.dataset import TokenizedDataset, tokenize
@@ -98,14 +100,18 @@ def build_model(config: RunConfig) -> nn.Module:
     )
     if config.adapter_name_or_path is not None:
         return cast(nn.Module, load_adapter(base, config.locate(config.adapter_name_or_path)))
-    adapted = add_lora(
+    return cast(nn.Module, add_new_adapter(base, config))
+
+
+def add_new_adapter(base: PreTrainedModel, config: RunConfig) -> PeftModel:
+    """The base model with an adapter as the keys ``lora_*`` describe it."""
+    return add_lora(
         base,
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         target=config.lora_target,
     )
-    return cast(nn.Module, adapted)
 
 
 def load_rows(config: RunConfig) -> tuple[list[Sample], list[Sample] | None]:
