@@ -15,6 +15,7 @@ GROUP = "[console_scripts]\nother = other:main\n\n[dataflex]\nmine = mine.plugin
     [
         ("mine-1.0.dist-info/entry_points.txt", GROUP, True),
         ("mine.egg-info/entry_points.txt", GROUP, True),
+        ("EGG-INFO/entry_points.txt", GROUP, True),
         ("mine-1.0.dist-info/entry_points.txt", GROUP.replace("[dataflex]", "[dataflex.other]"), False),
         ("mine-1.0.dist-info/METADATA", "[dataflex]\n", False),
         ("mine/entry_points.txt", GROUP, False),

@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-_METADATA = (".dist-info", ".egg-info")
+_METADATA = ("dist-info", "egg-info")
+"""Ends of the names of folders with metadata, in any case: an egg on the path has ``EGG-INFO`` itself."""
 
 
 def may_have_plugins() -> bool:
@@ -22,7 +23,7 @@ def _has_group(folder: Path) -> bool:
         return True
     try:
         with os.scandir(folder) as entries:
-            names = [entry.path for entry in entries if entry.name.endswith(_METADATA)]
+            names = [entry.path for entry in entries if entry.name.lower().endswith(_METADATA)]
     except OSError:  # a folder of the path that does not exist, or may not be read, holds nothing to load
         return False
     return any(_names_group(Path(name, "entry_points.txt")) for name in names)
@@ -31,6 +32,6 @@ def _has_group(folder: Path) -> bool:
 def _names_group(file: Path) -> bool:
     try:
         lines = file.read_bytes().splitlines()
-    except OSError:
+    except OSError:  # most distributions have no entry points
         return False
     return any(line.strip() == b"[dataflex]" for line in lines)

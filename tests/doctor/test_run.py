@@ -91,6 +91,11 @@ def test_what_is_wrong_fails_with_its_fix(
     assert fix is None or fix in f"{found[name].detail} {found[name].fix}"
 
 
+@pytest.mark.usefixtures("project")
+def test_a_run_without_selections_needs_no_rows_for_one() -> None:
+    assert "schedule" not in failures("update_step=7", "update_times=0", "warmup_step=3")
+
+
 def test_a_folder_that_is_taken_fails_unless_the_run_says_what_to_do(project: Path) -> None:
     (project / "out").mkdir()
     assert failures() == {}

@@ -97,7 +97,7 @@ def _adapted(base: PreTrainedModel, adapter: str) -> nn.Module:
         settings.inference_mode = False
         return cast(nn.Module, get_peft_model(base, settings))
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot use the adapter {adapter!r}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"cannot use the adapter {adapter!r}: {str(error).strip().split('\n')[0]}") from error
 
 
 def _most_bytes(model: nn.Module, tokens: int, *, recomputes: bool) -> float:

@@ -182,7 +182,7 @@ def _schedule(config: RunConfig, rows: int) -> Iterator[Check]:
         return
     wanted = config.update_step * batch
     detail = f"{steps:,} steps of {batch} rows; each of {config.update_times} selections takes {wanted:,} of {rows:,}"
-    if wanted > rows and not config.selection_repeats:
+    if config.update_times and wanted > rows and not config.selection_repeats:
         fix = f"update_step of at most {rows // batch}, or selection_repeats: true"
         yield Check("schedule", "fail", detail, fix)
     else:
