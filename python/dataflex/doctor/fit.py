@@ -97,7 +97,8 @@ def _adapted(base: PreTrainedModel, adapter: str) -> nn.Module:
         settings.inference_mode = False
         return cast(nn.Module, get_peft_model(base, settings))
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot use the adapter {adapter!r}: {str(error).strip().split('\n')[0]}") from error
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelError(f"cannot use the adapter {adapter!r}: {first_line}") from error
 
 
 def _most_bytes(model: nn.Module, tokens: int, *, recomputes: bool) -> float:
