@@ -12,8 +12,8 @@ from dataflex.cli import cli
 from dataflex.config import load_export_config
 from dataflex.errors import ModelError
 from dataflex.export import export
+from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from helpers.documented import LLAMA3_TOKENS
-from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(40).reshape(2, 20)
 

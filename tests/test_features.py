@@ -11,8 +11,7 @@ from dataflex.features import adam_moments, fill_store, report_broken, state_fin
 from dataflex.gradients import sample_gradient
 from dataflex.model import trainable_parameters
 from dataflex.store import FeatureStore
-from helpers.context import stepped_optimizer, tiny_context
-from helpers.tiny import tiny_lora, tiny_model
+from dataflex.testing import stepped_optimizer, tiny_context, tiny_lora, tiny_model
 
 
 def test_moments_come_from_the_optimizer_in_parameter_order():

@@ -10,7 +10,7 @@ from dataflex.errors import GradientError
 from dataflex.gradients import policy_gradient, policy_loss, sample_gradient, sample_loss
 from dataflex.losses import summed_loss, token_log_probs
 from dataflex.model import trainable_parameters, undisturbed
-from helpers.tiny import tiny_dataset, tiny_lora, tiny_model
+from dataflex.testing import tiny_dataset, tiny_lora, tiny_model
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dataflex.errors import ConfigError
 from dataflex.losses import mean_losses
 from dataflex.memory import MOST_TOKENS, available_bytes, bytes_per_token, fitting_tokens
 from dataflex.selectors.less import LessSelector
-from helpers.tiny import tiny_dataset, tiny_lora, tiny_model
+from dataflex.testing import tiny_dataset, tiny_lora, tiny_model
 
 GIB = 2**30
 

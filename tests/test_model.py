@@ -14,7 +14,7 @@ from dataflex.model import (
     save_model,
     trainable_parameters,
 )
-from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
+from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

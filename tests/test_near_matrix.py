@@ -9,7 +9,7 @@ import pytest
 
 from dataflex.errors import SelectionError
 from dataflex.near_matrix import NearMatrix, load_matrix, sample_digests
-from helpers.tiny import tiny_samples
+from dataflex.testing import tiny_samples
 
 SAMPLES = tiny_samples(6)
 

@@ -7,7 +7,7 @@ from dataflex.errors import GradientError
 from dataflex.gradients import policy_gradient
 from dataflex.policy_features import PolicyFeatures, WeightedPrompt, policy_batch
 from dataflex.projection import Projector
-from helpers.context import tiny_context
+from dataflex.testing import tiny_context
 from helpers.families import family_lora, family_model
 
 PROMPTS = [

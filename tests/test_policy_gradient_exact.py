@@ -10,7 +10,7 @@ import torch
 from dataflex.gradients import flat_gradient, policy_gradient, policy_loss
 from dataflex.rollouts import Prompt, Sampling, sample_answers
 from dataflex.selectors.nice import advantages
-from helpers.tiny import tiny_model, tiny_tokenizer
+from dataflex.testing import tiny_model, tiny_tokenizer
 
 VOCABULARY, STOP, LONGEST = 5, 4, 3
 PROMPT = [0, 2, 1]

@@ -15,7 +15,7 @@ from dataflex.rollouts.hf import (
     neutral_generation,
     truncated,
 )
-from helpers.tiny import tiny_model, tiny_tokenizer
+from dataflex.testing import tiny_model, tiny_tokenizer
 
 PROMPTS = [Prompt("a", [5, 6, 7]), Prompt("b", [9, 10, 11, 12, 13, 14]), Prompt("c", [20])]
 

@@ -16,9 +16,8 @@ from dataflex.memory import MOST_TOKENS
 from dataflex.projection import Projector
 from dataflex.sample_features import SampleFeatures
 from dataflex.similarity import unusual_rows
-from helpers.context import stepped_optimizer, tiny_context
+from dataflex.testing import stepped_optimizer, tiny_context, tiny_dataset, tiny_model
 from helpers.families import family_model
-from helpers.tiny import tiny_dataset, tiny_model
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 

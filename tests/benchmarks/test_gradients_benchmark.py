@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from dataflex.testing import tiny_model, tiny_tokenizer
 from helpers.scripts import ROOT, load_script
-from helpers.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

@@ -16,12 +16,11 @@ from dataflex.rewards.api import ApiReward
 from dataflex.rewards.classifier import ClassifierReward
 from dataflex.rewards.metric import MetricReward
 from dataflex.rewards.vllm_server import VllmServerReward
-from dataflex.testing import EchoReward, RewardContract
+from dataflex.testing import EchoReward, RewardContract, tiny_tokenizer
 from dataflex.types import RewardRequest
 from helpers.api_judge import KEY, backend
 from helpers.classifier import save_classifier
 from helpers.http_judge import Call, JudgeServer, Reply, completion, judge_server, score
-from helpers.tiny import tiny_tokenizer
 
 SPEECHLESS = RewardRequest("mute", ({"role": "user", "content": "?"},), "leave the judge speechless")
 

@@ -8,8 +8,8 @@ import torch
 from dataflex.data.collate import IGNORE_INDEX, collate
 from dataflex.data.dataset import Example
 from dataflex.errors import DataError
+from dataflex.testing import tiny_dataset, tiny_model, tiny_tokenizer
 from dataflex.types import Sample
-from helpers.tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 SAMPLE = Sample("0", 0, ())
 EXAMPLES = [Example(SAMPLE, [5, 6, 2], [-100, 6, 2]), Example(SAMPLE, [7], [-100])]

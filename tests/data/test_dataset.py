@@ -10,8 +10,8 @@ from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
+from dataflex.testing import tiny_dataset, tiny_samples, tiny_tokenizer
 from dataflex.types import Sample
-from helpers.tiny import tiny_dataset, tiny_samples, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dataflex.data.registry_file import parse_entry, read_registry
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
-from helpers.tiny import tiny_tokenizer
+from dataflex.testing import tiny_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the folder shared/data is not beside the repository")

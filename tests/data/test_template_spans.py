@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
+from dataflex.testing import tiny_tokenizer
 from dataflex.types import Message, Sample
 from helpers.chats import CALLING, DIALOG, END, NAMES, TOOL, chat_tokenizer, labelled, load_template, sample_of
-from helpers.tiny import tiny_tokenizer
 
 # --- the tokenizer's own template ---
 

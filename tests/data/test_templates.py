@@ -10,6 +10,7 @@ import pytest
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
+from dataflex.testing import tiny_tokenizer
 from dataflex.types import Message
 from helpers.chats import (
     CALLING,
@@ -24,7 +25,6 @@ from helpers.chats import (
     load_template,
     sample_of,
 )
-from helpers.tiny import tiny_tokenizer
 
 GOLDEN = {
     "alpaca": (

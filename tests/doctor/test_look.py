@@ -4,8 +4,8 @@ import pytest
 
 from dataflex.data import ChatTemplate
 from dataflex.doctor.look import Look, look, spread
+from dataflex.testing import tiny_samples, tiny_tokenizer
 from dataflex.types import Sample
-from helpers.tiny import tiny_samples, tiny_tokenizer
 
 
 def unanswered(row: int) -> Sample:

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from dataflex.cli import cli
 from dataflex.data import ChatTemplate
 from dataflex.doctor.preview import marked, visible
+from dataflex.testing import tiny_samples, tiny_tokenizer
 from helpers.doctor import write_project
-from helpers.tiny import tiny_samples, tiny_tokenizer
 
 
 @pytest.fixture

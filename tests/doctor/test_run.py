@@ -17,8 +17,8 @@ from dataflex.doctor.run import diagnose_file
 from dataflex.losses import mean_losses
 from dataflex.memory import bytes_per_token
 from dataflex.model import add_lora, load_model
+from dataflex.testing import tiny_samples, tiny_tokenizer
 from helpers.doctor import write_project
-from helpers.tiny import tiny_samples, tiny_tokenizer
 
 
 @pytest.fixture

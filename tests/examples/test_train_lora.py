@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from dataflex.cli import cli
 from dataflex.config import load_config, load_export_config
+from dataflex.testing import tiny_model, tiny_tokenizer
 from helpers.near import near_index
 from helpers.scripts import ROOT
-from helpers.tiny import tiny_model, tiny_tokenizer
 
 EXAMPLES = ROOT / "examples"
 SELECTORS = ["less", "near", "nice", "random"]

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate, template_names
+from dataflex.testing import tiny_tokenizer
 from dataflex.types import Message, Sample
-from helpers.tiny import tiny_tokenizer
 
 MARKS = (
     *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 from helpers.rows import write_rows
-from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
 
 RUN: dict[str, Any] = {
     "model_name_or_path": "model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
+from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from helpers.tiny import tiny_tokenizer
+from dataflex.testing import tiny_tokenizer
 
 _VOCABULARY = len(tiny_tokenizer())
 _SIZES = {"vocab_size": _VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

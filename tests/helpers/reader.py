@@ -17,12 +17,12 @@ from dataflex.data import ChatTemplate, tokenize
 from dataflex.data.collate import collate
 from dataflex.losses import mean_losses
 from dataflex.model import add_lora
+from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Sample
 from helpers.scripts import ROOT
-from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
 
 MODEL = "models/SmolLM2-135M-Instruct"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.tiny import tiny_samples
+from dataflex.testing import tiny_samples
 
 
 def alpaca_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.selectors.nice import NiceSelector
-from dataflex.testing import EchoReward
+from dataflex.testing import EchoReward, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
-from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 
 
 def tiny_nice(**params: Any) -> NiceSelector:

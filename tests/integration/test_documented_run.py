@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dataflex
 from dataflex.cli import cli
+from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from helpers.documented import LLAMA3_TOKENS, documented_project
 from helpers.near import near_index
-from helpers.tiny import tiny_lora, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

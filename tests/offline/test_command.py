@@ -17,8 +17,8 @@ from dataflex.config import RunConfig
 from dataflex.data.sources import load_samples
 from dataflex.distributed import Ranks
 from dataflex.offline.run import ACTING_KEYS, NEUTRAL_KEYS
+from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 from helpers.rows import alpaca_rows, write_rows
-from helpers.tiny import tiny_model, tiny_samples, tiny_tokenizer
 
 CONFIG = {
     "model_name_or_path": "model",

@@ -11,9 +11,8 @@ from dataflex.offline.dry_run import Cost, dry_run, predict, spread
 from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
-from helpers.context import tiny_context
+from dataflex.testing import tiny_context, tiny_dataset
 from helpers.runs import tiny_nice
-from helpers.tiny import tiny_dataset
 
 
 @given(

@@ -10,16 +10,16 @@ import pytest
 import torch
 import yaml
 
+from dataflex.testing import tiny_model, tiny_tokenizer
 from helpers.processes import launch
 from helpers.rows import alpaca_rows, write_rows
-from helpers.tiny import tiny_model, tiny_tokenizer
 
 SCRIPT = """
 import json, os, sys
 import dataflex
 from dataflex.config import load_config
 from dataflex.training.run import build_model
-from helpers.tiny import tiny_tokenizer
+from dataflex.testing import tiny_tokenizer
 
 chosen = dataflex.select(
     build_model(load_config("run.yaml")), tiny_tokenizer(), "rows.jsonl", "target.jsonl", num_samples=3,

@@ -16,11 +16,10 @@ from dataflex.errors import CheckpointError, ConfigError, DataError, PluginError
 from dataflex.offline.context import resolve_count
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.random import RandomSelector
-from dataflex.testing import EchoReward
+from dataflex.testing import EchoReward, tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.training.schedule import Schedule
 from helpers.rows import alpaca_rows, write_rows
 from helpers.runs import tiny_trainer
-from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 
 NICE = {"reward": EchoReward(), "mc_samples": 2, "max_new_tokens": 4, "gradient_type": "sgd", "proj_dim": 256}
 LESS = {"gradient_type": "sgd", "proj_dim": 256}

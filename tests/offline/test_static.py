@@ -17,11 +17,10 @@ from dataflex.offline.context import at_checkpoint
 from dataflex.offline.static import logged_rate
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.random import RandomSelector
+from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.schedule import Schedule
-from helpers.context import tiny_context
 from helpers.influence import by_task, full_cosines
 from helpers.runs import tiny_trainer
-from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification
 
 from dataflex.errors import RewardError
 from dataflex.rewards.classifier import ClassifierReward
+from dataflex.testing import tiny_tokenizer
 from dataflex.types import RewardRequest
 from helpers.classifier import save_classifier
-from helpers.tiny import tiny_tokenizer
 
 ANSWERS = ["Paris", "It is the city of Paris, which lies in France.", "Rome", "", "Paris"]
 

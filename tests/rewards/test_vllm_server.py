@@ -18,9 +18,9 @@ from dataflex.rewards import server_process
 from dataflex.rewards.judge import SCORE_PATTERN
 from dataflex.rewards.vllm import PLAIN_CHAT_TEMPLATE
 from dataflex.rewards.vllm_server import VllmServerReward
+from dataflex.testing import tiny_tokenizer
 from helpers.api_judge import by_answer, requests
 from helpers.http_judge import judge_server
-from helpers.tiny import tiny_tokenizer
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 

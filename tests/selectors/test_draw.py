@@ -18,9 +18,8 @@ from dataflex.selectors.delta_loss import DeltaLossSelector, window
 from dataflex.selectors.draw import length_batches, weighted_draw
 from dataflex.selectors.loss import LossSelector
 from dataflex.store import FeatureStore
-from helpers.context import tiny_context
+from dataflex.testing import tiny_context, tiny_dataset
 from helpers.runs import tiny_trainer
-from helpers.tiny import tiny_dataset
 
 
 def plain_losses(context):

@@ -9,9 +9,8 @@ from dataflex.data import ChatTemplate, tokenize
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.less import LessSelector
-from helpers.context import tiny_context
+from dataflex.testing import tiny_context, tiny_dataset, tiny_samples, tiny_tokenizer
 from helpers.influence import by_task, full_cosines
-from helpers.tiny import tiny_dataset, tiny_samples, tiny_tokenizer
 
 
 def tiny_less(**params):

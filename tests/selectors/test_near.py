@@ -12,10 +12,9 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.near_matrix import NearMatrix, sample_digests
 from dataflex.selectors.near import NearSelector
+from dataflex.testing import tiny_context, tiny_dataset
 from dataflex.training.schedule import Schedule
-from helpers.context import tiny_context
 from helpers.runs import tiny_trainer
-from helpers.tiny import tiny_dataset
 
 MATRIX = ((4, 1, 2, 5), (3, 4, 1, 0))
 WALK = [4, 3, 1, 2, 5, 0]

@@ -18,10 +18,8 @@ from dataflex.gradients import policy_gradient, sample_gradient
 from dataflex.rollouts import Rollout
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.nice import advantages, score_answers
-from dataflex.testing import EchoReward
-from helpers.context import tiny_context
+from dataflex.testing import EchoReward, tiny_context, tiny_dataset
 from helpers.runs import tiny_nice
-from helpers.tiny import tiny_dataset
 
 
 class Fixed(EchoReward):

@@ -12,11 +12,10 @@ from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, DataError, ModelError, SelectionError
 from dataflex.selectors.tsds import TsdsSelector, draw, nearest_others
+from dataflex.testing import tiny_context, tiny_tokenizer
 from dataflex.transport import densities, distances, transport
-from helpers.context import tiny_context
 from helpers.encoders import WordEncoder
 from helpers.near import rows
-from helpers.tiny import tiny_tokenizer
 
 
 def dataset(made: list[dict[str, Any]]) -> TokenizedDataset:

@@ -17,10 +17,10 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, TrainingError
 from dataflex.selectors.random import RandomSelector
+from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.schedule import Schedule
 from helpers.runs import tiny_trainer
-from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 
 LENGTH = "helpers.rewards:text_length"
 

@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from dataflex.data.collate import collate
+from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.schedule import Schedule, random_order
 from dataflex.training.trainer import Trainer
-from helpers.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 
 STEPS, WARMUP, SIZE, ACCUMULATION = 30, 3, 2, 3
 SHARED = {

@@ -18,12 +18,12 @@ from dataflex.errors import CheckpointError, GradientError, SelectionError, Trai
 from dataflex.losses import summed_loss
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.random import RandomSelector
+from dataflex.testing import tiny_dataset, tiny_lora, tiny_model
 from dataflex.training import checkpoint
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Selection
 from helpers.runs import tiny_nice, tiny_trainer
-from helpers.tiny import tiny_dataset, tiny_lora, tiny_model
 
 
 def losses(output_dir: Path) -> list[float]:

@@ -12,9 +12,8 @@ from scipy.stats import chi2
 from dataflex.model import add_lora, load_model, load_tokenizer
 from dataflex.rollouts import Prompt, Sampling, sample_answers
 from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler, answer_log_probs
-from helpers.context import tiny_context
+from dataflex.testing import tiny_context, tiny_dataset
 from helpers.runs import tiny_nice
-from helpers.tiny import tiny_dataset
 
 # vLLM's own warnings are no errors of ours.
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
@@ -139,7 +138,7 @@ def test_log_probs_of_long_answers_are_the_models_own(parts, tmp_path):
 
 def test_nice_selects_with_answers_from_vllm(parts, tmp_path):
     from dataflex.data import ChatTemplate
-    from helpers.context import stepped_optimizer
+    from dataflex.testing import stepped_optimizer
 
     tokenizer, model, sampler = parts
     sampler.close()  # one engine at a time
