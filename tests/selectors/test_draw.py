@@ -203,7 +203,7 @@ def test_a_resumed_run_selects_the_same(tmp_path):
 
     for name in ("whole", "part"):
         trainer(name).train()
-    for step in (5, 6, 7):
+    for step in (5, 6, 7, 8):
         (tmp_path / "part" / f"checkpoint-{step}").rename(tmp_path / f"away-{step}")
     (tmp_path / "part" / "selections" / "step-5.parquet").unlink()
     trainer("part", resume_from_checkpoint=True).train()

@@ -62,6 +62,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
         "checkpoint-3",
         "checkpoint-5",
         "checkpoint-6",
+        "checkpoint-8",
     }
     assert sorted(path.name for path in (tmp_path / "rollouts").glob("*.jsonl")) == ["step-2.jsonl", "step-5.jsonl"]
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["step-5"]
@@ -144,13 +145,26 @@ def test_resuming_repeats_the_unbroken_run(tmp_path, step):
 def test_a_torn_checkpoint_is_passed_over(tmp_path, caplog):
     tiny_trainer(tmp_path, save_steps=2).train()
     expected = losses(tmp_path)
-    torn = tmp_path / "checkpoint-6" / "optimizer.safetensors"
+    torn = tmp_path / "checkpoint-8" / "optimizer.safetensors"
     torn.write_bytes(torn.read_bytes()[:-10])
-    assert checkpoint.last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert checkpoint.last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
     assert "optimizer.safetensors was altered or is torn" in caplog.text
     tiny_trainer(tmp_path, save_steps=2, resume_from_checkpoint=True).train()
     assert losses(tmp_path) == expected
-    assert checkpoint.damage(tmp_path / "checkpoint-6") is None
+    assert checkpoint.damage(tmp_path / "checkpoint-8") is None
+
+
+def test_a_finished_run_has_nothing_left_to_train(tmp_path, monkeypatch):
+    settings = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
+    tiny_trainer(tmp_path, **settings).train()
+    expected = losses(tmp_path)
+    saved = (tmp_path / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "adapter_model.safetensors").unlink()
+    again = tiny_trainer(tmp_path, resume_from_checkpoint=True, **settings)
+    monkeypatch.setattr(again, "_run_phase", None)
+    assert again.train()["steps"] == 8
+    assert losses(tmp_path) == expected
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == saved
 
 
 def test_resuming_refuses_another_run(tmp_path):
@@ -173,7 +187,7 @@ def test_a_used_folder_is_refused_or_started_over(tmp_path):
     with pytest.raises(TrainingError, match="not empty"):
         tiny_trainer(tmp_path).train()
     tiny_trainer(tmp_path, overwrite_output_dir=True, selector=RandomSelector(), schedule=Schedule(1)).train()
-    assert checkpoint.checkpoints(tmp_path) == []
+    assert checkpoint.checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
     assert selected(tmp_path) == {}
 
 

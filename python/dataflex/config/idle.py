@@ -73,7 +73,7 @@ def step_warnings(settings: StepSettings, steps: int, evaluations: int, *, selec
         selects: Whether selections, before each of which a checkpoint is saved, are part of the run.
     """
     if settings.save_steps > steps:
-        what = "checkpoints come before selections only" if selects else "no checkpoint before its end"
+        what = "checkpoints come before selections and at the end only" if selects else "no checkpoint before its end"
         yield "save_steps", f"{settings.save_steps} is beyond the run ({steps} steps): {what}"
     if settings.logging_steps > steps:
         text = f"{settings.logging_steps} is beyond the run ({steps} steps): no loss is logged on the way"

@@ -348,7 +348,8 @@ class Trainer:
         self.checkpointer.save(self.state, self.stepper.whole_optimizer)
 
     def _finish(self) -> dict[str, Any]:
-        """Restore the best model where that is wanted, save everything, tell the plugins."""
+        """Save the end as a checkpoint too, restore the best model where that is wanted, save it and the results."""
+        self._save_checkpoint()
         if self.args.load_best_model_at_end and self.state.best.step is not None:
             self.checkpointer.load_best()
             logger.info("loaded the best model, of step %d", self.state.best.step)
