@@ -21,7 +21,7 @@ def after(*values: float, greater_is_better: bool = False, min_delta: float = 0.
         ((3.0, 2.0, 2.0, 2.5), False, 2.0, 2, 2),
         ((3.0, 2.0, 4.0), True, 4.0, 3, 0),
         ((math.nan, 3.0, math.nan), False, 3.0, 2, 1),
-        ((math.nan, math.nan), True, None, None, 2),
+        ((math.nan, math.inf), True, None, None, 2),
     ],
 )
 def test_the_best_value_and_the_evaluations_since(

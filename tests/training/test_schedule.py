@@ -12,6 +12,7 @@ from dataflex.training.schedule import Phase, Schedule, random_order, selected_o
 def test_the_documented_schedule():
     schedule = Schedule(warmup_step=10, update_step=10, update_times=2)
     assert schedule.total_steps() == 30
+    assert Schedule(10, 10, 9).total_steps(1.1) == 110  # the product of the floats is a little more
     assert schedule.phases() == [Phase(0, 10, None), Phase(10, 20, 1), Phase(20, 30, 2)]
 
 

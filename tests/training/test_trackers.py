@@ -66,7 +66,9 @@ def test_tensorboard(tmp_path: Path) -> None:
 def test_tensorboard_goes_on_in_the_same_folder_and_hides_steps_that_are_taken_again(tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logged = train(tmp_path, "tensorboard", save_steps=3)
-    resumed = train(tmp_path, "tensorboard", resume_from_checkpoint=tmp_path / "checkpoint-6")
+    resumed = train(
+        tmp_path, "tensorboard", resume_from_checkpoint=tmp_path / "checkpoint-6", overwrite_output_dir=True
+    )
     assert resumed["loss"] == logged["loss"]
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,10 +169,62 @@ def test_a_finished_run_has_nothing_left_to_train(tmp_path, monkeypatch):
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == saved
 
 
+def test_evaluations_that_are_not_finite_cost_no_checkpoint(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, eval_strategy="steps", eval_steps=1, save_steps=3)
+    values = iter([math.nan, math.inf, *[2.0] * 10])
+    monkeypatch.setattr(trainer, "evaluate", lambda: {"eval_loss": next(values)})
+    assert (trainer.train()["best_step"], trainer.state.best.value) == (3, 2.0)
+    assert checkpoint.last_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    lines = (tmp_path / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [entry["eval_loss"] for entry in logged if "eval_loss" in entry][:3] == [None, None, 2.0]
+
+
+def test_going_on_from_an_earlier_checkpoint_gives_up_later_ones_only_if_allowed(tmp_path):
+    tiny_trainer(tmp_path, save_steps=2).train()
+    expected = losses(tmp_path)
+    stale = tmp_path / "checkpoint-8" / "adapter_model.safetensors"
+    before = stale.stat().st_mtime_ns
+    earlier = {"save_steps": 2, "resume_from_checkpoint": tmp_path / "checkpoint-4"}
+    with pytest.raises(TrainingError, match=r"checkpoint-5, checkpoint-6, checkpoint-8 in .* came after checkpoint-4"):
+        tiny_trainer(tmp_path, **earlier).train()
+    assert stale.stat().st_mtime_ns == before
+    tiny_trainer(tmp_path, **earlier, overwrite_output_dir=True, save_total_limit=2).train()
+    assert losses(tmp_path) == expected
+    assert stale.stat().st_mtime_ns != before
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_a_run_that_goes_on_elsewhere_brings_its_best_model_and_needs_a_free_folder(tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    tiny_trainer(tmp_path / "whole", **settings, learning_rate=1e-5).train()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").touch()
+    source = {**settings, "learning_rate": 1e-5, "resume_from_checkpoint": tmp_path / "whole" / "checkpoint-4"}
+    with pytest.raises(TrainingError, match="taken is not empty"):
+        tiny_trainer(tmp_path / "taken", **source).train()
+    tiny_trainer(tmp_path / "other", **source).train()
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    (tmp_path / "whole" / "best_model").rename(tmp_path / "whole" / ".best_model.x.old")
+    tiny_trainer(tmp_path / "again", **source).train()  # as a kill in the middle of a replacement leaves it
+    shutil.rmtree(tmp_path / "whole" / "best_model")
+    with pytest.raises(CheckpointError, match=r"whose best model \(step \d\) is not in"):
+        tiny_trainer(tmp_path / "third", **source).train()
+
+
+def test_model_only_checkpoints_of_another_run_are_replaced(tmp_path):
+    tiny_trainer(tmp_path, save_steps=2, save_only_model=True).train()
+    tiny_trainer(tmp_path, save_steps=2, resume_from_checkpoint=True).train()
+    assert checkpoint.last_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+
+
 def test_resuming_refuses_another_run(tmp_path):
     tiny_trainer(tmp_path, save_steps=2).train()
     with pytest.raises(TrainingError, match="belongs to another run: seed 3 -> 4"):
         tiny_trainer(tmp_path, resume_from_checkpoint=True, seed=4).train()
+    with pytest.raises(TrainingError, match=r"another run: learning_rate 0\.01 -> 0\.5, warmup_ratio 0\.0 -> 0\.1"):
+        tiny_trainer(tmp_path, resume_from_checkpoint=True, learning_rate=0.5, warmup_ratio=0.1).train()
     with pytest.raises(CheckpointError, match="there is no folder"):
         tiny_trainer(tmp_path, resume_from_checkpoint=tmp_path / "nowhere").train()
 

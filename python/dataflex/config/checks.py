@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from fractions import Fraction
 from typing import Any, cast
 
 from dataflex.config.fields import RunFields
 from dataflex.config.messages import LITERAL_SECRET, literal_secrets
-from dataflex.config.values import evaluated_keys
+from dataflex.config.values import evaluated_keys, whole_steps
 
 Problem = tuple[str, str]
 """The key that a message belongs to (dotted below a mapping), and the message."""
@@ -24,8 +23,7 @@ def planned_steps(config: RunFields) -> int | None:
     """Optimizer steps of the whole run; None where they depend on the size of the data (``train_type: static``)."""
     if config.train_type == "static":
         return None
-    schedule = config.warmup_step + config.update_step * config.update_times
-    return math.ceil(Fraction(str(config.num_train_epochs)) * schedule)  # exact: 0.1 * 30 is 3 steps, not 4
+    return whole_steps(config.warmup_step + config.update_step * config.update_times, config.num_train_epochs)
 
 
 def planned_evaluations(config: RunFields) -> int | None:

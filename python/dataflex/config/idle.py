@@ -142,7 +142,7 @@ def _warn_resuming(config: RunFields) -> Iterator[Problem]:
         return
     if config.save_only_model:
         yield "save_only_model", "checkpoints of this run hold the model only: they cannot be resumed from"
-    if config.overwrite_output_dir:
+    if config.overwrite_output_dir and config.resume_from_checkpoint is True:
         yield "overwrite_output_dir", "has no effect: resume_from_checkpoint goes on in the folder as it is"
 
 

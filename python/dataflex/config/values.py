@@ -6,7 +6,9 @@ users count on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo
@@ -16,6 +18,11 @@ from dataflex.config.messages import LITERAL_SECRET, is_environment_name, neares
 LOSS = "eval_loss"
 TRACKERS = ("wandb", "tensorboard", "swanlab", "mlflow", "trackio")
 DDP_TIMEOUT_SECONDS = 1800
+
+
+def whole_steps(cycle_steps: int, num_train_epochs: float) -> int:
+    """Steps of ``num_train_epochs`` cycles, a part of a step rounded up; exact: 1.1 * 100 are 110 steps, not 111."""
+    return math.ceil(Fraction(str(num_train_epochs)) * cycle_steps)
 
 
 def _integer(value: Any) -> Any:

@@ -162,10 +162,12 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
-def prune_checkpoints(output_dir: Path, limit: int | None) -> None:
-    """Keep the newest ``limit`` checkpoints."""
+def prune_checkpoints(output_dir: Path, limit: int | None, newest: Path) -> None:
+    """Keep ``newest`` and the checkpoints before it, ``limit`` in all; later ones are of a run that was given up."""
     if limit is not None:
-        for directory in checkpoints(output_dir)[:-limit]:
+        found = checkpoints(output_dir)
+        kept = found[: found.index(newest) + 1][-limit:]
+        for directory in set(found) - set(kept):
             shutil.rmtree(directory)
 
 

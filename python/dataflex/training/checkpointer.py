@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.distributed import Ranks
-from dataflex.errors import TrainingError
+from dataflex.errors import CheckpointError, TrainingError
+from dataflex.files import atomic_directory
 from dataflex.selectors.base import Selector
 from dataflex.training import checkpoint
 from dataflex.training.arguments import TrainingArguments
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 BEST_MODEL = "best_model"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Checkpointer:
     """Saves and restores a run; every rank calls it, the main process writes.
 
@@ -38,6 +40,7 @@ class Checkpointer:
         selector: Its state is saved; None without selections.
         args: Output folder and what to keep.
         ranks: The processes of the run.
+        current: The checkpoint that holds the run as it is: the one restored or saved last.
     """
 
     model: nn.Module
@@ -48,6 +51,7 @@ class Checkpointer:
     selector: Selector[Any] | None
     args: TrainingArguments
     ranks: Ranks
+    current: Path | None = None
 
     def restore(self, source: Path, facts: Mapping[str, Any]) -> RunState:
         """Put everything into the state of a checkpoint.
@@ -57,7 +61,8 @@ class Checkpointer:
             facts: What the run that saved it must have in common with this one.
 
         Raises:
-            CheckpointError: The checkpoint is damaged, of another model, or holds the model only.
+            CheckpointError: The checkpoint is damaged, of another model, or holds the model only; or its run's best
+                model is to be loaded at the end and is gone.
             TrainingError: It belongs to another run; the differences are named.
         """
         state = RunState.from_json(checkpoint.load_checkpoint(source, self.model, self.optimizer, self.ranks))
@@ -74,17 +79,35 @@ class Checkpointer:
             self.accelerator.scaler.load_state_dict(state.scaler)
         if self.selector is not None:
             self.selector.load_state_dict(state.selector)
+        if self.args.load_best_model_at_end and state.best.step is not None:
+            self.ranks.on_main(lambda: self._bring_best(source, state))
+        self.current = source.resolve()
         return state
 
+    def _bring_best(self, source: Path, state: RunState) -> None:
+        """Copy the best model so far from the run of ``source``, where that is another folder."""
+        stored, own = source.parent / BEST_MODEL, self.args.output_dir / BEST_MODEL
+        for moved in source.parent.glob(f".{BEST_MODEL}.*.old"):  # killed between the two renames of a replacement
+            if not stored.exists():
+                moved.replace(stored)
+        if not stored.is_dir():
+            raise CheckpointError(
+                f"{source} belongs to a run whose best model (step {state.best.step}) is not in {stored}",
+                hint="load_best_model_at_end: false goes on without it",
+            )
+        if stored.resolve() != own.resolve():
+            with atomic_directory(own) as staged:
+                shutil.copytree(stored, staged, dirs_exist_ok=True)
+
     def save(self, state: RunState, optimizer: Callable[[], torch.optim.Optimizer]) -> None:
-        """Save ``checkpoint-STEP`` unless it is there already (a resumed run comes by again).
+        """Save ``checkpoint-STEP``, unless it was saved or restored just now.
 
         Args:
             state: State of the run; scheduler, scaler and selector are filled in.
             optimizer: Returns the optimizer with the moments of every parameter; asked on every rank.
         """
         directory = self.args.output_dir / f"{checkpoint.PREFIX}{state.step}"
-        if self.ranks.on_main(lambda: directory.exists() and checkpoint.damage(directory) is None):
+        if self.current == directory.resolve():
             return
         state.scheduler = self.scheduler.state_dict()
         state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
@@ -101,9 +124,10 @@ class Checkpointer:
                 state=state.to_json(),
                 generators=generators,
             )
-            checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit)
+            checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit, directory)
 
         self.ranks.on_main(write)
+        self.current = directory.resolve()
 
     def save_best(self) -> None:
         """Keep the model as it is as the best one so far."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.config.values import whole_steps
 from dataflex.errors import TrainingError
 
 
@@ -67,7 +68,7 @@ class Schedule:
         Args:
             num_train_epochs: How often the schedule is gone through; a part of it is rounded up to whole steps.
         """
-        return math.ceil(self.cycle_steps * num_train_epochs)
+        return whole_steps(self.cycle_steps, num_train_epochs)
 
     def phases(self, num_train_epochs: float = 1.0) -> list[Phase]:
         """The phases of the run in order, the last one cut at the end; rounds count from 1 through all cycles.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,13 +41,13 @@ class RunLog:
             write_text(self._file, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log values at a step."""
+        """Log values at a step; a number that is not finite is null in history and file, which are JSON."""
         elapsed = time.perf_counter() - self._start
         done = step - self._start_step
         entry = {
             "current_steps": step,
             "total_steps": self._total_steps,
-            **values,
+            **{key: _json_number(value) for key, value in values.items()},
             "percentage": round(100 * step / self._total_steps, 2),
             "elapsed_time": round(elapsed, 2),
             "remaining_time": round(elapsed / done * (self._total_steps - step), 2) if done else None,
@@ -57,6 +58,10 @@ class RunLog:
                 file.write(json.dumps(entry) + "\n")
         numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=step)
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plot_losses(history: Sequence[Mapping[str, Any]], path: Path) -> None:

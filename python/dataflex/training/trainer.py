@@ -226,6 +226,7 @@ class Trainer:
             "seed": self.args.seed,
             "data": self.train_dataset.fingerprint,
             "selector": self.selector.name if self.selector else None,
+            **{key: getattr(self.args, key) for key in ("learning_rate", "lr_scheduler_type", "warmup_ratio")},
         }
 
     def _phase_order(self, phase: Phase) -> NDArray[np.int64]:
@@ -373,6 +374,9 @@ class Trainer:
     def _results(self) -> dict[str, Any]:
         losses = [entry["loss"] for entry in self.log.history if "loss" in entry]
         evaluations = [entry for entry in self.log.history if any(key.startswith("eval_") for key in entry)]
+        if self.args.load_best_model_at_end:  # the weights that are saved are not those of the last evaluation
+            best = [entry for entry in evaluations if entry["current_steps"] == self.state.best.step]
+            evaluations = best or evaluations
         last = {key: value for key, value in evaluations[-1].items() if key.startswith("eval_")} if evaluations else {}
         return {
             "steps": self.state.step,
