@@ -213,6 +213,23 @@ def test_a_run_that_goes_on_elsewhere_brings_its_best_model_and_needs_a_free_fol
         tiny_trainer(tmp_path / "third", **source).train()
 
 
+def test_a_best_model_of_steps_that_are_taken_again_is_not_the_best_so_far(tmp_path, caplog):
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    trainer = tiny_trainer(tmp_path, **settings)
+    values = iter([3.0, 2.0, 1.0, 4.0])
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda: evaluate() | {"eval_loss": next(values)}
+    assert trainer.train()["best_step"] == 6
+    earlier = tiny_trainer(
+        tmp_path, **settings, resume_from_checkpoint=tmp_path / "checkpoint-4", overwrite_output_dir=True
+    )
+    values = iter([9.0, 9.5])
+    earlier.evaluate = lambda: {"eval_loss": next(values)}
+    assert earlier.train()["best_step"] == 6
+    assert "the best model of step 4 is gone" in caplog.text
+    assert checkpoint.noted_step(tmp_path / "best_model") == 6
+
+
 def test_model_only_checkpoints_of_another_run_are_replaced(tmp_path):
     tiny_trainer(tmp_path, save_steps=2, save_only_model=True).train()
     tiny_trainer(tmp_path, save_steps=2, resume_from_checkpoint=True).train()

@@ -49,6 +49,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     state: Mapping[str, Any] | None = None,
     generators: Mapping[str, Tensor] | None = None,
+    step: int | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -59,6 +60,7 @@ def save_checkpoint(
         optimizer: Its moments are saved; None saves a model that cannot be resumed from.
         state: JSON-able state of the run.
         generators: :func:`random_states`; None for a model that cannot be resumed from.
+        step: Noted in the manifest, for :func:`noted_step`.
     """
     with atomic_directory(directory) as staged:
         cast(PreTrainedModel, model).save_pretrained(staged)
@@ -72,7 +74,7 @@ def save_checkpoint(
             (staged / STATE).write_text(json.dumps(whole, allow_nan=False), encoding="utf-8")
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         sums = {str(path.relative_to(staged)): _sha256(path) for path in files}
-        (staged / MANIFEST).write_text(json.dumps({"files": sums}, indent=2), encoding="utf-8")
+        (staged / MANIFEST).write_text(json.dumps({"step": step, "files": sums}, indent=2), encoding="utf-8")
 
 
 def load_weights(directory: Path, model: nn.Module) -> None:
@@ -184,6 +186,12 @@ def damage(directory: Path) -> str | None:
         if _sha256(file) != expected:
             return f"{name} was altered or is torn"
     return None
+
+
+def noted_step(directory: Path) -> int | None:
+    """The step that :func:`save_checkpoint` noted."""
+    step: int | None = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["step"]
+    return step
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:

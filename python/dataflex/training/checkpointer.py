@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,14 @@ class Checkpointer:
         if self.selector is not None:
             self.selector.load_state_dict(state.selector)
         if self.args.load_best_model_at_end and state.best.step is not None:
-            self.ranks.on_main(lambda: self._bring_best(source, state))
+            kept = self.ranks.on_main(lambda: self._bring_best(source, state))
+            if kept != state.best.step:
+                state.best = replace(state.best, value=None, step=None)
         self.current = source.resolve()
         return state
 
-    def _bring_best(self, source: Path, state: RunState) -> None:
-        """Copy the best model so far from the run of ``source``, where that is another folder."""
+    def _bring_best(self, source: Path, state: RunState) -> int | None:
+        """Copy the best model so far from the run of ``source``, where that is another folder; returns its step."""
         stored, own = source.parent / BEST_MODEL, self.args.output_dir / BEST_MODEL
         for moved in source.parent.glob(f".{BEST_MODEL}.*.old"):  # killed between the two renames of a replacement
             if not stored.exists():
@@ -98,6 +100,10 @@ class Checkpointer:
         if stored.resolve() != own.resolve():
             with atomic_directory(own) as staged:
                 shutil.copytree(stored, staged, dirs_exist_ok=True)
+        step = checkpoint.noted_step(own)
+        if step != state.best.step:  # the run went on after this checkpoint, and replaced it
+            logger.warning("the best model of step %s is gone: of later ones, the best is kept", state.best.step)
+        return step
 
     def save(self, state: RunState, optimizer: Callable[[], torch.optim.Optimizer]) -> None:
         """Save ``checkpoint-STEP``, unless it was saved or restored just now.
@@ -123,16 +129,17 @@ class Checkpointer:
                 optimizer=moments,
                 state=state.to_json(),
                 generators=generators,
+                step=state.step,
             )
             checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit, directory)
 
         self.ranks.on_main(write)
         self.current = directory.resolve()
 
-    def save_best(self) -> None:
-        """Keep the model as it is as the best one so far."""
+    def save_best(self, step: int) -> None:
+        """Keep the model as it is, after ``step`` steps, as the best one so far."""
         directory = self.args.output_dir / BEST_MODEL
-        self.ranks.on_main(lambda: checkpoint.save_checkpoint(directory, self.model, self.tokenizer))
+        self.ranks.on_main(lambda: checkpoint.save_checkpoint(directory, self.model, self.tokenizer, step=step))
 
     def load_best(self) -> None:
         """Load the weights that :meth:`save_best` kept last."""

@@ -335,7 +335,7 @@ class Trainer:
             min_delta=self.args.early_stopping_min_delta,
         )
         if self.args.load_best_model_at_end and self.state.best.step == step:
-            self.checkpointer.save_best()
+            self.checkpointer.save_best(step)
         if self._stopped_early():
             logger.info("stopping early at step %d: no progress in %d evaluations", step, self.state.best.stale)
 
