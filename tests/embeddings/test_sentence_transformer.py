@@ -14,9 +14,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dataflex.config import load_near_config
 from dataflex.embeddings import encoders
-from dataflex.embeddings.base import model_identity
 from dataflex.embeddings.sentence_transformer import SentenceTransformerEncoder, resolve_precision
 from dataflex.errors import ModelError
+from dataflex.identity import model_identity
 
 TEXTS = ["red green blue", "red", "green blue red green blue", "blue blue"]
 CONFIG = {"candidate_path": "a", "query_path": "b", "embed_model": "m"}

@@ -138,6 +138,35 @@ def test_the_cache_survives_another_port(judge, tmp_path):
     assert not (tmp_path / "record.json").exists()
 
 
+def test_the_cache_tells_judges_by_content_precision_and_options(judge, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages }}", encoding="utf-8")
+    options = ["--chat-template", str(template), "--revision=main"]
+    first = judge(server_options=options).identity()
+    assert judge(server_options=options, server_port=1).identity() == first
+    others = [judge().identity(), judge(server_options=options, vllm_dtype="float32").identity()]
+    template.write_text("{{ bos_token }}", encoding="utf-8")
+    others.append(judge(server_options=options).identity())
+    template.write_text("{{ messages }}", encoding="utf-8")
+    running = judge(server_options=options)
+    assert running.identity() == first
+    (tmp_path / "judge" / "model.safetensors").write_bytes(b"trained in place")
+    others.append(judge(server_options=options).identity())
+    assert first not in others
+    assert running.identity() == first  # its server would have loaded the weights before
+    running.close()
+    assert running.identity() == others[-1]
+
+
+def test_a_judge_of_the_hub_is_fetched_before_the_cache_is_asked(judge, monkeypatch):
+    cached: dict[str, str] = {}
+    backend = judge(hf_model_name_or_path="owner/judge")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: cached.get(name))
+    fetch = {"owner/judge": "/cache/snapshots/abc123/config.json"}
+    monkeypatch.setattr(backend, "endpoint", lambda: cached.update(fetch))
+    assert backend.identity()[1] == {"model": "owner/judge", "revision": "abc123"}
+
+
 def test_release_stops_the_server_after_each_round(judge, tmp_path):
     backend = judge(vllm_release=True)
     backend.score(requests("a"))

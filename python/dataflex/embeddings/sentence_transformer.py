@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataflex.embeddings.base import Encoder, model_identity
+from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
+from dataflex.identity import model_identity
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

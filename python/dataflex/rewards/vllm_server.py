@@ -26,6 +26,7 @@ import torch
 from pydantic import Field, field_validator
 
 from dataflex.errors import ModelError, RewardError
+from dataflex.identity import file_digest, model_identity
 from dataflex.model import load_tokenizer
 from dataflex.rewards.api import is_loopback
 from dataflex.rewards.chat import ChatConfig, ChatReward, cache_folder
@@ -84,6 +85,7 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
         super().__init__(**params)
         self._server: ServerProcess | None = None
         self._endpoint: Endpoint | None = None
+        self._identity: list[Any] | None = None
 
     def check(self) -> None:
         """See that the packages and the judge's tokenizer are there, and a given server or port; nothing is started.
@@ -114,14 +116,29 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
 
     def close(self) -> None:
         """Stop the server if this backend started it. The next round starts another."""
-        self._endpoint = None
+        self._endpoint = self._identity = None
         if self._server is not None:
             server, self._server = self._server, None
             server.stop()
 
     def identity(self) -> Any:
-        """The model and its precision: the same judge on another port gives the same replies."""
-        return [self.name, self.config.hf_model_name_or_path, self.config.vllm_dtype]
+        """The model's content, its precision and the server's further options; not the port.
+
+        Looked up once a start of the server, which keeps the weights that it loaded. A hub model that is not cached yet
+        has no revision: the server fetches it first.
+
+        Raises:
+            RewardError: See :meth:`endpoint`.
+        """
+        if self._identity is None:
+            name = self.config.hf_model_name_or_path
+            facts = model_identity(name)
+            if facts.get("revision", "") is None:
+                self.endpoint()
+                facts = model_identity(name)
+            options = [[option, _content(option)] for option in self.config.server_options]
+            self._identity = [self.name, facts, self.config.vllm_dtype, options]
+        return self._identity
 
     def body(self) -> dict[str, Any]:
         """Model and sampling parameters."""
@@ -232,6 +249,15 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
 def _has_gpu() -> bool:
     """Whether the server will see a GPU, as far as this environment can tell."""
     return torch.cuda.is_available() or any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/kfd"))
+
+
+def _content(option: str) -> str | None:
+    """SHA-256 of the file that an option or its value names (a chat template, ...); None: it names none."""
+    file = Path(option.rpartition("=")[2])
+    try:
+        return file_digest(file) if file.is_file() else None
+    except OSError:  # text that is no path at all, or one that cannot be read
+        return None
 
 
 def _endpoint_at(url: str, key: str | None) -> Endpoint:
