@@ -79,6 +79,7 @@ class Setting:
             step=2,
             round=1,
             num_rounds=1,
+            total_samples=1,
             seed=0,
             output_dir=Path(),
             optimizer=optimizer,

@@ -132,6 +132,7 @@ class SelectionContext:
         step: Optimizer steps taken so far.
         round: Which selection this is, from 1.
         num_rounds: How many selections the run makes.
+        total_samples: How many candidates all selections of the run ask for together.
         seed: Seed of the run; a selector derives its own streams from (seed, round).
         output_dir: Folder of the run; rounds write below it.
         optimizer: The optimizer in its current state, or None before training.
@@ -148,6 +149,7 @@ class SelectionContext:
     step: int
     round: int
     num_rounds: int
+    total_samples: int
     seed: int
     output_dir: Path
     optimizer: torch.optim.Optimizer | None

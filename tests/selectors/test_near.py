@@ -84,6 +84,14 @@ def test_more_than_there_is_has_another_hint(path: Path, tmp_path: Path) -> None
         selector.check(tiny_context(tmp_path, num_samples=5, num_rounds=3))
 
 
+def test_advance_needs_the_rows_of_all_updates_before_training(path: Path, tmp_path: Path) -> None:
+    advancing, repeating = (NearSelector(indices_path=path, advance=advance) for advance in (True, False))
+    with pytest.raises(SelectionError, match=r"8 samples are to be selected over all updates .* are 6 distinct rows"):
+        advancing.check(tiny_context(tmp_path, num_samples=4, num_rounds=2))
+    advancing.check(tiny_context(tmp_path, num_samples=4, num_rounds=2, total_samples=6))  # the last update is cut
+    repeating.check(tiny_context(tmp_path, num_samples=4, num_rounds=2))
+
+
 def test_advance_beyond_the_end_is_an_error_of_that_update(path: Path, tmp_path: Path) -> None:
     selector = NearSelector(indices_path=path, advance=True)
     selector.select(tiny_context(tmp_path, num_samples=4))

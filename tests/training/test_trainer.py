@@ -22,6 +22,7 @@ from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model
 from dataflex.training import checkpoint
+from dataflex.training.preflight import selected_samples
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Selection
@@ -323,6 +324,19 @@ def test_a_wrong_selection_is_refused(tmp_path, indices, message):
 
     with pytest.raises(SelectionError, match=message):
         tiny_trainer(tmp_path, selector=Wrong()).train()
+
+
+def test_a_selector_learns_before_training_what_all_selections_ask_for(tmp_path):
+    class Asked(RandomSelector):
+        def check(self, context):
+            raise SelectionError(f"at most {context.num_samples}, {context.total_samples} in all")
+
+    # Batches of 4: phases of 5, 5, then (second cycle, cut) 5 and 1 steps, the first three of 20 of the 24 samples.
+    schedule = Schedule(warmup_step=1, update_step=5, update_times=2)
+    trainer = tiny_trainer(tmp_path, selector=Asked(), schedule=schedule, num_train_epochs=18 / 11)
+    with pytest.raises(SelectionError, match="at most 20, 64 in all"):
+        trainer.train()
+    assert selected_samples(Schedule(0, 5, 2).phases(), global_batch=5, num_candidates=24) == 48  # one repeats rows
 
 
 def test_adam_selection_without_warm_up_says_what_to_do(tmp_path):

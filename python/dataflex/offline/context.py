@@ -90,6 +90,7 @@ def build_context(
         step=0,
         round=1,
         num_rounds=1,
+        total_samples=num_samples,
         seed=seed,
         output_dir=output_dir,
         optimizer=None,

@@ -76,9 +76,9 @@ class NearSelector(Selector[NearSelectorConfig]):
             SelectionError: The matrix is damaged, belongs to other data, or is too short for the selections to come.
         """
         walk = self._walk(context.train_dataset)
-        rounds = context.num_rounds if self.config.advance else 1
-        if walk.size < max(context.num_samples, (rounds - 1) * context.num_samples):
-            raise self._too_few(walk, context, context.num_samples * rounds)
+        wanted = context.total_samples if self.config.advance else context.num_samples
+        if walk.size < wanted:
+            raise self._too_few(walk, context, wanted)
 
     def select(self, context: SelectionContext) -> Selection:
         """Take the first ``num_samples`` candidates of the walk that are not taken yet.

@@ -38,7 +38,9 @@ def tiny_context(output_dir: Path, *, steps: int = 2, **changes: Any) -> Selecti
         "optimizer": stepped_optimizer(model, steps),
         "autocast": nullcontext,
     }
-    return SelectionContext(**(fields | changes))
+    fields |= changes
+    fields.setdefault("total_samples", fields["num_samples"] * fields["num_rounds"])
+    return SelectionContext(**fields)
 
 
 def stepped_optimizer(model: torch.nn.Module, steps: int, **settings: Any) -> torch.optim.AdamW:

@@ -22,6 +22,11 @@ def longest_selection(phases: Sequence[Phase]) -> int:
     return max((phase.stop - phase.start for phase in phases if phase.round), default=0)
 
 
+def selected_samples(phases: Sequence[Phase], global_batch: int, num_candidates: int) -> int:
+    """Candidates that the selections of all phases ask for together; one asks for no more than there are."""
+    return sum(min((phase.stop - phase.start) * global_batch, num_candidates) for phase in phases if phase.round)
+
+
 def selection_problems(
     args: TrainingArguments,
     schedule: Schedule,

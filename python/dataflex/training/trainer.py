@@ -287,6 +287,7 @@ class Trainer:
             step=self.state.step,
             round=round_number,
             num_rounds=max((phase.round or 0 for phase in self.phases), default=0),
+            total_samples=preflight.selected_samples(self.phases, self.global_batch, len(self.train_dataset)),
             seed=self.args.seed,
             output_dir=self.args.output_dir,
             optimizer=optimizer,
