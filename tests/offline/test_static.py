@@ -152,14 +152,26 @@ def test_a_checkpoint_without_optimizer_state(run, tmp_path):
     tiny_trainer(
         bare, selector=RandomSelector(), schedule=Schedule(warmup_step=3), save_steps=2, save_only_model=True
     ).train()
-    checkpoint = bare / "checkpoint-2"
+    checkpoint, last = bare / "checkpoint-2", bare / "checkpoint-3"
     with pytest.raises(CheckpointError, match=r"holds no optimizer state\n.*gradient_type: sgd needs none"):
         score([checkpoint], learning_rates=[1])
-    assert score([checkpoint], learning_rates=[1], gradient_type="sgd").step == 0
+    assert score([checkpoint], learning_rates=[1], gradient_type="sgd").step == 2
+    both = score([checkpoint, last], learning_rates=[1, 1], gradient_type="sgd")
+    assert [entry["step"] for entry in both.report["checkpoints"]] == [2, 3]
     with pytest.raises(CheckpointError, match=r"knows no learning rates\n.*pass learning_rates"):
         score([checkpoint], gradient_type="sgd")
-    with pytest.raises(SelectionError, match="another checkpoint has taken 0 steps"):
-        score([checkpoint, checkpoint], learning_rates=[1, 1], gradient_type="sgd")
+
+
+def test_all_checkpoints_are_checked_before_the_first_features(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(SampleFeatures, "features", lambda *_: pytest.fail("computed"))
+    torn, renamed = (shutil.copytree(run / "checkpoint-4", tmp_path / name) for name in ("torn", "checkpoint-9"))
+    (torn / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors was altered"):
+        score([run / "checkpoint-2", torn], learning_rates=[1, 1])
+    with pytest.raises(
+        SelectionError, match=r"checkpoint-9: another checkpoint has taken 4 steps, too\n  hint: .*name"
+    ):
+        score([run / "checkpoint-4", renamed], learning_rates=[1, 1])
 
 
 def test_wrong_checkpoints_and_rates_are_refused(run, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -117,11 +117,19 @@ def at_checkpoint(context: SelectionContext, directory: Path, *, needs_optimizer
         checkpoint.load_weights(directory, context.model)
         has_optimizer = state is not None or needs_optimizer  # the latter raises what is missing
         restored = checkpoint.load_optimizer(directory, context.model) if has_optimizer else None
-        yield replace(context, step=state["step"] if state else 0, optimizer=restored)
+        yield replace(context, step=_steps_taken(directory, state), optimizer=restored)
     finally:
         with torch.no_grad():
             for tensor, value in before:
                 tensor.copy_(value)
+
+
+def _steps_taken(directory: Path, state: Mapping[str, Any] | None) -> int:
+    """Optimizer steps of a checkpoint; without a state (``save_only_model``) those of its name, 0 if that has none."""
+    if state is not None:
+        return int(state["step"])
+    name = directory.resolve().name.removeprefix(checkpoint.PREFIX)
+    return int(name) if name.isdigit() else 0
 
 
 def _weights(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:

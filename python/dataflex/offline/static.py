@@ -51,14 +51,12 @@ def score_checkpoints(
         learning_rates: One a checkpoint; None: what their runs have logged.
     """
     weights = _weights(checkpoints, learning_rates)
+    _check(selector, context, checkpoints)
     watch = Stopwatch()
     projector = selector.projector()
     states: list[_State] = []
     for directory in checkpoints:
         with at_checkpoint(context, directory, needs_optimizer=selector.config.gradient_type == "adam") as current:
-            if any(state.step == current.step for state in states):
-                raise SelectionError(f"{directory}: another checkpoint has taken {current.step} steps, too")
-            selector.check(current)
             states.append(_features(selector, current, projector, watch))
     with watch.phase("scores"):
         parts, facts = _compare(selector, states, weights)
@@ -79,6 +77,20 @@ def score_checkpoints(
         ],
     }
     return Selection(indices, scores.values, "less_static", states[-1].step, 1, report)
+
+
+def _check(selector: LessSelector, context: SelectionContext, checkpoints: Sequence[Path]) -> None:
+    """Load each checkpoint once before hours go into the features of the first."""
+    steps: set[int] = set()
+    for directory in checkpoints:
+        with at_checkpoint(context, directory, needs_optimizer=selector.config.gradient_type == "adam") as current:
+            if current.step in steps:
+                raise SelectionError(
+                    f"{directory}: another checkpoint has taken {current.step} steps, too",
+                    hint="one checkpoint a step; one of save_only_model is told by its folder's name, checkpoint-STEP",
+                )
+            steps.add(current.step)
+            selector.check(current)
 
 
 def _compare(
