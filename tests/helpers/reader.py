@@ -97,15 +97,15 @@ def install_example_plugin(folder: Path) -> list[str]:
 
 
 def warm_up(output_dir: Path) -> None:
-    """Checkpoints of a run over the reader's rows: short of its 200 steps, but named as on the pages."""
+    """Checkpoints of a run over the reader's rows: short of its 400 steps, but named as on the pages."""
     Trainer(
         reader_model(taught_model()),
         reader_tokenizer(),
         train_rows(),
-        schedule=Schedule(warmup_step=3),
+        schedule=Schedule(warmup_step=4),
         args=TrainingArguments(output_dir=output_dir, save_steps=1, plot_loss=False),
     ).train()
-    for step in (1, 2):
+    for step in (1, 2, 3, 4):
         (output_dir / f"checkpoint-{step}").rename(output_dir / f"checkpoint-{step}00")
 
 
