@@ -17,8 +17,11 @@ from dataflex.doctor.run import diagnose_file
 from dataflex.losses import mean_losses
 from dataflex.memory import bytes_per_token
 from dataflex.model import add_lora, load_model
+from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_samples, tiny_tokenizer
+from dataflex.training.checkpoint import PREFIX, checkpoints
 from helpers.doctor import write_project
+from helpers.runs import tiny_trainer
 
 
 @pytest.fixture
@@ -58,9 +61,9 @@ def test_a_sound_run_passes_everything() -> None:
         "pass",
     )
     details = {check.name: check.detail for check in found}
-    assert details["schedule"] == "7 steps of 2 rows; each of 2 selections takes 6 of 12"
+    assert details["schedule"] == "7 steps of 2 rows; 2 selections of up to 6 of 12"
     assert "[[" in details["labels"]
-    assert "16 rows of 256 numbers" in details["disk, features"]
+    assert "16 rows of 256 numbers, 2 times" in details["disk, features"]
     assert not Path("out").exists()
 
 
@@ -89,6 +92,46 @@ def test_what_is_wrong_fails_with_its_fix(
     found = failures(*overrides)
     assert name in found
     assert fix is None or fix in f"{found[name].detail} {found[name].fix}"
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("overrides", "schedule", "checkpoints", "features"),
+    [
+        # Regularly at 2, 4 and 6, before the selections at 1 and 4, at the end (7).
+        ([], "2 selections of up to 6", "5 of them and", ", 2 times"),
+        (["save_total_limit=1", "component_params.keep_features=none"], "2 selections", "2 of them and", "numbers"),
+        # The second cycle ends in its second selection: 1, 4 | 8, 11.
+        (["num_train_epochs=1.7", "save_steps=100"], "12 steps of 2 rows; 4 selections", "5 of them and", ", 2 times"),
+        (
+            [
+                "num_train_epochs=2",
+                "save_steps=100",
+                "component_params.keep_features=all",
+                "load_best_model_at_end=true",
+            ],
+            "14 steps of 2 rows; 4 selections",
+            "5 of them, the best model and",
+            ", 4 times",
+        ),
+        (["num_train_epochs=0.1"], "1 steps of 2 rows", "1 of them and", None),
+    ],
+)
+def test_checkpoints_and_features_are_counted_over_the_whole_run(
+    overrides: list[str], schedule: str, checkpoints: str, features: str | None
+) -> None:
+    details = {check.name: check.detail for check in checks("eval_strategy=epoch", *overrides)}
+    assert schedule in details["schedule"]
+    assert checkpoints in details["disk, checkpoints"]
+    assert ("disk, features" in details) == (features is not None)
+    assert features is None or details["disk, features"].endswith(features)
+
+
+def test_the_checkpoints_that_are_counted_are_those_that_a_run_saves(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, selector=RandomSelector(), num_train_epochs=1.5, save_steps=4)
+    trainer.train()
+    saved = {int(path.name.removeprefix(PREFIX)) for path in checkpoints(tmp_path)}
+    assert saved == fit.checkpoint_steps(trainer.phases, 4) == {2, 4, 5, 8, 10, 12}
 
 
 @pytest.mark.usefixtures("project")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.store import DTYPES
 from dataflex.training.run import add_new_adapter
+from dataflex.training.schedule import Phase
 
 TRAINABLE_BYTES = 16
 """A trainable parameter with its gradient and AdamW's two moments, float32 each."""
@@ -210,7 +211,7 @@ def _feature_tokens(selector: Selector[Any] | None) -> int:
 
 
 def disk_checks(
-    config: RunConfig, found: Outline, rows: tuple[int, int], steps: int, selector: Selector[Any] | None
+    config: RunConfig, found: Outline, rows: tuple[int, int], phases: Sequence[Phase], selector: Selector[Any] | None
 ) -> Iterator[Check]:
     """Whether checkpoints and, for selectors by gradient similarity, features fit on the disk.
 
@@ -218,21 +219,33 @@ def disk_checks(
         config: The run.
         found: Its model.
         rows: Rows of the training and of the evaluation set.
-        steps: Optimizer steps of the run.
+        phases: Its schedule.
         selector: Its selector, if it has one.
     """
-    selections = config.update_times if config.train_type == "dynamic_select" else 0
-    count = (steps - 1) // config.save_steps + selections
-    count = count if config.save_total_limit is None else min(count, config.save_total_limit)
+    count = len(checkpoint_steps(phases, config.save_steps))
+    if config.save_total_limit is not None:
+        count = min(count, config.save_total_limit + 1)  # the oldest one goes when the new one is there
     values = 1 if config.save_only_model else 3
-    needed = found.trainable * 4 * (values * count + 1)
-    yield _disk("disk, checkpoints", Path(config.output_dir), needed, f"{count} of them and the adapter")
-    if selector is not None and isinstance(selector.config, GradientConfig):
+    models = 1 + config.load_best_model_at_end
+    best = ", the best model" if config.load_best_model_at_end else ""
+    needed = found.trainable * 4 * (values * count + models)
+    yield _disk("disk, checkpoints", Path(config.output_dir), needed, f"{count} of them{best} and the adapter")
+    selections = sum(phase.round is not None for phase in phases)
+    if selections and selector is not None and isinstance(selector.config, GradientConfig):
         settings = selector.config
-        rounds = max(config.update_times, 1) if settings.keep_features == "all" else 1
+        # The last round's features go when the next ones have been used.
+        kept = {"all": selections, "last": 2, "none": 1}[settings.keep_features]
+        rounds = min(kept, selections)
         size = sum(rows) * settings.proj_dim * DTYPES[settings.features_dtype].itemsize * rounds
+        times = f", {rounds} times" if rounds > 1 else ""
         folder = settings.cache_dir or Path(config.output_dir)
-        yield _disk("disk, features", folder, size, f"{sum(rows):,} rows of {settings.proj_dim:,} numbers")
+        yield _disk("disk, features", folder, size, f"{sum(rows):,} rows of {settings.proj_dim:,} numbers{times}")
+
+
+def checkpoint_steps(phases: Sequence[Phase], save_steps: int) -> set[int]:
+    """Steps after which a run saves a checkpoint: regularly, before each selection but one at the start, at its end."""
+    end = phases[-1].stop
+    return {*range(save_steps, end, save_steps), *(phase.start for phase in phases if phase.round and phase.start), end}
 
 
 def _disk(name: str, folder: Path, needed: int, what: str) -> Check:

@@ -23,7 +23,9 @@ from dataflex.errors import ConfigError
 from dataflex.model import load_tokenizer
 from dataflex.rewards.base import RewardBackend
 from dataflex.selectors.base import Selector
+from dataflex.training.preflight import longest_selection
 from dataflex.training.run import build_schedule, build_selector, load_rows
+from dataflex.training.schedule import Phase
 from dataflex.types import Sample
 
 SHOWN = 160
@@ -64,12 +66,13 @@ def diagnose_run(config: RunConfig) -> Iterator[Check]:
         data = yield from _data(config)
         if data is None:
             return
-        yield from _schedule(config, len(data.training))
+        phases = build_schedule(config, len(data.training)).phases(config.num_train_epochs)
+        yield _schedule(config, phases, len(data.training))
         name = config.model_name_or_path
         found = yield from attempt("model", lambda: outline(config, max(data.seen.lengths)), _described(name))
         if found is not None:
             yield memory_check(config, found, max(data.seen.lengths), selector)
-            yield from disk_checks(config, found, data.rows, _steps(config, len(data.training)), selector)
+            yield from disk_checks(config, found, data.rows, phases, selector)
     finally:
         if selector is not None:
             selector.close()
@@ -174,26 +177,17 @@ def _learnt(seen: Look, tokenizer: PreTrainedTokenizerBase) -> Iterator[Check]:
         yield Check("labels", "warn", f"{len(seen.unlabelled):,} of {rows:,} rows have no token to learn", fix)
 
 
-def _schedule(config: RunConfig, rows: int) -> Iterator[Check]:
-    steps = _steps(config, rows)
+def _schedule(config: RunConfig, phases: Sequence[Phase], rows: int) -> Check:
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    if config.train_type == "static":
-        yield Check("schedule", "pass", f"{steps:,} steps of {batch} rows")
-        return
-    wanted = config.update_step * batch
-    detail = f"{steps:,} steps of {batch} rows; each of {config.update_times} selections takes {wanted:,} of {rows:,}"
-    if config.update_times and wanted > rows and not config.selection_repeats:
-        fix = f"update_step of at most {rows // batch}, or selection_repeats: true"
-        yield Check("schedule", "fail", detail, fix)
-    else:
-        yield Check("schedule", "pass", detail)
-
-
-def _steps(config: RunConfig, rows: int) -> int:
-    planned = config.planned_steps
-    if planned is not None:
-        return planned
-    return build_schedule(config, rows).total_steps(config.num_train_epochs)
+    detail = f"{phases[-1].stop:,} steps of {batch} rows"
+    selections = sum(phase.round is not None for phase in phases)
+    if not selections:
+        return Check("schedule", "pass", detail)
+    wanted = longest_selection(phases) * batch
+    detail = f"{detail}; {selections} selections of up to {wanted:,} of {rows:,}"
+    if wanted > rows and not config.selection_repeats:
+        return Check("schedule", "fail", detail, f"update_step of at most {rows // batch}, or selection_repeats: true")
+    return Check("schedule", "pass", detail)
 
 
 def _described(name: str) -> Callable[[Outline], str]:
