@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -110,6 +111,22 @@ def test_settings_reach_the_encoder(fake: FakeVllm) -> None:
     encoder.encode(["a"])
     assert fake.engines == [{"model": "m", "dtype": "auto", "seqs": 3, "trust": False}]
     assert encoder.identity()["method"] == "vllm"
+
+
+def test_a_hub_model_is_fetched_before_it_is_told_by_its_revision(
+    fake: FakeVllm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def revision(name: str, file: str) -> str | None:
+        return "/cache/snapshots/abc123/config.json" if fake.engines and name == "owner/m" else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", revision)
+    encoder = VllmEncoder("owner/m")
+    first = encoder.identity()
+    assert first == {"method": "vllm", "model": "owner/m", "revision": "abc123", "precision": "auto"}
+    assert VllmEncoder("owner/m").identity() == first
+    assert len(fake.engines) == 1  # a cached one is told without an engine
+    assert "sha256" in VllmEncoder(str(tmp_path)).identity()
+    assert len(fake.engines) == 1
 
 
 @pytest.mark.vllm

@@ -57,8 +57,12 @@ class VllmEncoder(Encoder):
         return int(self.encode(["dimension"]).shape[1])
 
     def identity(self) -> dict[str, Any]:
-        """Model and precision."""
-        return {"method": self.method, **model_identity(self.model), "precision": self.dtype}
+        """Model and precision; a hub model is fetched first, for its revision."""
+        facts = model_identity(self.model)
+        if facts.get("revision", "") is None:
+            self._started()
+            facts = model_identity(self.model)
+        return {"method": self.method, **facts, "precision": self.dtype}
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See :meth:`Encoder.encode`."""
