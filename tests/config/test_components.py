@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dataflex.builtins import register_selectors
 from dataflex.config import ComponentSpec, RunConfig, load_config, resolve_path, validate_component
@@ -248,6 +249,47 @@ def test_paths_are_looked_up_here_then_beside_the_file(tmp_path: Path, monkeypat
     assert resolve_path(there / "data") == there / "data"
     with pytest.raises(ConfigError, match=r"'none' does not exist; looked for .*here/none and .*there/none"):
         resolve_path("none", there)
+
+
+def test_path_parameters_are_looked_up_here_then_beside_the_file_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, project = tmp_path / "here", tmp_path / "project"
+    (project / "parts").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run = project / "run.yaml"
+    run.write_text(HEAD.replace("parts.yaml", "parts/parts.yaml") + "component_name: near\n", encoding="utf-8")
+    (project / "parts" / "parts.yaml").write_text("near: {params: {indices_path: matrix.npy}}\n", encoding="utf-8")
+
+    def found(*overrides: str) -> str:
+        config = load_config(run, overrides, check_component=True)
+        written = yaml.safe_load(config.to_yaml())["component_params"]
+        assert written == config.component().params
+        return str(Path(written["indices_path"]).relative_to(tmp_path))
+
+    with pytest.raises(
+        ConfigError, match=r"here/matrix\.npy does not exist; .*\(looked for .*parts/matrix\.npy, too\)"
+    ):
+        found()
+    (project / "parts" / "matrix.npy").touch()
+    assert found() == "project/parts/matrix.npy"
+    (project / "own.npy").touch()
+    assert found("component_params.indices_path=own.npy") == "project/own.npy"
+    (here / "matrix.npy").touch()
+    assert found() == "here/matrix.npy"
+    assert found("component_params.cache_dir=new") == "here/matrix.npy"  # nothing to find: as it is
+
+
+def test_path_parameters_of_the_packaged_file_are_beside_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "top_indices.npy").touch()
+    (tmp_path / "run.yaml").write_text(HEAD.replace("parts.yaml", "null") + "component_name: near\n", encoding="utf-8")
+    params = load_config(tmp_path / "run.yaml", check_component=True).component().params
+    assert params["indices_path"] == str(tmp_path / "top_indices.npy")
 
 
 def test_places_fall_back_to_the_entry() -> None:

@@ -60,7 +60,7 @@ def test_near_loads_with_the_components_file_as_printed() -> None:
 def test_near_loads_with_the_packaged_file_once_the_offline_step_has_left_its_matrix() -> None:
     Path("top_indices.npy").touch()
     config = load_config(NEAR, check_component=True)
-    assert config.component().params == {"indices_path": "top_indices.npy", "cache_dir": None}
+    assert config.component().params == {"indices_path": str(Path("top_indices.npy").absolute()), "cache_dir": None}
 
 
 def test_the_packaged_components_are_those_printed_but_for_the_cache() -> None:

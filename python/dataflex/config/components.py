@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -24,7 +24,7 @@ from dataflex.config.document import Document, KeyPath, parse_yaml
 from dataflex.config.fields import RunFields
 from dataflex.config.messages import LITERAL_SECRET, explain, literal_secrets, nearest, shown
 from dataflex.config.origin import closest_place
-from dataflex.config.paths import read_text, resolve_path
+from dataflex.config.paths import absolute_if_found, candidates, read_text, resolve_path
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.plugins import registry
 
@@ -44,12 +44,14 @@ class ComponentSpec:
         params: Its parameters: those of the components file under those of the run.
         where: Position of its entry.
         places: Per path below ``params``, where it was written.
+        folders: Per parameter that is a path, the folder of the file that names it.
     """
 
     name: str
     params: Mapping[str, Any]
     where: str
     places: Mapping[KeyPath, str]
+    folders: Mapping[str, Path | None] = field(default_factory=dict)
 
     def at(self, text: str, path: KeyPath = ()) -> str:
         """``text`` behind the position of a parameter."""
@@ -82,7 +84,7 @@ def components_file(config: RunFields) -> tuple[Path | None, str | None]:
 
 
 def resolve_component(config: RunFields) -> ComponentSpec:
-    """The selector of a run.
+    """The selector of a run, which is imported to learn which of its parameters are paths: those are made absolute.
 
     Raises:
         ConfigError: No such entry or selector, or a malformed file: every problem of the file, with its line.
@@ -106,8 +108,25 @@ def resolve_component(config: RunFields) -> ComponentSpec:
         problems.append(f"{entry.where}: {error}")
     if problems:
         raise ConfigError(problems)
-    params = merge(entry.params, config.component_params)
-    return ComponentSpec(entry.name, params, entry.where, {**entry.places, **own_places})
+    beside = origin.folder if file in (None, packaged_file()) else file.parent
+    merged = merge(entry.params, config.component_params)
+    own = config.component_params
+    folders = {key: origin.folder if key in own else beside for key in merged.keys() & _path_parameters(entry.name)}
+    found = {key: _located(merged[key], folder) for key, folder in folders.items()}
+    return ComponentSpec(entry.name, merged | found, entry.where, {**entry.places, **own_places}, folders)
+
+
+def _path_parameters(selector: str) -> set[str]:
+    """Parameters of a selector that are paths; none of one that cannot be imported, as validation will say."""
+    try:
+        fields = registry().get("selector", selector).Config.model_fields
+    except PluginError:
+        return set()
+    return {name for name, info in fields.items() if Path in (info.annotation, *get_args(info.annotation))}
+
+
+def _located(value: Any, folder: Path | None) -> Any:
+    return absolute_if_found(str(value), folder) if isinstance(value, str | Path) else value
 
 
 def validate_component(spec: ComponentSpec) -> type[Any]:
@@ -125,10 +144,19 @@ def validate_component(spec: ComponentSpec) -> type[Any]:
         selector.Config.model_validate(dict(spec.params))
     except ValidationError as error:
         known = selector.Config.model_fields
-        raise ConfigError([spec.at(explain(problem, known), problem["loc"]) for problem in error.errors()]) from error
+        texts = [(explain(problem, known), problem["loc"]) for problem in error.errors()]
+        raise ConfigError([spec.at(f"{text}{_also_sought(spec, path)}", path) for text, path in texts]) from error
     except DataflexError as error:
         raise ConfigError(spec.at(error.message), hint=error.hint) from error
     return selector
+
+
+def _also_sought(spec: ComponentSpec, path: KeyPath) -> str:
+    """The second place where a path was looked for, if it was in neither."""
+    key = str(path[0]) if path else ""
+    value, folder = spec.params.get(key), spec.folders.get(key)
+    tried = candidates(value, folder) if isinstance(value, str | Path) and folder is not None else []
+    return f" (looked for {tried[1]}, too)" if len(tried) > 1 else ""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

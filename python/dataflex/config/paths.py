@@ -42,6 +42,14 @@ def locate(value: str, base: Path | None = None) -> str:
     return next((str(path) for path in candidates(value, base) if _exists(path)), value)
 
 
+def absolute_if_found(value: str, base: Path | None, *, files_only: bool = False) -> str:
+    """The absolute path of a local file or folder, or ``value`` as it is where there is none."""
+    for path in candidates(value, base):
+        if _exists(path) and (path.is_file() or not files_only):
+            return str(path)
+    return value
+
+
 def read_text(path: Path) -> str:
     """The text of a configuration file.
 

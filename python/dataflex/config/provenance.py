@@ -6,7 +6,6 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +13,7 @@ import yaml
 from dataflex.config.components import resolve_component
 from dataflex.config.fields import RunFields
 from dataflex.config.messages import redact
-from dataflex.config.paths import candidates
+from dataflex.config.paths import absolute_if_found
 from dataflex.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "pydantic")
@@ -71,20 +70,12 @@ def _resolved(config: RunFields) -> dict[str, Any]:
     folder = config.origin.folder
     for key in _PATH_KEYS:
         if isinstance(values[key], str):
-            values[key] = _absolute(values[key], folder, files_only=False)
+            values[key] = absolute_if_found(values[key], folder)
     for key in _DATASET_KEYS:
         if values[key] is not None:
             # a bare name is looked up in dataset_info.json first, where a folder of that name does not count
-            values[key] = [_absolute(name, folder, files_only="/" not in name) for name in values[key]]
+            values[key] = [absolute_if_found(name, folder, files_only="/" not in name) for name in values[key]]
     if config.train_type == "dynamic_select":
         spec = resolve_component(config)
         values |= {"components_cfg_file": False, "component_name": spec.name, "component_params": dict(spec.params)}
     return values
-
-
-def _absolute(value: str, folder: Path | None, *, files_only: bool) -> str:
-    """The local path that ``value`` names, absolute, or ``value`` (a hub id, the name of a dataset)."""
-    for path in candidates(value, folder):
-        if path.is_file() or (not files_only and path.is_dir()):
-            return str(path)
-    return value
