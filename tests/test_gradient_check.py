@@ -60,6 +60,21 @@ def test_noise_where_the_gradient_is_zero_does_not_count(expected):
     assert check(torch.ones(3, 10), torch.zeros(3, 10)) is not None
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("column", "name"), [(0, "first"), (8, "second")])
+def test_a_rule_that_is_not_finite_is_never_trusted(expected, column, name, value):
+    found = expected.clone()
+    found[1, column] = value
+    assert check(found, expected).startswith(f"{name} is off by inf")
+
+
+def test_large_gradients_are_compared_too(expected):
+    found = expected.clone()
+    found[:, 8] *= 1.5
+    assert check(expected * 1e25, expected * 1e25) is None
+    assert check(found * 1e25, expected * 1e25).startswith("second is off by 0.")
+
+
 def test_the_limit_follows_the_precision(expected):
     found = expected * 1.05
     assert check(found, expected) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 
@@ -25,8 +26,9 @@ def disagreement(model: nn.Module, autocast: Autocast, expected: Tensor, run: Ca
     Args:
         model: The model.
         autocast: Its forward context.
-        expected: ``(g, p)`` gradients from plain backward passes, finite.
-        run: Streams the batched gradients of the same g items into a sink.
+        expected: ``(g, p)`` gradients from plain backward passes, finite: beside one that is not, no rule could be
+            judged, so the caller leaves such items out.
+        run: Streams the batched gradients of the same g items into a sink. One that is not finite is infinitely off.
     """
     slots = list(parameter_slots(model).values())
     starts = [slot.offset for slot in slots]
@@ -37,14 +39,25 @@ def disagreement(model: nn.Module, autocast: Autocast, expected: Tensor, run: Ca
         errors[bisect_right(starts, offset) - 1] += float((block.double() - wanted).square().sum())
 
     run(compare)
-    negligible = NEGLIGIBLE * float(expected.norm())
-    sizes = [float(part.norm()) + negligible for part in expected.tensor_split(starts[1:], dim=1)]
-    ratios = [error**0.5 / size if size else error for error, size in zip(errors, sizes, strict=True)]
+    negligible = NEGLIGIBLE * _norm(expected)
+    sizes = [_norm(part) + negligible for part in expected.tensor_split(starts[1:], dim=1)]
+    ratios = [_ratio(error**0.5, size) for error, size in zip(errors, sizes, strict=True)]
     worst = max(range(len(slots)), key=ratios.__getitem__)
     limit = _limit(model, autocast, expected.device.type)
     if ratios[worst] <= limit:
         return None
     return f"{slots[worst].name} is off by {ratios[worst]:.2g} of its gradient's norm (limit {limit:g})"
+
+
+def _norm(values: Tensor) -> float:
+    """Summed in float64: in float32 the squares of finite values overflow from 2e19 on."""
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
+
+
+def _ratio(error: float, size: float) -> float:
+    """The relative difference; NaN, which no comparison would find, counts as infinite."""
+    ratio = error / size if size else error
+    return math.inf if math.isnan(ratio) else ratio
 
 
 def _limit(model: nn.Module, autocast: Autocast, device_type: str) -> float:
