@@ -6,10 +6,8 @@ so that a selection that was killed goes on with what it had, and never with ano
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,19 +80,6 @@ def adam_moments(
     )
 
 
-def state_fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str:
-    """SHA-256 over names and values of the trainable parameters and, if given, their optimizer moments."""
-    digest = hashlib.sha256()
-    for name, parameter in trainable_parameters(model):
-        digest.update(name.encode())
-        _update(digest, parameter.detach())
-        state: Mapping[str, Any] = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-        for key in sorted(state):
-            digest.update(key.encode())
-            _update(digest, torch.as_tensor(state[key]))
-    return digest.hexdigest()
-
-
 def fill_store(
     store: FeatureStore,
     model: nn.Module,
@@ -140,16 +125,5 @@ def report_broken(what: str, ids: Sequence[str]) -> None:
         logger.warning("%d %s samples have a gradient that is not finite and are left out: %s", len(ids), what, shown)
 
 
-def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _flat(tensors: Any) -> Tensor:
     return torch.cat([tensor.detach().flatten().float() for tensor in tensors])
-
-
-def _update(digest: Any, tensor: Tensor) -> None:
-    values = tensor.detach().cpu().contiguous()
-    digest.update(str((values.dtype, tuple(values.shape))).encode())
-    digest.update(values.flatten().view(torch.uint8).numpy().tobytes() if values.numel() else b"")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.gradient_hooks import Sink, parameter_slots
+from dataflex.model import autocast_dtype
 from dataflex.types import Autocast
 
 AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
@@ -62,7 +63,7 @@ def _ratio(error: float, size: float) -> float:
 
 def _limit(model: nn.Module, autocast: Autocast, device_type: str) -> float:
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    with autocast():
-        if torch.is_autocast_enabled(device_type):
-            dtypes.add(torch.get_autocast_dtype(device_type))
+    mixed = autocast_dtype(autocast, device_type)
+    if mixed is not None:
+        dtypes.add(mixed)
     return max(AGREEMENT.get(dtype, AGREEMENT[torch.float32]) for dtype in dtypes)

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dataflex.errors import ModelError
 from dataflex.files import atomic_directory, fsync
+from dataflex.types import Autocast
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -222,6 +223,12 @@ def base_model(model: nn.Module) -> nn.Module:
     """The transformers model below a distributed and a peft wrapper, or ``model`` itself."""
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+
+
+def autocast_dtype(autocast: Autocast, device_type: str) -> torch.dtype | None:
+    """The type that forward passes in that context compute in; None without mixed precision."""
+    with autocast():
+        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 def _load_error(what: str, name: str, error: Exception) -> ModelError:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dataflex.data.collate import IGNORE_INDEX, Batch
 from dataflex.errors import GradientError
-from dataflex.features import fingerprint, state_fingerprint
+from dataflex.fingerprint import fingerprint, state_fingerprint
 from dataflex.gradient_features import GradientFeatures, Work
 from dataflex.gradients import policy_gradient
 from dataflex.losses import label_log_probs
@@ -81,7 +81,7 @@ class PolicyFeatures(GradientFeatures):
         """State of the model, prompts with their answers and weights, temperature."""
         content = [(prompt.row, prompt.prompt_ids, prompt.answers, prompt.weights) for prompt in self._prompts]
         return {
-            "state": state_fingerprint(self._model),
+            "state": state_fingerprint(self._model, self._context.autocast),
             "prompts": fingerprint(content),
             "temperature": self._temperature,
         }

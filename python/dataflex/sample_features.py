@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dataflex.data.collate import Batch, collate
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.features import adam_moments, state_fingerprint
+from dataflex.features import adam_moments
+from dataflex.fingerprint import state_fingerprint
 from dataflex.gradient_features import GradientFeatures, GradientType, Work
 from dataflex.gradients import sample_gradient
 from dataflex.losses import mean_losses
@@ -54,7 +55,7 @@ class SampleFeatures(GradientFeatures):
         """State of model and optimizer, data, kind of gradient."""
         optimizer = self._context.optimizer if self._adam else None
         return {
-            "state": state_fingerprint(self._model, optimizer),
+            "state": state_fingerprint(self._model, self._context.autocast, optimizer),
             "data": self._dataset.fingerprint,
             "gradient": self._gradient,
         }

@@ -25,7 +25,8 @@ from torch import Tensor
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.features import fill_store, state_fingerprint
+from dataflex.features import fill_store
+from dataflex.fingerprint import state_fingerprint
 from dataflex.losses import mean_losses
 from dataflex.progress import Stopwatch
 from dataflex.selectors.base import Selector, SelectorConfig
@@ -148,7 +149,7 @@ class DrawSelector(Selector[DrawConfigT]):
         """Loss of every candidate ``(n,)`` in nats a token, NaN where it is not finite; from disk where it is there."""
         dataset = context.train_dataset
         facts = {
-            "state": state_fingerprint(context.model),
+            "state": state_fingerprint(context.model, context.autocast),
             "data": dataset.fingerprint,
             "batch_tokens": self.config.loss_batch_tokens,
         }

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
-from dataflex.features import state_fingerprint
+from dataflex.fingerprint import state_fingerprint
 from dataflex.policy_features import PolicyFeatures, WeightedPrompt
 from dataflex.progress import Stopwatch
 from dataflex.projection import Projector
@@ -193,7 +193,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         file = RolloutFile(
             self.work_dir(context) / name,
             answers={
-                "state": state_fingerprint(context.model),
+                "state": state_fingerprint(context.model, context.autocast),
                 "data": data,
                 "config": self.config.model_dump(mode="json", include=SAMPLING_FIELDS),
             },
