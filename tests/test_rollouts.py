@@ -159,14 +159,16 @@ def test_answers_survive_another_or_a_failed_reward(tmp_path):
 def test_replay_takes_another_models_answers_to_the_same_data(tmp_path):
     path = tmp_path / "step-3.jsonl"
     RolloutFile(path, FACTS, REWARD).write(STORED)
-    assert RolloutFile(path, {"state": "y"}, {"name": "api"}).replayed("d") == STORED
-    with pytest.raises(RolloutError, match="another evaluation set"):
-        RolloutFile(path, FACTS, REWARD).replayed("e")
+    assert RolloutFile(path, {"data": "d"}, {}).replayed() == STORED
+    with pytest.raises(RolloutError, match=r"another evaluation set \(answers.data differs: 'd' on disk, 'e' now\)"):
+        RolloutFile(path, {"data": "e"}, {}).replayed()
+    with pytest.raises(RolloutError, match=r"rewards.samples differs: None on disk, 's' now"):
+        RolloutFile(path, {"data": "d"}, {"samples": "s"}).replayed()
     RolloutFile(path, FACTS, REWARD).write_answers(STORED)
     with pytest.raises(RolloutError, match=r"no intact answers with rewards to replay in .*step-3\.jsonl"):
-        RolloutFile(path, FACTS, REWARD).replayed("d")
+        RolloutFile(path, FACTS, REWARD).replayed()
     with pytest.raises(RolloutError, match="no intact answers"):
-        RolloutFile(tmp_path / "step-4.jsonl", FACTS, REWARD).replayed("d")
+        RolloutFile(tmp_path / "step-4.jsonl", FACTS, REWARD).replayed()
 
 
 def test_log_probs_of_a_truncated_draw_are_those_of_what_was_kept():

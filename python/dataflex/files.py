@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,26 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def differences(found: Any, expected: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One text a field in which facts found on disk differ from those of now (both JSON-able).
+
+    Args:
+        found: What was read.
+        expected: What it should be.
+        prefix: Stands before the fields' names; ends in a dot.
+    """
+    if not isinstance(found, dict):
+        return [f"{prefix.rstrip('.') or 'the manifest'} is damaged"]
+    different = []
+    for key in sorted({*found, *expected}):
+        old, new = found.get(key), expected.get(key)
+        if isinstance(new, Mapping):
+            different += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            different.append(f"{prefix}{key} differs: {old!r} on disk, {new!r} now")
+    return different
 
 
 def fsync(path: Path) -> None:

@@ -43,7 +43,7 @@ def state_fingerprint(model: nn.Module, autocast: Autocast, optimizer: torch.opt
     whole (CRC-32) once for each tensor object: again only when torch's version counter or the storage says that they
     were written. A write past that counter (``tensor.data``) is seen if it changes a sampled value.
     """
-    digest = hashlib.sha256(json.dumps(_facts(model, autocast), sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(fingerprint(_facts(model, autocast)).encode())
     trainable = trainable_parameters(model)
     for name, parameter in trainable:
         digest.update(name.encode())
@@ -63,8 +63,8 @@ def state_fingerprint(model: nn.Module, autocast: Autocast, optimizer: torch.opt
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a JSON-able value; what JSON does not know, a date for example, counts by its ``repr``."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _facts(model: nn.Module, autocast: Autocast) -> dict[str, Any]:

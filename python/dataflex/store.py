@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dataflex.errors import StoreError
-from dataflex.files import atomic_path, write_json
+from dataflex.files import atomic_path, differences, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class FeatureStore:
     def _open(self) -> None:
         file = self.path / MANIFEST
         if file.exists():
-            different = _differences(_read_json(file), self._manifest)
+            different = differences(_read_json(file), self._manifest)
             if not different:
                 return
             logger.warning(
@@ -248,17 +248,3 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _differences(found: Any, expected: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One text a field in which the manifest on disk differs."""
-    if not isinstance(found, dict):
-        return [f"{prefix.rstrip('.') or 'the manifest'} is damaged"]
-    different = []
-    for key in sorted({*found, *expected}):
-        old, new = found.get(key), expected.get(key)
-        if isinstance(new, Mapping):
-            different += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            different.append(f"{prefix}{key} differs: {old!r} on disk, {new!r} now")
-    return different

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dataflex.adam import adam_normalize
 from dataflex.data.collate import collate
+from dataflex.data.dataset import TokenizedDataset
 from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, RewardError, RolloutError, SelectionError
 from dataflex.features import adam_moments
@@ -195,6 +196,37 @@ def test_another_reward_scores_the_same_answers(tmp_path):
     tiny_nice(reward=other([0.25, 0.5])).select(context)
     assert [replace(found, reward=None) for found in stored_rollouts(tmp_path)] == answers
     assert [found.reward for found in stored_rollouts(tmp_path)][:4] == [0.25, 0.5, 0.25, 0.5]
+
+
+def rewritten(dataset, **changes):
+    """The same tokens, with other samples."""
+    return TokenizedDataset(replace(example, sample=replace(example.sample, **changes)) for example in dataset)
+
+
+def test_rewards_are_asked_for_again_if_a_sample_says_something_else(tmp_path):
+    context = tiny_context(tmp_path)
+    tiny_nice().select(context)
+    answers = [found.token_ids for found in stored_rollouts(tmp_path)]
+    reward = Fixed([0.25, 0.5])
+    changed = replace(context, eval_dataset=rewritten(context.eval_dataset, metadata={"reference": "x"}))
+    again = tiny_nice(reward=reward).select(changed)
+    assert reward.requests[0].metadata == {"reference": "x"}
+    assert [found.token_ids for found in stored_rollouts(tmp_path)] == answers
+    assert "answers" not in again.report["seconds"]
+    with pytest.raises(RolloutError, match=r"rewards\.samples differs"):
+        tiny_nice(replay_rewards=tmp_path).select(replace(context, output_dir=tmp_path / "later"))
+
+
+def test_answers_of_other_ids_are_drawn_again(tmp_path):
+    context = tiny_context(tmp_path)
+    tiny_nice().select(context)
+    shuffled = [
+        replace(example, sample=replace(example.sample, id=f"new {row}"))
+        for row, example in enumerate(context.eval_dataset)
+    ]
+    selection = tiny_nice().select(replace(context, eval_dataset=TokenizedDataset(shuffled)))
+    assert {found.sample_id for found in stored_rollouts(tmp_path)} == {"new 0", "new 1", "new 2"}
+    assert "answers" in selection.report["seconds"]
 
 
 def test_replay_uses_stored_answers_and_rewards_without_any_call(tmp_path):

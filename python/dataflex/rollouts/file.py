@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.errors import RolloutError
-from dataflex.files import write_json, write_text
+from dataflex.files import differences, write_json, write_text
 from dataflex.rollouts.answers import Rollout
 
 
@@ -41,14 +41,11 @@ class RolloutFile:
         meta, rollouts = self._read()
         return [_unscored(found) for found in rollouts] if meta.get("answers") == self._answers else None
 
-    def replayed(self, data: str | None) -> list[Rollout]:
-        """The stored answers with their rewards, whatever model and reward they are from.
-
-        Args:
-            data: The fingerprint of the evaluation set that they must be for.
+    def replayed(self) -> list[Rollout]:
+        """The stored answers with their rewards, whatever they are from: of the facts, only those given here must fit.
 
         Raises:
-            RolloutError: There are none, they have no rewards, or they are for other data.
+            RolloutError: There are none, they have no rewards, or a given fact differs.
         """
         meta, rollouts = self._read()
         if meta.get("rewards") is None:
@@ -56,9 +53,15 @@ class RolloutFile:
                 f"no intact answers with rewards to replay in {self.path}",
                 hint="replay_rewards names the output_dir (or cache_dir) of a run that selected at the same steps",
             )
-        if meta["answers"].get("data") != data:
+        different = [
+            text
+            for kind, given in (("answers", self._answers), ("rewards", self._rewards))
+            for text in differences({key: meta[kind].get(key) for key in given}, given, f"{kind}.")
+        ]
+        if different:
             raise RolloutError(
-                f"the answers in {self.path} are for another evaluation set", hint="replay with the same eval_dataset"
+                f"the answers in {self.path} are for another evaluation set ({'; '.join(different)})",
+                hint="replay with the same eval_dataset, template and max_prompt_length",
             )
         return rollouts
 

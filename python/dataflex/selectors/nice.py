@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
-from dataflex.fingerprint import state_fingerprint
+from dataflex.fingerprint import fingerprint, state_fingerprint
 from dataflex.policy_features import PolicyFeatures, WeightedPrompt
 from dataflex.progress import Stopwatch
 from dataflex.projection import Projector
@@ -181,23 +181,27 @@ class NiceSelector(GradientSelector[NiceConfig]):
 
     def _rollouts(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[Rollout]:
         """Sampled and scored answers of the round, from disk where the same round left them."""
-        data = context.eval_dataset.fingerprint if context.eval_dataset else None
+        asked = {
+            "data": context.eval_dataset.fingerprint if context.eval_dataset else None,
+            "prompts": fingerprint([[sample.id, self._prompt_ids(context, sample)] for sample in samples]),
+        }
+        judged = {"samples": fingerprint([[sample.id, sample.messages, dict(sample.metadata)] for sample in samples])}
         name = Path("rollouts") / f"step-{context.step}.jsonl"
         if self.config.replay_rewards is not None:
-            facts = {"replayed": True, "data": data}
-            replayed = RolloutFile(self.config.replay_rewards / name, {}, {}).replayed(data)
+            replayed = RolloutFile(self.config.replay_rewards / name, asked, judged).replayed()
             if context.ranks.is_main:
-                RolloutFile(self.work_dir(context) / name, facts, facts).write(replayed)
+                own = self.work_dir(context) / name
+                RolloutFile(own, {"replayed": True, **asked}, {"replayed": True, **judged}).write(replayed)
             logger.info("using the answers and rewards of %s", self.config.replay_rewards / name)
             return replayed
         file = RolloutFile(
             self.work_dir(context) / name,
             answers={
                 "state": state_fingerprint(context.model, context.autocast),
-                "data": data,
                 "config": self.config.model_dump(mode="json", include=SAMPLING_FIELDS),
+                **asked,
             },
-            rewards={"name": self.reward.name, "config": self.reward.config.model_dump(mode="json")},
+            rewards={"name": self.reward.name, "config": self.reward.config.model_dump(mode="json"), **judged},
         )
         ranks = context.ranks
         stored = ranks.main_first(file.scored)
