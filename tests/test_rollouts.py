@@ -156,6 +156,25 @@ def test_answers_survive_another_or_a_failed_reward(tmp_path):
     assert other.answered() == unscored
 
 
+@pytest.mark.parametrize("killed", ["write_text", "write_json"])
+def test_a_kill_while_rewards_are_stored_loses_no_answer(tmp_path, monkeypatch, killed):
+    path = tmp_path / "step-3.jsonl"
+    unscored = [replace(STORED[0], reward=None), STORED[1]]
+    file = RolloutFile(path, FACTS, REWARD)
+    file.write_answers(unscored)
+
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"dataflex.rollouts.file.{killed}", kill)
+        with pytest.raises(KeyboardInterrupt):
+            file.write(STORED)
+    assert (file.scored(), file.answered()) == (None, unscored)
+    file.write(STORED)
+    assert file.scored() == STORED
+
+
 def test_replay_takes_another_models_answers_to_the_same_data(tmp_path):
     path = tmp_path / "step-3.jsonl"
     RolloutFile(path, FACTS, REWARD).write(STORED)

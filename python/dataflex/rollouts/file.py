@@ -17,8 +17,9 @@ from dataflex.rollouts.answers import Rollout
 class RolloutFile:
     """Answers of one round: JSON lines, one answer a line, and a sidecar that says what they are for.
 
-    The sidecar (``.meta.json``) holds what fixed the answers, what fixed their rewards (None before they are scored)
-    and the SHA-256 of the lines; it is written last: answers count only if all fit.
+    The sidecar (``.meta.json``) maps the SHA-256 of the lines to what fixed the answers and what fixed their rewards
+    (None before they are scored). It is written first, and keeps the entry of the lines that are replaced: a kill
+    between the two leaves the old answers with their facts.
 
     Args:
         path: The ``.jsonl`` file.
@@ -33,13 +34,13 @@ class RolloutFile:
 
     def scored(self) -> list[Rollout] | None:
         """The stored answers with their rewards, or None if there are none of this round."""
-        meta, rollouts = self._read()
-        return rollouts if (meta.get("answers"), meta.get("rewards")) == (self._answers, self._rewards) else None
+        meta, text = self._read()
+        return _parse(text) if meta == {"answers": self._answers, "rewards": self._rewards} else None
 
     def answered(self) -> list[Rollout] | None:
         """The stored answers without rewards, or None if there are none of this round: a reward may have failed."""
-        meta, rollouts = self._read()
-        return [_unscored(found) for found in rollouts] if meta.get("answers") == self._answers else None
+        meta, text = self._read()
+        return [_unscored(found) for found in _parse(text)] if meta.get("answers") == self._answers else None
 
     def replayed(self) -> list[Rollout]:
         """The stored answers with their rewards, whatever they are from: of the facts, only those given here must fit.
@@ -47,23 +48,23 @@ class RolloutFile:
         Raises:
             RolloutError: There are none, they have no rewards, or a given fact differs.
         """
-        meta, rollouts = self._read()
+        meta, text = self._read()
         if meta.get("rewards") is None:
             raise RolloutError(
                 f"no intact answers with rewards to replay in {self.path}",
                 hint="replay_rewards names the output_dir (or cache_dir) of a run that selected at the same steps",
             )
         different = [
-            text
+            difference
             for kind, given in (("answers", self._answers), ("rewards", self._rewards))
-            for text in differences({key: meta[kind].get(key) for key in given}, given, f"{kind}.")
+            for difference in differences({key: meta[kind].get(key) for key in given}, given, f"{kind}.")
         ]
         if different:
             raise RolloutError(
                 f"the answers in {self.path} are for another evaluation set ({'; '.join(different)})",
                 hint="replay with the same eval_dataset, template and max_prompt_length",
             )
-        return rollouts
+        return _parse(text)
 
     def write_answers(self, rollouts: Sequence[Rollout]) -> None:
         """Store answers that have no rewards yet, atomically."""
@@ -73,24 +74,30 @@ class RolloutFile:
         """Store answers with their rewards, atomically."""
         self._write(rollouts, self._rewards)
 
-    def _read(self) -> tuple[dict[str, Any], list[Rollout]]:
+    def _read(self) -> tuple[dict[str, Any], str]:
+        """The facts of the stored lines, empty if none are intact, and the lines."""
         try:
-            meta = json.loads(self._sidecar.read_text(encoding="utf-8"))
+            entries = json.loads(self._sidecar.read_text(encoding="utf-8"))
             text = self.path.read_text(encoding="utf-8")
         except (OSError, ValueError):
-            return {}, []
-        if not isinstance(meta, dict) or meta.get("sha256") != _sha256(text):
-            return {}, []
-        return meta, [Rollout(**json.loads(line)) for line in text.splitlines()]
+            return {}, ""
+        found = entries.get(_sha256(text)) if isinstance(entries, dict) else None
+        return (found, text) if isinstance(found, dict) else ({}, "")
 
     def _write(self, rollouts: Sequence[Rollout], rewards: Any) -> None:
         text = "".join(json.dumps(asdict(found), ensure_ascii=True) + "\n" for found in rollouts)
+        meta, replaced = self._read()
+        kept = {_sha256(replaced): meta} if meta else {}
+        write_json(self._sidecar, {**kept, _sha256(text): {"answers": self._answers, "rewards": rewards}})
         write_text(self.path, text)
-        write_json(self._sidecar, {"answers": self._answers, "rewards": rewards, "sha256": _sha256(text)})
 
 
 def _unscored(found: Rollout) -> Rollout:
     return Rollout(**{**asdict(found), "reward": None})
+
+
+def _parse(text: str) -> list[Rollout]:
+    return [Rollout(**json.loads(line)) for line in text.splitlines()]
 
 
 def _sha256(text: str) -> str:
