@@ -175,6 +175,33 @@ def test_a_kill_while_rewards_are_stored_loses_no_answer(tmp_path, monkeypatch, 
     assert file.scored() == STORED
 
 
+@pytest.mark.parametrize(
+    ("answers", "rewards", "message"),
+    [
+        (FACTS, REWARD, None),
+        ({**FACTS, "state": "y"}, {"name": "api"}, "(state differs: 'x' on disk, 'y' now); drawing them again"),
+        (FACTS, {"name": "api"}, "(name differs: 'metric' on disk, 'api' now); asking again"),
+    ],
+)
+def test_what_is_not_used_is_said_with_the_reason(tmp_path, caplog, answers, rewards, message):
+    path = tmp_path / "step-3.jsonl"
+    RolloutFile(path, answers, rewards).report_unused()
+    RolloutFile(path, FACTS, REWARD).write_answers(STORED)
+    RolloutFile(path, FACTS, rewards).report_unused()  # rewards are only missing
+    assert not caplog.messages
+    RolloutFile(path, FACTS, REWARD).write(STORED)
+    RolloutFile(path, answers, rewards).report_unused()
+    assert [text.endswith(message) for text in caplog.messages] == ([True] if message else [])
+
+
+def test_damaged_answers_are_said_to_be(tmp_path, caplog):
+    path = tmp_path / "step-3.jsonl"
+    RolloutFile(path, FACTS, REWARD).write(STORED)
+    path.write_bytes(path.read_bytes()[:-9])
+    RolloutFile(path, FACTS, REWARD).report_unused()
+    assert "step-3.jsonl is damaged: its lines fit no checksum in step-3.meta.json" in caplog.text
+
+
 def test_replay_takes_another_models_answers_to_the_same_data(tmp_path):
     path = tmp_path / "step-3.jsonl"
     RolloutFile(path, FACTS, REWARD).write(STORED)

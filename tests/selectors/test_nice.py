@@ -188,7 +188,7 @@ def test_answers_of_a_round_whose_reward_failed_are_not_drawn_again(tmp_path):
     assert "rewards" in again.report["seconds"]
 
 
-def test_another_reward_scores_the_same_answers(tmp_path):
+def test_another_reward_scores_the_same_answers(tmp_path, caplog):
     context = tiny_context(tmp_path)
     tiny_nice().select(context)
     answers = [replace(found, reward=None) for found in stored_rollouts(tmp_path)]
@@ -196,6 +196,8 @@ def test_another_reward_scores_the_same_answers(tmp_path):
     tiny_nice(reward=other([0.25, 0.5])).select(context)
     assert [replace(found, reward=None) for found in stored_rollouts(tmp_path)] == answers
     assert [found.reward for found in stored_rollouts(tmp_path)][:4] == [0.25, 0.5, 0.25, 0.5]
+    assert "rewards in" in caplog.text
+    assert "name differs" in caplog.text
 
 
 def rewritten(dataset, **changes):

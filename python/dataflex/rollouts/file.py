@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from dataflex.errors import RolloutError
 from dataflex.files import differences, write_json, write_text
 from dataflex.rollouts.answers import Rollout
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutFile:
@@ -41,6 +44,21 @@ class RolloutFile:
         """The stored answers without rewards, or None if there are none of this round: a reward may have failed."""
         meta, text = self._read()
         return [_unscored(found) for found in _parse(text)] if meta.get("answers") == self._answers else None
+
+    def report_unused(self) -> None:
+        """Warn about stored answers or rewards that are damaged or not of this round, and name what differs."""
+        meta, _ = self._read()
+        if not meta:
+            if self.path.exists():
+                logger.warning(
+                    "%s is damaged: its lines fit no checksum in %s; the answers are drawn again",
+                    self.path,
+                    self._sidecar.name,
+                )
+        elif different := differences(meta.get("answers"), self._answers):
+            logger.warning("answers in %s are of another run (%s); drawing them again", self.path, "; ".join(different))
+        elif meta.get("rewards") is not None and (different := differences(meta["rewards"], self._rewards)):
+            logger.warning("rewards in %s are of another run (%s); asking again", self.path, "; ".join(different))
 
     def replayed(self) -> list[Rollout]:
         """The stored answers with their rewards, whatever they are from: of the facts, only those given here must fit.

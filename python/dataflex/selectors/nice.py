@@ -208,6 +208,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         if stored is not None:
             logger.info("using the answers and rewards of %s", file.path)
             return stored
+        ranks.on_main(file.report_unused)
         answers = ranks.main_first(file.answered)
         if answers is None:
             with watch.phase("answers"):
