@@ -7,7 +7,7 @@ so that a selection that was killed goes on with what it had, and never with ano
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,15 +42,31 @@ def adam_moments(
         Moments of shape ``(p,)`` float32.
 
     Raises:
-        GradientError: No optimizer, another kind of optimizer, no step taken yet, or groups that differ in betas or
-            eps.
+        GradientError: As :func:`adam_settings` and :func:`adam_states`.
+    """
+    betas, eps = adam_settings(optimizer)
+    states = adam_states(model, optimizer)
+    return AdamMoments(
+        exp_avg=_flat(state["exp_avg"] for state in states),
+        exp_avg_sq=_flat(state["exp_avg_sq"] for state in states),
+        step=int(states[0]["step"]),
+        betas=betas,
+        eps=eps,
+        variant=variant,
+    )
+
+
+def adam_settings(optimizer: torch.optim.Optimizer | None) -> tuple[tuple[float, float], float]:
+    """Betas and eps of all parameter groups.
+
+    Raises:
+        GradientError: No optimizer, another kind than Adam or AdamW, amsgrad, or groups that differ.
     """
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         raise GradientError(
             f"gradient_type 'adam' reads the moments of torch's Adam or AdamW, got {type(optimizer).__name__}",
             hint="use AdamW, or gradient_type: sgd",
         )
-    parameters = [parameter for _, parameter in trainable_parameters(model)]
     settings = {
         (tuple(map(float, group["betas"])), float(group["eps"]), bool(group["amsgrad"]))
         for group in optimizer.param_groups
@@ -61,7 +77,17 @@ def adam_moments(
             hint="use one setting for all groups, or gradient_type: sgd",
         )
     (beta1, beta2), eps, _ = next(iter(settings))
-    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    return (beta1, beta2), eps
+
+
+def adam_states(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Mapping[str, Any]]:
+    """Adam's state of each trainable parameter, in parameter-index order; nothing is copied.
+
+    Raises:
+        GradientError: No step was taken yet, or parameters have taken different numbers of steps.
+    """
+    known = optimizer.state if optimizer is not None else {}
+    states = [known.get(parameter, {}) for _, parameter in trainable_parameters(model)]
     if any("exp_avg" not in state for state in states):
         raise GradientError(
             "the optimizer has no moments yet: no step was taken before this selection",
@@ -70,14 +96,7 @@ def adam_moments(
     steps = {int(state["step"]) for state in states}
     if len(steps) != 1:
         raise GradientError(f"parameters have taken different numbers of steps: {sorted(steps)}")
-    return AdamMoments(
-        exp_avg=_flat(state["exp_avg"] for state in states),
-        exp_avg_sq=_flat(state["exp_avg_sq"] for state in states),
-        step=steps.pop(),
-        betas=(beta1, beta2),
-        eps=eps,
-        variant=variant,
-    )
+    return states
 
 
 def fill_store(

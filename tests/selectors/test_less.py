@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from dataflex.data import ChatTemplate, tokenize
-from dataflex.errors import ConfigError, SelectionError
+from dataflex.errors import ConfigError, GradientError, SelectionError
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.less import LessSelector
-from dataflex.testing import tiny_context, tiny_dataset, tiny_samples, tiny_tokenizer
+from dataflex.testing import stepped_optimizer, tiny_context, tiny_dataset, tiny_samples, tiny_tokenizer
 from helpers.influence import by_task, full_cosines
 
 
@@ -108,6 +109,16 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
     with pytest.raises(SelectionError, match=r"there is no optimizer\n.*gradient_type: sgd, or a checkpoint"):
         tiny_less().check(replace(context, optimizer=None))
     tiny_less(gradient_type="sgd").check(replace(context, optimizer=None))
+    for optimizer, message in (
+        (stepped_optimizer(context.model, 0, betas=(0.9, 0.8)), r"bounded only if beta1\^2 < beta2"),
+        (torch.optim.SGD(context.model.parameters(), lr=0.1), "got SGD"),
+    ):
+        other = replace(context, optimizer=optimizer)
+        with pytest.raises(GradientError, match=message):
+            tiny_less().check(other)
+        tiny_less(gradient_type="sgd").check(other)
+    unbounded = replace(context, optimizer=stepped_optimizer(context.model, 0, betas=(0.9, 0.8)))
+    tiny_less(projection="gaussian").check(unbounded)  # floating point needs no bound
     with pytest.raises(SelectionError, match="less needs an evaluation set"):
         tiny_less().check(replace(context, eval_dataset=None))
     with pytest.raises(ConfigError, match="less: features_dtype"):

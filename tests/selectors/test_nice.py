@@ -13,7 +13,7 @@ from dataflex.adam import adam_normalize
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.distributed import Ranks
-from dataflex.errors import ConfigError, RewardError, RolloutError, SelectionError
+from dataflex.errors import ConfigError, GradientError, RewardError, RolloutError, SelectionError
 from dataflex.features import adam_moments
 from dataflex.gradients import policy_gradient, sample_gradient
 from dataflex.rollouts import Rollout
@@ -229,6 +229,14 @@ def test_answers_of_other_ids_are_drawn_again(tmp_path):
     selection = tiny_nice().select(replace(context, eval_dataset=TokenizedDataset(shuffled)))
     assert {found.sample_id for found in stored_rollouts(tmp_path)} == {"new 0", "new 1", "new 2"}
     assert "answers" in selection.report["seconds"]
+
+
+def test_without_moments_no_reward_is_asked_for(tmp_path):
+    reward = Fixed([0.5])
+    with pytest.raises(GradientError, match="no moments yet"):
+        tiny_nice(reward=reward).select(tiny_context(tmp_path, steps=0))
+    assert reward.requests == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_replay_uses_stored_answers_and_rewards_without_any_call(tmp_path):

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.features import report_broken
+from dataflex.features import adam_settings, adam_states, report_broken
 from dataflex.gradient_features import GradientFeatures
 from dataflex.memory import BatchTokens
 from dataflex.progress import Stopwatch
-from dataflex.projection import AdamVariant, Projector
+from dataflex.projection import AdamMoments, AdamVariant, Projector
 from dataflex.sample_features import GradientType, SampleFeatures
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart
@@ -101,22 +102,27 @@ class GradientSelector(Selector[GradientConfigT]):
         return Plan([self.planned(TRAINING, features, context.train_dataset.lengths)])
 
     def check(self, context: SelectionContext) -> None:
-        """Check the projection, the evaluation set and the optimizer before training starts."""
+        """Check the projection, the evaluation set and the optimizer before training starts.
+
+        Raises:
+            SelectionError: There is no evaluation set, or no optimizer.
+            GradientError: The optimizer is none that gradients can be normalised with.
+        """
         self.projector()
         if not context.eval_dataset:
             raise SelectionError(f"{self.name} needs an evaluation set", hint="set eval_dataset")
-        if self.config.gradient_type == "adam" and context.optimizer is None:
-            raise SelectionError(
-                f"{self.name}: gradient_type 'adam' normalises with an optimizer's moments, and there is no optimizer",
-                hint="gradient_type: sgd, or a checkpoint that holds the optimizer's state (checkpoint)",
-            )
+        if self.config.gradient_type == "adam":
+            self._check_optimizer(context.optimizer)
 
     def select(self, context: SelectionContext) -> Selection:
         """Run one round: targets, training features, scores.
 
         Raises:
+            GradientError: Gradients are to be normalised, and the optimizer has no moments.
             SelectionError: There is no usable target, or too few candidates have a usable gradient.
         """
+        if self.config.gradient_type == "adam":
+            adam_states(context.model, context.optimizer)  # before answers are drawn and rewards paid for
         watch = Stopwatch()
         projector = self.projector()
         targets = self.targets(context, projector, watch)
@@ -247,6 +253,17 @@ class GradientSelector(Selector[GradientConfigT]):
     def round_dir(self, context: SelectionContext) -> Path:
         """Folder of this round's features."""
         return self.work_dir(context) / "features" / f"step-{context.step}"
+
+    def _check_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if optimizer is None:
+            raise SelectionError(
+                f"{self.name}: gradient_type 'adam' normalises with an optimizer's moments, and there is no optimizer",
+                hint="gradient_type: sgd, or a checkpoint that holds the optimizer's state (checkpoint)",
+            )
+        one = torch.ones(1)
+        moments = AdamMoments(one, one, 1, *adam_settings(optimizer), self.config.adam_variant)
+        # Whether any betas will do depends on the kind of projection: those on a fixed grid need a bound.
+        self.projector().accumulator(1).add(one[None], 0, moments)
 
     def _prune(self, context: SelectionContext) -> None:
         """Remove the features that ``keep_features`` does not keep."""
