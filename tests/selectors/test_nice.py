@@ -308,6 +308,26 @@ def test_check_finds_what_would_fail_later(tmp_path, caplog):
     assert "biases the policy gradient" in caplog.text
     with pytest.raises(SelectionError, match="needs an evaluation set"):
         tiny_nice().check(replace(context, eval_dataset=None))
+    no_tasks = replace(context, eval_dataset=rewritten(context.eval_dataset, metadata={}))
+    tiny_nice(aggregate="task_max").check(context)
+    tiny_nice().check(no_tasks)
+    with pytest.raises(SelectionError, match="needs the column 'task' in every evaluation sample; 3 have none"):
+        tiny_nice(aggregate="task_max").check(no_tasks)
+
+
+def test_reference_answers_are_missed_before_training(tmp_path):
+    context = tiny_context(tmp_path)
+    bare = [replace(example, labels=[-100] * len(example.labels)) for example in context.eval_dataset]
+    without = replace(context, eval_dataset=TokenizedDataset(bare))
+    tiny_nice().check(without)  # needs none
+    tiny_nice(on_no_signal="reference").check(context)
+    with pytest.raises(SelectionError, match="'reference' needs reference answers, and no evaluation sample has one"):
+        tiny_nice(on_no_signal="reference").check(without)
+
+
+def test_a_replay_of_no_run_is_an_error_of_the_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r"replay_rewards: .*there is no folder .*gone"):
+        tiny_nice(replay_rewards=tmp_path / "gone")
 
 
 def test_score_answers_keeps_the_order(tmp_path):

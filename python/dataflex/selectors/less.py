@@ -65,18 +65,8 @@ class LessSelector(GradientSelector[LessConfig]):
                 hint="add answers to eval_dataset, or use nice, which needs none",
             )
         assert context.eval_dataset is not None
-        samples = [context.eval_dataset[row].sample for row in answered]
-        without = [
-            sample.id
-            for sample, task in zip(samples, group_names(samples, self.config.task_column), strict=True)
-            if task is None
-        ]
-        if self.config.aggregate == "task_max" and without:
-            raise SelectionError(
-                f"aggregate 'task_max' needs the column {self.config.task_column!r} in every evaluation sample; "
-                f"{len(without)} have none, the first is {without[0]}",
-                hint="name the column with task_column, or use aggregate: mean",
-            )
+        if self.config.aggregate == "task_max":
+            self.check_tasks([context.eval_dataset[row].sample for row in answered])
 
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of all candidates and of the reference answers."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.distributed import Ranks
@@ -37,7 +37,7 @@ from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
 from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler
-from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets
+from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.similarity import Aggregate
 from dataflex.store import FeatureStore
@@ -79,6 +79,13 @@ class NiceConfig(GradientConfig):
         "raise", description="no prompt with a non-zero advantage: stop, or use the reference answers' gradient"
     )
 
+    @field_validator("replay_rewards")
+    @classmethod
+    def _replay_exists(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"there is no folder {value.absolute()}: name another run's output_dir or cache_dir")
+        return value
+
     @model_validator(mode="after")
     def _reward_fits(self) -> NiceConfig:
         """Build the backend once: a wrong name or parameter is then an error of the configuration."""
@@ -116,8 +123,20 @@ class NiceSelector(GradientSelector[NiceConfig]):
         return VllmSampler(self.config.rollout_backend_params)
 
     def check(self, context: SelectionContext) -> None:
-        """Check the reward backend, the projection and the evaluation set before training starts."""
+        """Check projection, optimizer, evaluation set and reward backend before training starts.
+
+        Raises:
+            SelectionError: One of them does not allow a selection; the hint says what to do.
+        """
         super().check(context)
+        assert context.eval_dataset is not None
+        if self.config.aggregate == "task_max":
+            self.check_tasks(context.eval_dataset.samples)
+        if self.config.on_no_signal == "reference" and not split_answered(context)[0]:
+            raise SelectionError(
+                "on_no_signal 'reference' needs reference answers, and no evaluation sample has one",
+                hint="add answers to eval_dataset, or use on_no_signal: raise",
+            )
         if self.config.replay_rewards is None:
             self.reward.check()
             if self.config.rollout_backend == "vllm":
