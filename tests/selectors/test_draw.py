@@ -133,6 +133,22 @@ def test_losses_that_are_not_finite_are_left_out_and_named(tmp_path, monkeypatch
         LossSelector().select(replace(context, num_samples=12))
 
 
+@pytest.mark.parametrize("replacement", [False, True])
+def test_no_finite_loss_at_all_is_said(tmp_path, monkeypatch, replacement):
+    selector = LossSelector(replacement=replacement)
+    monkeypatch.setattr(selector, "losses", lambda context: np.full(12, np.nan))
+    with pytest.raises(SelectionError, match=r"samples are to be drawn and (0 candidates|no candidate)"):
+        selector.select(tiny_context(tmp_path))
+
+
+def test_weights_are_those_among_what_can_be_drawn(tmp_path):
+    losses = np.array([np.nan, 1.0, 1.0, 1.0])  # equal losses make one bin, the low one
+    selector = LossSelector(focus="high", temperature=1e-3, replacement=True)
+    usable, found = selector.weigh(tiny_context(tmp_path), losses, np.random.default_rng(0))
+    assert found.weights.tolist() == [0, 1, 1, 1]
+    assert set(selector.draw(found.weights, usable, 50, np.random.default_rng(0)).tolist()) == {1, 2, 3}
+
+
 @pytest.mark.parametrize(
     "params", [{"quantiles": [0.6, 0.3]}, {"focus": "most"}, {"temperature": 0}, {"focus_weight": 0}]
 )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from dataflex.errors import SelectionError
 from dataflex.selectors.draw import DrawConfig, DrawSelector, Weights
 from dataflex.types import Selection, SelectionContext
 
@@ -61,7 +62,9 @@ class LossSelector(DrawSelector[LossConfig]):
         edges = np.quantile(losses[usable], self.config.quantiles) if usable.any() else np.zeros(2)
         bins = np.searchsorted(edges, losses, side="left")  # (n,): 0 up to the first edge, 2 beyond the second
         weights = np.where(bins == BINS.index(self.config.focus), self.config.focus_weight, 1.0) + 1e-12
-        weights = (weights / weights.max()) ** (1 / self.config.temperature)  # a common factor does not matter
+        weights = np.where(usable, weights, 0.0)
+        # A common factor does not matter; 1 for the largest keeps a low temperature from making all of them 0.
+        weights = (weights / weights.max(initial=1e-12)) ** (1 / self.config.temperature)
         counts = {name: int(np.sum(bins[usable] == place)) for place, name in enumerate(BINS)}
         report = {"edges": edges.tolist(), "bins": counts, "focus": self.config.focus}
         return usable, Weights(weights, losses, report)
@@ -69,10 +72,16 @@ class LossSelector(DrawSelector[LossConfig]):
     def draw(
         self, weights: NDArray[np.float64], usable: NDArray[np.bool_], count: int, stream: np.random.Generator
     ) -> NDArray[np.int64]:
-        """Draw, with replacement where that is asked for."""
+        """Draw, with replacement where that is asked for.
+
+        Raises:
+            SelectionError: Fewer candidates can be drawn; with replacement: none can.
+        """
         if not self.config.replacement:
             return super().draw(weights, usable, count, stream)
         rows = np.flatnonzero(usable)
+        if not len(rows):
+            raise SelectionError(f"{count} samples are to be drawn and no candidate has a finite loss")
         return stream.choice(rows, size=count, p=weights[rows] / weights[rows].sum()).astype(np.int64)
 
     def select(self, context: SelectionContext) -> Selection:
