@@ -11,7 +11,7 @@ import pytest
 from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, DataError, ModelError, SelectionError
-from dataflex.selectors.tsds import TsdsSelector, draw, nearest_others
+from dataflex.selectors.tsds import TsdsSelector, nearest_others
 from dataflex.testing import tiny_context, tiny_tokenizer
 from dataflex.transport import densities, distances, transport
 from helpers.encoders import WordEncoder
@@ -101,16 +101,13 @@ def test_top_up_goes_by_closeness_then_position() -> None:
     assert nearest_others(closeness, np.array([1]), 2).tolist() == [3, 0]
 
 
-def test_the_draw_has_the_probabilities_of_successive_draws() -> None:
-    p = np.array([0.5, 0.3, 0.2, 0.0])
-    first, second = np.zeros(4), np.zeros(4)
-    for seed in range(4000):
-        one, two = draw(p, 2, [seed])
-        first[one] += 1 / 4000
-        second[two] += 1 / 4000
-    np.testing.assert_allclose(first, p, atol=0.03)
-    expected = [sum(p[j] * p[i] / (1 - p[j]) for j in range(3) if j != i) for i in range(3)]
-    np.testing.assert_allclose(second, [*expected, 0], atol=0.03)
+def test_draws_are_successive_and_seeded_by_run_and_round(tmp_path: Path) -> None:
+    given = context(tmp_path, num_samples=3, seed=4, round=2)
+    selection = tsds().select(given)
+    assert selection.scores is not None
+    with np.errstate(divide="ignore"):
+        keys = np.log(selection.scores) + np.random.default_rng([4, 2]).gumbel(size=30)
+    assert selection.indices.tolist() == np.argsort(-keys)[:3].tolist()
 
 
 def test_defaults_are_the_authors_with_at_most_a_tenth_of_the_candidates(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from dataflex.errors import DataError, SelectionError
 from dataflex.neighbors.exact import ExactIndex
 from dataflex.progress import Stopwatch
 from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.draw import weighted_draw
 from dataflex.transport import densities, distances, transport
 from dataflex.types import Sample, Selection, SelectionContext
 
@@ -115,7 +116,8 @@ class TsdsSelector(Selector[TsdsConfig]):
         if count > len(offline.probabilities):
             raise SelectionError(f"{count} samples are to be selected from {len(offline.probabilities)} candidates")
         support = np.flatnonzero(offline.probabilities)
-        drawn = draw(offline.probabilities, min(count, len(support)), [context.seed, context.round])
+        stream = np.random.default_rng([context.seed, context.round])
+        drawn = weighted_draw(offline.probabilities, min(count, len(support)), stream)
         missing = count - len(drawn)
         if missing:
             logger.warning(
@@ -203,25 +205,6 @@ class TsdsSelector(Selector[TsdsConfig]):
     def _free(self, encoder: Encoder) -> None:
         if encoder is not self.config.encoder:
             encoder.close()
-
-
-def draw(probabilities: NDArray[np.float64], count: int, seed: list[int]) -> NDArray[np.int64]:
-    """Draw without replacement, one after the other, each in proportion to what is left.
-
-    Adding Gumbel noise to the log-probabilities and taking the largest is the same draw in one go (Vieira 2014).
-
-    Args:
-        probabilities: ``(n,)`` not negative.
-        count: At most as many as are above zero.
-        seed: Fixes the draw.
-
-    Returns:
-        ``(count,)`` int64 positions, in the order of the draw.
-    """
-    noise = np.random.default_rng(seed).gumbel(size=len(probabilities))
-    with np.errstate(divide="ignore"):
-        keys = np.log(probabilities) + noise
-    return np.argsort(-keys, kind="stable")[:count].astype(np.int64)
 
 
 def nearest_others(closeness: NDArray[np.float32], excluded: NDArray[np.int64], count: int) -> NDArray[np.int64]:
