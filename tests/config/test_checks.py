@@ -67,8 +67,8 @@ def test_static_training_needs_no_selection_keys() -> None:
     assert warnings() == []
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 30), (3.0, 90), (0.1, 3), (0.05, 2), (1 / 3, 10)])
-def test_planned_steps_are_the_exact_ceiling(epochs: float, steps: int) -> None:
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 30), (3.0, 90), (0.1, 3), (0.05, 2), (1 / 3, 10), (29 / 30, 29)])
+def test_planned_steps_are_the_ceiling(epochs: float, steps: int) -> None:
     config = RunConfig(**REQUIRED | SELECTION | {"num_train_epochs": epochs})
     assert planned_steps(config) == steps
 

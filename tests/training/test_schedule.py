@@ -13,6 +13,7 @@ def test_the_documented_schedule():
     schedule = Schedule(warmup_step=10, update_step=10, update_times=2)
     assert schedule.total_steps() == 30
     assert Schedule(10, 10, 9).total_steps(1.1) == 110  # the product of the floats is a little more
+    assert Schedule(1, 5, 2).total_steps(18 / 11) == 18  # and this quotient's decimals
     assert schedule.phases() == [Phase(0, 10, None), Phase(10, 20, 1), Phase(20, 30, 2)]
 
 

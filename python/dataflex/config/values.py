@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo
@@ -21,8 +20,11 @@ DDP_TIMEOUT_SECONDS = 1800
 
 
 def whole_steps(cycle_steps: int, num_train_epochs: float) -> int:
-    """Steps of ``num_train_epochs`` cycles, a part of a step rounded up; exact: 1.1 * 100 are 110 steps, not 111."""
-    return math.ceil(Fraction(str(num_train_epochs)) * cycle_steps)
+    """Steps of ``num_train_epochs`` cycles, a part of a step rounded up.
+
+    The product of floats is a little off: 1.1 * 100 are 110 steps, not 111, and 18 / 11 of 11 steps are 18.
+    """
+    return math.ceil(round(cycle_steps * num_train_epochs, 6))
 
 
 def _integer(value: Any) -> Any:
