@@ -189,6 +189,12 @@ def test_going_on_from_an_earlier_checkpoint_gives_up_later_ones_only_if_allowed
     earlier = {"save_steps": 2, "resume_from_checkpoint": tmp_path / "checkpoint-4"}
     with pytest.raises(TrainingError, match=r"checkpoint-5, checkpoint-6, checkpoint-8 in .* came after checkpoint-4"):
         tiny_trainer(tmp_path, **earlier).train()
+    torn = tmp_path / "checkpoint-4" / "optimizer.safetensors"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:-10])
+    with pytest.raises(CheckpointError, match="altered or is torn"):
+        tiny_trainer(tmp_path, **earlier, overwrite_output_dir=True).train()
+    torn.write_bytes(whole)
     assert stale.stat().st_mtime_ns == before
     tiny_trainer(tmp_path, **earlier, overwrite_output_dir=True, save_total_limit=2).train()
     assert losses(tmp_path) == expected

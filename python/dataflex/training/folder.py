@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dataflex.errors import CheckpointError, TrainingError
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.checkpoint import checkpoints, last_checkpoint
+from dataflex.training.checkpoint import checkpoints, last_checkpoint, read_state
 from dataflex.training.checkpointer import BEST_MODEL
 from dataflex.training.trackers import TENSORBOARD_DIR
 from dataflex.training.tracking import LOG_FILE, PLOT_FILE
@@ -40,7 +40,7 @@ def prepare_output_dir(args: TrainingArguments) -> Path | None:
     Raises:
         TrainingError: The folder is not empty and neither ``overwrite_output_dir`` nor ``resume_from_checkpoint`` is
             set; or something would be given up that ``overwrite_output_dir`` does not give free.
-        CheckpointError: ``resume_from_checkpoint`` names a folder that does not exist.
+        CheckpointError: ``resume_from_checkpoint`` names a folder that does not exist, or a damaged checkpoint.
     """
     out = args.output_dir
     out.mkdir(parents=True, exist_ok=True)
@@ -60,6 +60,7 @@ def _prepare_for(source: Path, args: TrainingArguments) -> Path:
     out = args.output_dir
     if not source.is_dir():
         raise CheckpointError(f"resume_from_checkpoint: there is no folder {source}")
+    read_state(source)  # raises for a damaged one, before anything is given up for it
     if source.resolve().parent != out.resolve():
         _clear(args, "resume_from_checkpoint: true goes on with what is in it")
         return source
