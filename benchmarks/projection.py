@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from dataflex.files import write_json, write_text
+from dataflex.utils.files import write_json, write_text
 from measuring import contenders, peers, report
 from measuring.case import Case, make_cases
 from measuring.goals import Measured, outcomes

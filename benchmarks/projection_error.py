@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from dataflex.files import write_json, write_text
 from dataflex.projection import Projector
+from dataflex.utils.files import write_json, write_text
 from measuring.errors import Summary, pair_errors, summarise
 from measuring.lora_gradients import lora_gradients
 from measuring.machine import describe, facts

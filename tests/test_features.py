@@ -5,13 +5,13 @@ import torch
 
 from dataflex.adam import adam_normalize
 from dataflex.data.collate import collate
-from dataflex.distributed import Ranks
 from dataflex.errors import GradientError
 from dataflex.features import adam_moments, fill_store, report_broken
 from dataflex.gradients import sample_gradient
 from dataflex.model import trainable_parameters
 from dataflex.store import FeatureStore
 from dataflex.testing import stepped_optimizer, tiny_context, tiny_lora, tiny_model
+from dataflex.utils.distributed import Ranks
 
 
 def test_moments_come_from_the_optimizer_in_parameter_order():

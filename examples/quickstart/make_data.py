@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from dataflex.files import write_json, write_text
+from dataflex.utils.files import write_json, write_text
 
 SEED = 20
 ROWS_PER_FAMILY = 30

@@ -22,9 +22,9 @@ import click
 from dataflex.commands.doctor import doctor, preview
 from dataflex.commands.evaluate import evaluate
 from dataflex.commands.plugins import plugins
-from dataflex.console import print_json
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.installed import may_have_plugins
+from dataflex.utils.console import print_json
 
 if TYPE_CHECKING:
     from dataflex.config import RunConfig
@@ -142,7 +142,7 @@ def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -
     FORCE_TORCHRUN=1, which starts torchrun with NPROC_PER_NODE (default: one a GPU), NNODES, NODE_RANK, MASTER_ADDR
     and MASTER_PORT.
     """
-    from dataflex.launch import is_main_process, torchrun_command
+    from dataflex.utils.launch import is_main_process, torchrun_command
 
     if replay_rewards is not None:
         overrides = (*overrides, f"component_params.replay_rewards={json.dumps(replay_rewards)}")
@@ -226,7 +226,7 @@ def select(
     if output is None and not dry_run:
         raise click.UsageError("-o / --output is needed unless --dry-run is given")
     run = _load(config, overrides)
-    from dataflex.launch import is_main_process
+    from dataflex.utils.launch import is_main_process
 
     if not is_main_process():
         logger.setLevel(logging.WARNING)

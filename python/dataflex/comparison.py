@@ -23,15 +23,15 @@ from dataflex.config import RunConfig
 from dataflex.config.values import LOSS
 from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.templates import ChatTemplate
-from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, ModelError, TrainingError
-from dataflex.files import write_text
-from dataflex.launch import process_count
 from dataflex.model import load_adapter, load_model, load_tokenizer
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.run import evaluation_samples
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.files import write_text
+from dataflex.utils.launch import process_count
 
 BASE = "base"
 CONFIDENCE = 0.95

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.distributed import Ranks
 from dataflex.errors import GradientError
 from dataflex.model import trainable_parameters, undisturbed
-from dataflex.progress import progress_bar
 from dataflex.projection import AdamMoments, AdamVariant
 from dataflex.store import FeatureStore
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from dataflex.errors import ModelError
-from dataflex.files import atomic_directory, fsync
 from dataflex.types import Autocast
+from dataflex.utils.files import atomic_directory, fsync
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

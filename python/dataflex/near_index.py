@@ -32,8 +32,8 @@ from dataflex.errors import ConfigError, DataError
 from dataflex.near_matrix import NearMatrix, dataset_facts, rows_path, sample_digests, sidecar_path
 from dataflex.neighbors.base import NeighborIndex
 from dataflex.neighbors.choose import IndexSettings, choose_index
-from dataflex.progress import Stopwatch, progress_bar
 from dataflex.types import Sample
+from dataflex.utils.progress import Stopwatch, progress_bar
 from dataflex.version import __version__
 
 logger = logging.getLogger(__name__)

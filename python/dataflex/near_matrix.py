@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.errors import SelectionError
-from dataflex.files import atomic_path, write_json
 from dataflex.types import Sample
+from dataflex.utils.files import atomic_path, write_json
 
 FORMAT_VERSION = 1
 REBUILD = "make the matrix again with `dataflex near`"

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataflex.errors import DataError
-from dataflex.files import write_text
+from dataflex.utils.files import write_text
 
 NO_TASK = "(none)"
 OUTPUTS = {

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dataflex.errors import StoreError
-from dataflex.files import atomic_path, differences, write_json
+from dataflex.utils.files import atomic_path, differences, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from dataflex.distributed import Ranks
+from dataflex.utils.distributed import Ranks
 
 if TYPE_CHECKING:
     import numpy as np

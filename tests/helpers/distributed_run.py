@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from dataflex.launch import process_count
 from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
+from dataflex.utils.launch import process_count
 from helpers.runs import tiny_nice, tiny_trainer
 
 SELECTORS = {

@@ -15,9 +15,9 @@ import dataflex
 from dataflex.cli import cli
 from dataflex.config import RunConfig
 from dataflex.data.sources import load_samples
-from dataflex.distributed import Ranks
 from dataflex.offline.run import ACTING_KEYS, NEUTRAL_KEYS
 from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
+from dataflex.utils.distributed import Ranks
 from helpers.rows import alpaca_rows, write_rows
 
 CONFIG = {

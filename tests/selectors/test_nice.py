@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from dataflex.adam import adam_normalize
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, GradientError, RewardError, RolloutError, SelectionError
 from dataflex.features import adam_moments
 from dataflex.gradients import policy_gradient, sample_gradient
@@ -20,6 +19,7 @@ from dataflex.rollouts import Rollout
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.nice import advantages, score_answers
 from dataflex.testing import EchoReward, tiny_context, tiny_dataset
+from dataflex.utils.distributed import Ranks
 from helpers.runs import tiny_nice
 
 

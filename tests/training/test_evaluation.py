@@ -14,12 +14,12 @@ from dataflex.config.values import metric_key
 from dataflex.data import ChatTemplate, tokenize
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, TrainingError
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.schedule import Schedule
+from dataflex.utils.distributed import Ranks
 from helpers.runs import tiny_trainer
 
 LENGTH = "helpers.rewards:text_length"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dataflex.console import print_json
+from dataflex.utils.console import print_json
 
 if TYPE_CHECKING:
     from dataflex.doctor.check import Check

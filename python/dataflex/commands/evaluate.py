@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dataflex.console import print_json
+from dataflex.utils.console import print_json
 
 
 @click.command(name="eval")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataflex.console import print_json, print_table
 from dataflex.errors import PluginError
+from dataflex.utils.console import print_json, print_table
 
 if TYPE_CHECKING:
     from dataflex.plugins import Component, PluginInfo, Registry

@@ -13,8 +13,8 @@ import numpy as np
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
-from dataflex.progress import progress_bar
 from dataflex.types import Sample
+from dataflex.utils.progress import progress_bar
 
 _BATCH = 256
 """Samples a call of the tokenizer: enough to keep its threads busy, few enough for a moving progress bar."""

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
-from dataflex.progress import progress_bar
 from dataflex.store import MANIFEST, FeatureStore
+from dataflex.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
 from dataflex.identity import model_identity
-from dataflex.vllm_engine import import_vllm, start_engine, stop_engine
+from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 _NEEDED_BY = "embed_method: vllm"
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dataflex.errors import StoreError
-from dataflex.files import atomic_path
 from dataflex.neighbors.base import NeighborIndex, Neighbors, check_vectors
+from dataflex.utils.files import atomic_path
 
 QUERY_ROWS = 512
 VECTOR_ROWS = 8192

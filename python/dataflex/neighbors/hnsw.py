@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.errors import SelectionError, StoreError
-from dataflex.files import atomic_path, write_json
 from dataflex.neighbors.base import NeighborIndex, Neighbors, check_vectors
-from dataflex.progress import progress_bar
+from dataflex.utils.files import atomic_path, write_json
+from dataflex.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

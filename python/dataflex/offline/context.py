@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
-from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
-from dataflex.launch import process_count
 from dataflex.model import DTYPES, Precision, trainable_parameters
 from dataflex.training import checkpoint
 from dataflex.types import Autocast, SelectionContext
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.launch import process_count
 
 
 def launched_ranks() -> Ranks:

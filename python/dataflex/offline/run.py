@@ -14,9 +14,7 @@ import torch
 from dataflex.config import RunConfig, validate_component
 from dataflex.config.fields import FileConfig
 from dataflex.data.templates import ChatTemplate
-from dataflex.distributed import Ranks
 from dataflex.errors import ConfigError, SelectionError
-from dataflex.files import write_text
 from dataflex.model import load_tokenizer
 from dataflex.offline.api import as_offline, checked_context, run_selector
 from dataflex.offline.card import subset_card
@@ -28,6 +26,8 @@ from dataflex.selectors.base import Selector
 from dataflex.training.outputs import write_selection
 from dataflex.training.run import build_model, load_datasets
 from dataflex.types import SelectionContext
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from typing import Any
 from dataflex.errors import CheckpointError, SelectionError
 from dataflex.features import report_broken
 from dataflex.offline.context import at_checkpoint
-from dataflex.progress import Stopwatch
 from dataflex.projection import Projector
 from dataflex.selectors.gradient import candidate_facts, report_unusable
 from dataflex.selectors.less import LessSelector
@@ -24,6 +23,7 @@ from dataflex.store import FeatureStore
 from dataflex.training.checkpoint import read_state
 from dataflex.training.tracking import LOG_FILE
 from dataflex.types import Sample, Selection, SelectionContext, group_names
+from dataflex.utils.progress import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dataflex.data.sources import OriginalRow
 from dataflex.errors import DataError, SelectionError
-from dataflex.files import atomic_path
+from dataflex.utils.files import atomic_path
 
 NOTES_KEY = "_dataflex"
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import Field
 
 from dataflex.errors import RewardError
-from dataflex.progress import progress_bar
 from dataflex.rewards.base import Failure, RewardBackend, settle
 from dataflex.rewards.cache import ReplyCache, cache_key
 from dataflex.rewards.judge import REMINDER, JudgeConfig, JudgePrompt, parse_score
 from dataflex.types import RewardRequest
+from dataflex.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from dataflex.rewards.chat_client import Endpoint, Question

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from dataflex.errors import ModelError, RewardError
 from dataflex.model import DTYPES, Precision, load_tokenizer
-from dataflex.progress import progress_bar
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
 from dataflex.types import RewardRequest
+from dataflex.utils.progress import progress_bar
 
 Head = Literal["sigmoid", "softmax", "none"]
 

@@ -17,7 +17,7 @@ from dataflex.errors import RewardError
 from dataflex.rewards.base import Failure, RewardBackend, settle
 from dataflex.rewards.judge import REMINDER, SCORE_PATTERN, JudgeConfig, JudgePrompt, parse_score
 from dataflex.types import RewardRequest
-from dataflex.vllm_engine import import_vllm, start_engine, stop_engine
+from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from dataflex.rewards.judge import SCORE_PATTERN
 from dataflex.rewards.server_process import ServerProcess, free_port, is_free
 from dataflex.rewards.vllm import PLAIN_CHAT_TEMPLATE, VllmJudgeConfig, control_tokens
 from dataflex.types import RewardRequest
-from dataflex.vllm_engine import CPU_KV_CACHE_GIB, quiet_environment
+from dataflex.utils.vllm_engine import CPU_KV_CACHE_GIB, quiet_environment
 
 if TYPE_CHECKING:
     from dataflex.rewards.chat_client import Endpoint
@@ -221,7 +221,7 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
         has_gpu = _has_gpu()
         flags = {
             "--enforce-eager": not has_gpu if config.vllm_enforce_eager is None else config.vllm_enforce_eager,
-            "--no-enable-chunked-prefill": not has_gpu,  # dataflex.vllm_engine.start_engine says why
+            "--no-enable-chunked-prefill": not has_gpu,  # dataflex.utils.vllm_engine.start_engine says why
             "--trust-remote-code": config.trust_remote_code,
         }
         return [*given, *(flag for flag, is_set in flags.items() if is_set), *config.server_options]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.errors import RolloutError
-from dataflex.files import differences, write_json, write_text
 from dataflex.rollouts.answers import Rollout
+from dataflex.utils.files import differences, write_json, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from dataflex.model import base_model, undisturbed
-from dataflex.progress import progress_bar
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
 from dataflex.types import Autocast
+from dataflex.utils.progress import progress_bar
 
 
 def sample_answers(

@@ -29,12 +29,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.configurable import ComponentConfig
 from dataflex.errors import RolloutError
-from dataflex.files import atomic_directory
 from dataflex.losses import token_log_probs, trailing_logits
 from dataflex.model import base_model, undisturbed
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
 from dataflex.types import Autocast
-from dataflex.vllm_engine import import_vllm, start_engine, stop_engine
+from dataflex.utils.files import atomic_directory
+from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 Precision = Literal["float32", "float16", "bfloat16"]
 

@@ -28,11 +28,11 @@ from dataflex.errors import SelectionError
 from dataflex.features import fill_store
 from dataflex.fingerprint import state_fingerprint
 from dataflex.losses import mean_losses
-from dataflex.progress import Stopwatch
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.store import FeatureStore
 from dataflex.types import Selection, SelectionContext
+from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ from dataflex.errors import SelectionError
 from dataflex.features import adam_settings, adam_states, report_broken
 from dataflex.gradient_features import GradientFeatures
 from dataflex.memory import BatchTokens
-from dataflex.progress import Stopwatch
 from dataflex.projection import AdamMoments, AdamVariant, Projector
 from dataflex.sample_features import GradientType, SampleFeatures
 from dataflex.selectors.base import Selector, SelectorConfig
@@ -41,6 +40,7 @@ from dataflex.similarity import (
 )
 from dataflex.store import FeatureDtype, FeatureStore
 from dataflex.types import Sample, Selection, SelectionContext, group_names
+from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dataflex.errors import SelectionError
-from dataflex.progress import Stopwatch
 from dataflex.projection import Projector
 from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
 from dataflex.selectors.plan import Plan
 from dataflex.similarity import Aggregate
 from dataflex.types import Sample, SelectionContext, group_names
+from dataflex.utils.progress import Stopwatch
 
 
 class LessConfig(GradientConfig):

@@ -27,11 +27,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dataflex.data.collate import IGNORE_INDEX
-from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
 from dataflex.fingerprint import fingerprint, state_fingerprint
 from dataflex.policy_features import PolicyFeatures, WeightedPrompt
-from dataflex.progress import Stopwatch
 from dataflex.projection import Projector
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
@@ -42,6 +40,8 @@ from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.similarity import Aggregate
 from dataflex.store import FeatureStore
 from dataflex.types import RewardRequest, Sample, SelectionContext
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)
 

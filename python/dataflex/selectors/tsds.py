@@ -27,11 +27,11 @@ from dataflex.embeddings.encoders import open_encoder
 from dataflex.embeddings.text import TextTemplate
 from dataflex.errors import DataError, SelectionError
 from dataflex.neighbors.exact import ExactIndex
-from dataflex.progress import Stopwatch
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.draw import weighted_draw
 from dataflex.transport import densities, distances, transport
 from dataflex.types import Sample, Selection, SelectionContext
+from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from dataflex.files import write_text
 from dataflex.testing.tiny import tiny_model, tiny_samples, tiny_tokenizer
+from dataflex.utils.files import write_text
 
 TRAIN_ROWS, EVAL_ROWS = 24, 4
 

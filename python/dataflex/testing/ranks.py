@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from dataflex.distributed import Ranks
 from dataflex.testing.random_states import RandomStates, random_states, set_random_states
+from dataflex.utils.distributed import Ranks
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ def run_ranks(count: int, work: Callable[[Ranks], T]) -> list[T]:
 
     Args:
         count: Number of ranks.
-        work: Called once a rank with its :class:`dataflex.distributed.Ranks`. What ranks share in a real run (files) it
-            may share; models and the like it must make anew.
+        work: Called once a rank with its :class:`dataflex.utils.distributed.Ranks`. What ranks share in a real run
+            (files) it may share; models and the like it must make anew.
 
     Raises:
         AssertionError: Real processes would hang: a rank returned while others waited for it.

@@ -23,7 +23,6 @@ from unittest import SkipTest
 
 import numpy as np
 
-from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
 from dataflex.selectors.base import Selector
 from dataflex.testing.comparison import difference, unpermuted
@@ -33,6 +32,7 @@ from dataflex.testing.ranks import run_ranks
 from dataflex.testing.tiny import tiny_dataset
 from dataflex.testing.traces import Trace, seeded_globals
 from dataflex.types import Selection, SelectionContext
+from dataflex.utils.distributed import Ranks
 
 CANDIDATES, TARGETS, SELECTED = 16, 3, 5
 ROUNDS = 3

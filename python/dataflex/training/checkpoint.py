@@ -23,10 +23,10 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dataflex.distributed import Ranks
 from dataflex.errors import CheckpointError
-from dataflex.files import atomic_directory
 from dataflex.model import trainable_parameters
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.files import atomic_directory
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dataflex.distributed import Ranks
 from dataflex.errors import CheckpointError, TrainingError
-from dataflex.files import atomic_directory
 from dataflex.selectors.base import Selector
 from dataflex.training import checkpoint
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.state import RunState
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.files import atomic_directory
 
 logger = logging.getLogger(__name__)
 

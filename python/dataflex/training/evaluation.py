@@ -20,16 +20,16 @@ from dataflex.config.values import LOSS, metric_key
 from dataflex.data.collate import IGNORE_INDEX, collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
-from dataflex.distributed import Ranks
 from dataflex.errors import TrainingError
 from dataflex.losses import label_log_probs
 from dataflex.model import undisturbed
-from dataflex.progress import progress_bar
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.metric import MetricReward
 from dataflex.rollouts import Prompt, Rollout, Sampling, sample_answers
 from dataflex.selectors.nice import score_answers
 from dataflex.types import Autocast, RewardRequest, Sample
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.progress import progress_bar
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import get_scheduler
 
 from dataflex.errors import TrainingError
-from dataflex.launch import process_count
 from dataflex.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
+from dataflex.utils.launch import process_count
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.distributed import Ranks
 from dataflex.errors import SelectionError
-from dataflex.files import atomic_path, write_text
 from dataflex.types import Selection, group_names
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.files import atomic_path, write_text
 
 SELECTION_METADATA = b"dataflex"
 

@@ -18,13 +18,13 @@ from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
-from dataflex.launch import is_main_process, process_count
 from dataflex.model import add_lora, load_adapter, load_model, load_tokenizer
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Sample
+from dataflex.utils.launch import is_main_process, process_count
 
 logger = logging.getLogger(__name__)
 

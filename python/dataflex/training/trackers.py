@@ -22,9 +22,9 @@ from accelerate.tracking import (
     get_available_trackers,
 )
 
-from dataflex.distributed import Ranks
 from dataflex.errors import DataflexError, TrainingError
 from dataflex.training.arguments import TrainingArguments
+from dataflex.utils.distributed import Ranks
 
 PROJECT = "dataflex"
 """Name of the project or experiment, where neither the arguments nor the tracker's own variables give one."""

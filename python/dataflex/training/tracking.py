@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from dataflex.files import atomic_path, write_text
+from dataflex.utils.files import atomic_path, write_text
 
 LOG_FILE = "trainer_log.jsonl"
 PLOT_FILE = "training_loss.png"

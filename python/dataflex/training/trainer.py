@@ -20,12 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dataflex.distributed import Ranks
 from dataflex.errors import TrainingError
-from dataflex.files import write_json, write_text
 from dataflex.model import save_model
 from dataflex.plugins import registry
-from dataflex.progress import Stopwatch, progress_bar
 from dataflex.selectors.base import Selector
 from dataflex.training import outputs, preflight
 from dataflex.training.arguments import TrainingArguments
@@ -45,6 +42,9 @@ from dataflex.training.trackers import check_trackers, start_trackers
 from dataflex.training.tracking import PLOT_FILE, RunLog, plot_losses
 from dataflex.training.zero import stepper_class
 from dataflex.types import SelectionContext
+from dataflex.utils.distributed import Ranks
+from dataflex.utils.files import write_json, write_text
+from dataflex.utils.progress import Stopwatch, progress_bar
 
 logger = logging.getLogger(__name__)
 

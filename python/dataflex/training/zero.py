@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.distributed import Ranks
 from dataflex.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.steps import Stepper
+from dataflex.utils.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from dataflex.files import atomic_directory, atomic_path, write_json, write_text
+from dataflex.utils.files import atomic_directory, atomic_path, write_json, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

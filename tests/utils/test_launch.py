@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dataflex.errors import ConfigError
-from dataflex.launch import is_main_process, process_count, torchrun_command
+from dataflex.utils.launch import is_main_process, process_count, torchrun_command
 
 VARIABLES = (
     "FORCE_TORCHRUN",
