@@ -240,7 +240,7 @@ class TestPlugins:
     def test_show_a_component_that_cannot_be_imported(self, site: Site) -> None:
         site.install(
             "stale",
-            "from dataflex.hookspecs import hookimpl\n"
+            "from dataflex.plugins.hookspecs import hookimpl\n"
             "@hookimpl\ndef register_selectors(register): register('old', 'not_there:Class')\n",
         )
         done = run("plugins", "show", "old")
@@ -249,7 +249,7 @@ class TestPlugins:
 
 
 WATCHER = """
-    from dataflex.hookspecs import hookimpl
+    from dataflex.plugins.hookspecs import hookimpl
 
     @hookimpl
     def on_train_end(output_dir):
@@ -258,7 +258,7 @@ WATCHER = """
 
 COMMAND = """
     import click
-    from dataflex.hookspecs import hookimpl
+    from dataflex.plugins.hookspecs import hookimpl
 
     @hookimpl
     def register_commands(cli):

@@ -184,7 +184,7 @@ def component(kind: str) -> Callable[[str, Path], str]:
 
     def write(name: str, page: Path) -> str:
         del page
-        from dataflex.plugins import KINDS, registry
+        from dataflex.plugins.registry import KINDS, registry
 
         fields = registry().get(next(known for known in KINDS if known == kind), name).Config.model_fields
         return table(fields) if fields else "It has no parameters."

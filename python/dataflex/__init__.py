@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from dataflex.data.sources import load_samples
     from dataflex.data.templates import ChatTemplate
     from dataflex.errors import DataflexError
-    from dataflex.hookspecs import HOOK_API_VERSION, hookimpl
     from dataflex.near_index import NearIndex
     from dataflex.offline.api import less_static, select
     from dataflex.offline.selection import OfflineSelection
+    from dataflex.plugins.hookspecs import HOOK_API_VERSION, hookimpl
     from dataflex.projection import AdamMoments, ProjectionKind, Projector
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selector, SelectorConfig
@@ -39,7 +39,7 @@ _HOMES = {
     "DataflexError": "dataflex.errors",
     "DatasetFormat": "dataflex.data.formats",
     "DeltaLossSelector": "dataflex.selectors.delta_loss",
-    "HOOK_API_VERSION": "dataflex.hookspecs",
+    "HOOK_API_VERSION": "dataflex.plugins.hookspecs",
     "LessSelector": "dataflex.selectors.less",
     "LossSelector": "dataflex.selectors.loss",
     "NearIndex": "dataflex.near_index",
@@ -63,7 +63,7 @@ _HOMES = {
     "TrainingArguments": "dataflex.training.arguments",
     "TsdsSelector": "dataflex.selectors.tsds",
     "__version__": "dataflex.version",
-    "hookimpl": "dataflex.hookspecs",
+    "hookimpl": "dataflex.plugins.hookspecs",
     "less_static": "dataflex.offline.api",
     "load_config": "dataflex.config",
     "load_samples": "dataflex.data.sources",

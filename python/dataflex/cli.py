@@ -23,7 +23,7 @@ from dataflex.commands.doctor import doctor, preview
 from dataflex.commands.evaluate import evaluate
 from dataflex.commands.plugins import plugins
 from dataflex.errors import ConfigError, DataflexError, PluginError
-from dataflex.installed import may_have_plugins
+from dataflex.plugins.installed import may_have_plugins
 from dataflex.utils.console import print_json
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class _Cli(click.Group):
         if found is None and not may_have_plugins():
             found = ctx.meta[__name__] = {}
         if found is None:
-            from dataflex.plugins import registry
+            from dataflex.plugins.registry import registry
 
             group = _PluginCommands()
             with _logging(logging.WARNING):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dataflex.adam import AdamMoments, AdamVariant, adam_normalize
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 from dataflex.projections.base import Accumulator, ProjectionConfig, ProjectionKind, check_two_dimensions
 
 __all__ = [

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataflex.builtins import register_selectors
 from dataflex.config import ComponentSpec, RunConfig, load_config, resolve_path, validate_component
 from dataflex.config.components import merge, packaged_file
 from dataflex.errors import ConfigError
+from dataflex.plugins.builtins import register_selectors
 from helpers.plugins import Site, plugin_site
 
 HEAD = """\
@@ -193,7 +193,7 @@ def test_a_component_that_needs_an_evaluation_set_says_so() -> None:
 @pytest.mark.usefixtures("site")
 def test_a_selector_that_cannot_be_imported_is_a_problem_of_the_configuration() -> None:
     Path("my_plugin_module.py").write_text(
-        "from dataflex.hookspecs import hookimpl\n"
+        "from dataflex.plugins.hookspecs import hookimpl\n"
         "@hookimpl\ndef register_selectors(register): register('mine', 'not_there:Class')\n"
     )
     [found] = problems("")

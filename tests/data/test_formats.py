@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from dataflex import plugins
 from dataflex.data.formats import Columns, DatasetFormat
 from dataflex.data.readers import arrow_rows
 from dataflex.data.rows import Layout, convert_rows, recognise, unique_ids
 from dataflex.errors import DataError
-from dataflex.hookspecs import Register, hookimpl
+from dataflex.plugins import registry as plugins
+from dataflex.plugins.hookspecs import Register, hookimpl
 from dataflex.types import Sample
 
 CALL = {"name": "add", "arguments": {"a": 1, "b": 2}}

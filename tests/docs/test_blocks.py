@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from dataflex.cli import cli
 from dataflex.data.registry_file import parse_entry
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 from helpers import documented_commands, documented_yaml
 from helpers.pages import Block, all_blocks, blocks_of, pages
 from helpers.reader import furnish, install_example_plugin, names

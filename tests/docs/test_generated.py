@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from dataflex.config import RunConfig
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 from helpers.pages import pages
 from helpers.scripts import ROOT, load_script
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataflex import hookspecs
 from dataflex.config import load_config
+from dataflex.plugins import hookspecs
 from dataflex.testing import RewardContract, SelectorContract, tiny_project
 from helpers.environment import Environment
 from helpers.markdown import blocks, section

@@ -13,7 +13,7 @@ from dataflex.config import (
     load_export_config,
     load_near_config,
 )
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 
 RUN = {
     "model_name_or_path": "models/SmolLM2-135M-Instruct",

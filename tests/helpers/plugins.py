@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dataflex.plugins import Registry, registry
+from dataflex.plugins.registry import Registry, registry
 
 SELECTOR_PLUGIN = """
     from typing import Literal
     from pydantic import Field
-    from dataflex.hookspecs import hookimpl
+    from dataflex.plugins.hookspecs import hookimpl
     from dataflex.selectors.base import Selector, SelectorConfig
 
     class {cls}Config(SelectorConfig):

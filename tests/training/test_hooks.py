@@ -14,7 +14,7 @@ from helpers.runs import tiny_trainer
 WATCHER = """
     import json
     from pathlib import Path
-    from dataflex.hookspecs import hookimpl
+    from dataflex.plugins.hookspecs import hookimpl
 
     def note(folder, text):
         with (Path(folder) / "noted.jsonl").open("a") as file:
@@ -29,7 +29,7 @@ WATCHER = """
         note(output_dir, results["steps"])
 """
 FAILING = """
-    from dataflex.hookspecs import hookimpl
+    from dataflex.plugins.hookspecs import hookimpl
 
     @hookimpl
     def on_selection(selection):

@@ -13,7 +13,7 @@ from dataflex.errors import PluginError
 from dataflex.utils.console import print_json, print_table
 
 if TYPE_CHECKING:
-    from dataflex.plugins import Component, PluginInfo, Registry
+    from dataflex.plugins.registry import Component, PluginInfo, Registry
 
 
 @click.group(invoke_without_command=True)
@@ -28,8 +28,8 @@ def plugins(ctx: click.Context) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_plugins(as_json: bool) -> None:
     """List all components and plugins; a plugin that is broken is shown with its traceback."""
-    from dataflex.hookspecs import HOOK_API_VERSION
-    from dataflex.plugins import registry
+    from dataflex.plugins.hookspecs import HOOK_API_VERSION
+    from dataflex.plugins.registry import registry
 
     found = registry()
     rows = [_summary(found, component) for _, component in sorted(found.components.items())]
@@ -62,7 +62,7 @@ def show_plugin(name: str, as_json: bool) -> None:
     A component: where it comes from and its parameters with their defaults. A plugin (its entry point or package): its
     hooks and components, or the traceback if it is broken.
     """
-    from dataflex.plugins import KINDS, registry
+    from dataflex.plugins.registry import KINDS, registry
 
     found = registry()
     components = [found.components[kind, name] for kind in KINDS if (kind, name) in found.components]

@@ -26,7 +26,7 @@ from dataflex.config.messages import LITERAL_SECRET, explain, literal_secrets, n
 from dataflex.config.origin import closest_place
 from dataflex.config.paths import absolute_if_found, candidates, read_text, resolve_path
 from dataflex.errors import ConfigError, DataflexError, PluginError
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 
 DOCUMENTED_FILE = PurePosixPath("src/dataflex/configs/components.yaml")
 """Where DataFlex's own documentation keeps the file; the packaged one stands in for it."""

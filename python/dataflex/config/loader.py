@@ -28,7 +28,7 @@ from dataflex.config.origin import Origin
 from dataflex.config.paths import read_text
 from dataflex.config.schema import ExportConfig, RunConfig
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 
 Source = str | Path | Mapping[str, Any]
 ConfigT = TypeVar("ConfigT", bound=FileConfig)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from dataflex.data.formats import COLUMN_KEYS, TAG_KEYS, Columns, DatasetFormat, Row
 from dataflex.data.hints import SUPPORTED, nearest_hint
 from dataflex.errors import DataError, PluginError
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 from dataflex.types import Sample
 
 MAX_REPORTED = 5

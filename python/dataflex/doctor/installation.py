@@ -21,7 +21,7 @@ from dataflex.doctor.check import Check
 from dataflex.kernels import fixed_point, gaussian, rademacher, sjlt
 from dataflex.kernels.block import Block, arguments
 from dataflex.kernels.native import native_status
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 from dataflex.projection import Projector
 
 ROWS, COLUMNS, DIM = 4, 250, 256

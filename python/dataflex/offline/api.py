@@ -18,7 +18,7 @@ from dataflex.model import Precision
 from dataflex.offline.context import at_checkpoint, build_context, launched_ranks, resolve_count, shared_folder
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.static import score_checkpoints
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 from dataflex.selectors.base import Selector
 from dataflex.selectors.less import LessSelector
 from dataflex.training.inputs import as_dataset, as_template

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dataflex.adam import AdamMoments
-from dataflex.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.errors import ProjectionError
 from dataflex.kernels.block import VALUE_TYPES
+from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
 
 
 class ProjectionConfig(ComponentConfig):

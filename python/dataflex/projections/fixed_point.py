@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from dataflex.adam import AdamMoments
-from dataflex.configurable import ConfigT
 from dataflex.errors import ProjectionError
 from dataflex.kernels import fixed_point, rademacher, sjlt
 from dataflex.kernels.block import arguments, signed_seed
+from dataflex.plugins.configurable import ConfigT
 from dataflex.projections.base import Accumulator, ProjectionConfig, ProjectionKind, check_two_dimensions
 
 

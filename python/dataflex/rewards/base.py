@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dataflex.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.errors import RewardError
+from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.types import RewardRequest
 
 logger = logging.getLogger(__name__)

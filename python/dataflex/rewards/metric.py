@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 import regex
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from dataflex.configurable import ComponentConfig
 from dataflex.errors import RewardError
-from dataflex.plugins import callable_from
+from dataflex.plugins.configurable import ComponentConfig
+from dataflex.plugins.registry import callable_from
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
 from dataflex.rewards.numeric import Decimal, Percent, numeric_match
 from dataflex.rewards.structured import choice_match, json_match

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dataflex.errors import ConfigError, PluginError
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.metric import METRICS, MetricReward
 

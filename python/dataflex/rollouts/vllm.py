@@ -27,10 +27,10 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dataflex.configurable import ComponentConfig
 from dataflex.errors import RolloutError
 from dataflex.losses import token_log_probs, trailing_logits
 from dataflex.model import base_model, undisturbed
+from dataflex.plugins.configurable import ComponentConfig
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
 from dataflex.types import Autocast
 from dataflex.utils.files import atomic_directory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from dataflex.configurable import ComponentConfig, ConfigT, Configurable
+from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.selectors.plan import Plan
 from dataflex.types import Selection, SelectionContext
 

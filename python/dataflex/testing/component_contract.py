@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from dataflex.configurable import Configurable
 from dataflex.errors import ConfigError
+from dataflex.plugins.configurable import Configurable
 
 _UNKNOWN = "a_parameter_that_nobody_has"
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dataflex.config.deepspeed import read_deepspeed
 from dataflex.config.values import DDP_TIMEOUT_SECONDS, BestMetric, EnvironmentName, EvalMetric, GreaterIsBetter
-from dataflex.configurable import validation_lines
 from dataflex.errors import ConfigError
+from dataflex.plugins.configurable import validation_lines
 
 
 class SwanlabOptions(BaseModel):

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.errors import TrainingError
 from dataflex.model import save_model
-from dataflex.plugins import registry
+from dataflex.plugins.registry import registry
 from dataflex.selectors.base import Selector
 from dataflex.training import outputs, preflight
 from dataflex.training.arguments import TrainingArguments

@@ -7,7 +7,7 @@ imported when they are used.
 from __future__ import annotations
 
 from dataflex import hookimpl
-from dataflex.hookspecs import Register
+from dataflex.plugins.hookspecs import Register
 
 dataflex_hook_api = 1
 """Version of the hooks that this module was written for."""

@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 import pluggy
 
-from dataflex import hookspecs
 from dataflex.errors import PluginError
+from dataflex.plugins import hookspecs
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def registry() -> Registry:
     manager.add_hookspecs(hookspecs)
     found = Registry(manager)
     version = _version(BUILTIN)
-    found.add(_import_module("dataflex.builtins"), PluginInfo("builtins", BUILTIN, version))
+    found.add(_import_module("dataflex.plugins.builtins"), PluginInfo("builtins", BUILTIN, version))
     for entry in sorted(entry_points(group=hookspecs.PROJECT_NAME), key=lambda entry: (entry.name, entry.value)):
         if _wanted(entry):
             _load_entry_point(found, entry)

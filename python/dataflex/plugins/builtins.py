@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataflex.hookspecs import Register, hookimpl
+from dataflex.plugins.hookspecs import Register, hookimpl
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dataflex.installed import may_have_plugins
+from dataflex.plugins.installed import may_have_plugins
 
 GROUP = "[console_scripts]\nother = other:main\n\n[dataflex]\nmine = mine.plugin\n"
 

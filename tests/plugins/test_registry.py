@@ -7,12 +7,12 @@ import click
 import pytest
 
 from dataflex.errors import PluginError
-from dataflex.hookspecs import HOOK_API_VERSION
-from dataflex.plugins import KINDS, PluginInfo, callable_from, registry
+from dataflex.plugins.hookspecs import HOOK_API_VERSION
+from dataflex.plugins.registry import KINDS, PluginInfo, callable_from, registry
 from helpers.plugins import Site, plugin_site
 
 BROKEN = "raise RuntimeError('cannot live here')"
-HOOKS = "from dataflex.hookspecs import hookimpl\n"
+HOOKS = "from dataflex.plugins.hookspecs import hookimpl\n"
 
 
 def registers(name: object, target: str = "a:B") -> str:
