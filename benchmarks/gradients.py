@@ -37,8 +37,8 @@ from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.collate import IGNORE_INDEX, Batch, collate
 from dataflex.features import adam_moments
 from dataflex.gradients import sample_gradient
-from dataflex.losses import mean_losses
-from dataflex.model import add_lora, load_model, load_tokenizer, trainable_parameters
+from dataflex.models.losses import mean_losses
+from dataflex.models.model import add_lora, load_model, load_tokenizer, trainable_parameters
 from dataflex.projection import Projector
 from dataflex.sample_features import SampleFeatures
 from dataflex.types import Sample, SelectionContext

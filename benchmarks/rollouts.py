@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dataflex.model import add_lora, load_model, load_tokenizer
+from dataflex.models.model import add_lora, load_model, load_tokenizer
 from dataflex.rollouts import Prompt, Rollout, Sampling, sample_answers
 from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler
 

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dataflex import gradient_hooks
 from dataflex.data.collate import IGNORE_INDEX, Batch, collate
 from dataflex.gradient_hooks import BatchedGradients, UnsupportedModel, frozen
-from dataflex.losses import mean_losses, token_log_probs
-from dataflex.model import recomputing, trainable_parameters, undisturbed
+from dataflex.models.losses import mean_losses, token_log_probs
+from dataflex.models.model import recomputing, trainable_parameters, undisturbed
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model
 from helpers.families import CONFIGS, family_lora, family_model
 from helpers.whole import one_by_one, relative_errors, streamed, streamed_batch

@@ -16,7 +16,7 @@ from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.features import adam_moments
 from dataflex.gradients import sample_gradient, sample_loss
-from dataflex.model import add_lora, load_model, load_tokenizer, undisturbed
+from dataflex.models.model import add_lora, load_model, load_tokenizer, undisturbed
 from measuring.vectors import Vectors
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"

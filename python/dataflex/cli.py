@@ -173,7 +173,7 @@ def export_model(config: str, overrides: tuple[str, ...]) -> None:
     from dataflex.config import load_export_config
 
     run = load_export_config(config, overrides)
-    from dataflex.export import export
+    from dataflex.models.export import export
 
     done = export(run)
     difference = done["largest_logit_difference"]

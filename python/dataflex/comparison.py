@@ -24,7 +24,7 @@ from dataflex.config.values import LOSS
 from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, ModelError, TrainingError
-from dataflex.model import load_adapter, load_model, load_tokenizer
+from dataflex.models.model import load_adapter, load_model, load_tokenizer
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
 from dataflex.training.evaluation import AnswerMetric, Evaluator

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.errors import GradientError
-from dataflex.model import trainable_parameters, undisturbed
+from dataflex.models.model import trainable_parameters, undisturbed
 from dataflex.projection import AdamMoments, AdamVariant
 from dataflex.store import FeatureStore
 from dataflex.utils.distributed import Ranks

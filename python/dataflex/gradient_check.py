@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.gradient_hooks import Sink, parameter_slots
-from dataflex.model import autocast_dtype
+from dataflex.models.model import autocast_dtype
 from dataflex.types import Autocast
 
 AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}

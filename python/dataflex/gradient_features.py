@@ -27,7 +27,7 @@ from dataflex.features import FEATURE_VERSION, fill_store
 from dataflex.gradient_check import disagreement
 from dataflex.gradient_hooks import BatchedGradients, Sink, UnsupportedModel
 from dataflex.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
-from dataflex.model import recomputing, trainable_parameters, undisturbed
+from dataflex.models.model import recomputing, trainable_parameters, undisturbed
 from dataflex.projection import AdamMoments, Projector
 from dataflex.store import FeatureDtype, FeatureStore
 from dataflex.types import SelectionContext
@@ -146,7 +146,7 @@ class GradientFeatures(ABC):
     def features(self, items: Sequence[int]) -> Tensor:
         """Features ``(g, k)`` float32 of g items, computed together where the rules apply.
 
-        The model is in eval mode (:func:`dataflex.model.undisturbed`), and :meth:`prepare` was called.
+        The model is in eval mode (:func:`dataflex.models.model.undisturbed`), and :meth:`prepare` was called.
         """
         if self._rule is not None:
             try:

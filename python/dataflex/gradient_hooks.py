@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.gradient_rules import Piece, Rule, find_rule
-from dataflex.model import trainable_parameters
+from dataflex.models.model import trainable_parameters
 
 Sink = Callable[[Tensor, int], None]
 """Takes a block ``(g, n)``, float32 or wider, and the parameter index of its first column."""

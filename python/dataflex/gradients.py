@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from dataflex.data.collate import IGNORE_INDEX, Batch
 from dataflex.errors import GradientError
-from dataflex.losses import summed_loss, token_log_probs, trailing_logits
-from dataflex.model import trainable_parameters
+from dataflex.models.losses import summed_loss, token_log_probs, trailing_logits
+from dataflex.models.model import trainable_parameters
 from dataflex.types import Autocast
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from dataflex.data.collate import IGNORE_INDEX, Batch
 from dataflex.errors import GradientError
-from dataflex.fingerprint import fingerprint, state_fingerprint
 from dataflex.gradient_features import GradientFeatures, Work
 from dataflex.gradients import policy_gradient
-from dataflex.losses import label_log_probs
 from dataflex.memory import BatchTokens
+from dataflex.models.fingerprint import fingerprint, state_fingerprint
+from dataflex.models.losses import label_log_probs
 from dataflex.projection import Projector
 from dataflex.types import SelectionContext
 

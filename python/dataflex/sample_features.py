@@ -10,11 +10,11 @@ from torch import Tensor
 from dataflex.data.collate import Batch, collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.features import adam_moments
-from dataflex.fingerprint import state_fingerprint
 from dataflex.gradient_features import GradientFeatures, GradientType, Work
 from dataflex.gradients import sample_gradient
-from dataflex.losses import mean_losses
 from dataflex.memory import BatchTokens
+from dataflex.models.fingerprint import state_fingerprint
+from dataflex.models.losses import mean_losses
 from dataflex.projection import AdamVariant, Projector
 from dataflex.types import SelectionContext
 

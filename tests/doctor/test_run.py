@@ -14,9 +14,9 @@ from dataflex.data.collate import collate
 from dataflex.doctor import fit
 from dataflex.doctor.check import Check
 from dataflex.doctor.run import diagnose_file
-from dataflex.losses import mean_losses
 from dataflex.memory import bytes_per_token
-from dataflex.model import add_lora, load_model
+from dataflex.models.losses import mean_losses
+from dataflex.models.model import add_lora, load_model
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_samples, tiny_tokenizer
 from dataflex.training.checkpoint import PREFIX, checkpoints

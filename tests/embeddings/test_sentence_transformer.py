@@ -16,7 +16,7 @@ from dataflex.config import load_near_config
 from dataflex.embeddings import encoders
 from dataflex.embeddings.sentence_transformer import SentenceTransformerEncoder, resolve_precision
 from dataflex.errors import ModelError
-from dataflex.identity import model_identity
+from dataflex.models.identity import model_identity
 
 TEXTS = ["red green blue", "red", "green blue red green blue", "blue blue"]
 CONFIG = {"candidate_path": "a", "query_path": "b", "embed_model": "m"}

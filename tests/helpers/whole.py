@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dataflex.data.collate import Batch, collate
 from dataflex.gradient_hooks import BatchedGradients
 from dataflex.gradients import sample_gradient
-from dataflex.losses import mean_losses
-from dataflex.model import trainable_parameters, undisturbed
+from dataflex.models.losses import mean_losses
+from dataflex.models.model import trainable_parameters, undisturbed
 
 
 def streamed(model: nn.Module, rows: int, losses: Callable[[], Tensor], groups: Sequence[int] | None = None) -> Tensor:

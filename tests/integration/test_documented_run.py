@@ -69,7 +69,7 @@ def test_the_resolved_configuration_repeats_the_run(project):
 
 @pytest.mark.integration
 def test_an_adapter_is_trained_further_and_plain_training_needs_no_selector(project):
-    from dataflex.model import save_model
+    from dataflex.models.model import save_model
 
     tokenizer = tiny_tokenizer(extra_tokens=LLAMA3_TOKENS)
     save_model(tiny_lora(tiny_model(vocab_size=len(tokenizer))), tokenizer, project / "adapter")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import dataflex
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import CheckpointError, SelectionError
-from dataflex.model import trainable_parameters
+from dataflex.models.model import trainable_parameters
 from dataflex.offline.context import at_checkpoint
 from dataflex.offline.static import logged_rate
 from dataflex.sample_features import SampleFeatures

@@ -17,7 +17,7 @@ from peft import PeftModel
 
 from dataflex.data.collate import collate
 from dataflex.errors import CheckpointError, GradientError, SelectionError, TrainingError
-from dataflex.losses import summed_loss
+from dataflex.models.losses import summed_loss
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from dataflex.model import add_lora, load_model, load_tokenizer
+from dataflex.models.model import add_lora, load_model, load_tokenizer
 from dataflex.rollouts import Prompt, Sampling, sample_answers
 from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler, answer_log_probs
 from dataflex.testing import tiny_context, tiny_dataset

@@ -26,7 +26,7 @@ from dataflex.config import RunConfig
 from dataflex.doctor.check import Check
 from dataflex.errors import ModelError
 from dataflex.memory import available_bytes, kept_bytes
-from dataflex.model import base_model, outline_model
+from dataflex.models.model import base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.store import DTYPES

@@ -18,7 +18,7 @@ from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate, Encoded
 from dataflex.doctor.look import Look, learnt_tokens, look, spread
 from dataflex.errors import ConfigError
-from dataflex.model import load_tokenizer
+from dataflex.models.model import load_tokenizer
 from dataflex.training.run import load_rows
 from dataflex.types import Sample
 

@@ -20,7 +20,7 @@ from dataflex.doctor.fit import Outline, disk_checks, memory_check, outline
 from dataflex.doctor.look import Look, learnt_tokens, look
 from dataflex.doctor.preview import marked
 from dataflex.errors import ConfigError
-from dataflex.model import load_tokenizer
+from dataflex.models.model import load_tokenizer
 from dataflex.rewards.base import RewardBackend
 from dataflex.selectors.base import Selector
 from dataflex.training.preflight import longest_selection

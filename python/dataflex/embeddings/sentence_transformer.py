@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
-from dataflex.identity import model_identity
+from dataflex.models.identity import model_identity
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

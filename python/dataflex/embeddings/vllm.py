@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
-from dataflex.identity import model_identity
+from dataflex.models.identity import model_identity
 from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 _NEEDED_BY = "embed_method: vllm"

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import SelectionError
-from dataflex.model import Precision
+from dataflex.models.model import Precision
 from dataflex.offline.context import at_checkpoint, build_context, launched_ranks, resolve_count, shared_folder
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.static import score_checkpoints

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import SelectionError
-from dataflex.model import DTYPES, Precision, trainable_parameters
+from dataflex.models.model import DTYPES, Precision, trainable_parameters
 from dataflex.training import checkpoint
 from dataflex.types import Autocast, SelectionContext
 from dataflex.utils.distributed import Ranks

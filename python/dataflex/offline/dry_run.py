@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.model import undisturbed
+from dataflex.models.model import undisturbed
 from dataflex.selectors.base import Selector
 from dataflex.selectors.plan import PlannedPart
 from dataflex.store import FeatureStore

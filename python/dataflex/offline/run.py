@@ -15,7 +15,7 @@ from dataflex.config import RunConfig, validate_component
 from dataflex.config.fields import FileConfig
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, SelectionError
-from dataflex.model import load_tokenizer
+from dataflex.models.model import load_tokenizer
 from dataflex.offline.api import as_offline, checked_context, run_selector
 from dataflex.offline.card import subset_card
 from dataflex.offline.context import build_context, launched_ranks, resolve_count

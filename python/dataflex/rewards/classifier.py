@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dataflex.errors import ModelError, RewardError
-from dataflex.model import DTYPES, Precision, load_tokenizer
+from dataflex.models.model import DTYPES, Precision, load_tokenizer
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
 from dataflex.types import RewardRequest
 from dataflex.utils.progress import progress_bar

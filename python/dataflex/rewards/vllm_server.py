@@ -26,8 +26,8 @@ import torch
 from pydantic import Field, field_validator
 
 from dataflex.errors import ModelError, RewardError
-from dataflex.identity import file_digest, model_identity
-from dataflex.model import load_tokenizer
+from dataflex.models.identity import file_digest, model_identity
+from dataflex.models.model import load_tokenizer
 from dataflex.rewards.api import is_loopback
 from dataflex.rewards.chat import ChatConfig, ChatReward, cache_folder
 from dataflex.rewards.judge import SCORE_PATTERN

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from dataflex.model import base_model, undisturbed
+from dataflex.models.model import base_model, undisturbed
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
 from dataflex.types import Autocast
 from dataflex.utils.progress import progress_bar

@@ -28,8 +28,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.errors import RolloutError
-from dataflex.losses import token_log_probs, trailing_logits
-from dataflex.model import base_model, undisturbed
+from dataflex.models.losses import token_log_probs, trailing_logits
+from dataflex.models.model import base_model, undisturbed
 from dataflex.plugins.configurable import ComponentConfig
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
 from dataflex.types import Autocast

@@ -26,8 +26,8 @@ from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.features import fill_store
-from dataflex.fingerprint import state_fingerprint
-from dataflex.losses import mean_losses
+from dataflex.models.fingerprint import state_fingerprint
+from dataflex.models.losses import mean_losses
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.store import FeatureStore

@@ -28,7 +28,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.errors import SelectionError
-from dataflex.fingerprint import fingerprint, state_fingerprint
+from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.policy_features import PolicyFeatures, WeightedPrompt
 from dataflex.projection import Projector
 from dataflex.rewards import resolve_reward

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataflex.errors import CheckpointError
-from dataflex.model import trainable_parameters
+from dataflex.models.model import trainable_parameters
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_directory
 

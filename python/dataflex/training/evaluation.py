@@ -21,8 +21,8 @@ from dataflex.data.collate import IGNORE_INDEX, collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import TrainingError
-from dataflex.losses import label_log_probs
-from dataflex.model import undisturbed
+from dataflex.models.losses import label_log_probs
+from dataflex.models.model import undisturbed
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.metric import MetricReward
 from dataflex.rollouts import Prompt, Rollout, Sampling, sample_answers

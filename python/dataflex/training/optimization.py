@@ -14,7 +14,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from dataflex.errors import TrainingError
-from dataflex.model import trainable_parameters
+from dataflex.models.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 from dataflex.utils.launch import process_count
 

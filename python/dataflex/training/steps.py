@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from dataflex.data.collate import IGNORE_INDEX, collate
 from dataflex.data.dataset import Example
 from dataflex.errors import TrainingError
-from dataflex.losses import summed_loss
-from dataflex.model import trainable_parameters
+from dataflex.models.losses import summed_loss
+from dataflex.models.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 from dataflex.utils.distributed import Ranks
 

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.errors import TrainingError
-from dataflex.model import save_model
+from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
 from dataflex.selectors.base import Selector
 from dataflex.training import outputs, preflight

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.model import trainable_parameters
+from dataflex.models.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.steps import Stepper
 from dataflex.utils.distributed import Ranks

@@ -24,7 +24,7 @@ from pydantic import Field
 from dataflex import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.data.collate import collate
 from dataflex.errors import SelectionError
-from dataflex.model import base_model, undisturbed
+from dataflex.models.model import base_model, undisturbed
 
 DIAMETER = 2.0
 """Largest distance of two points of length 1: the score of a first sample, when nothing is covered yet."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.data.collate import IGNORE_INDEX, Batch
-from dataflex.model import base_model
+from dataflex.models.model import base_model
 
 
 def trailing_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:

@@ -169,7 +169,9 @@ def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """
     found = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not found:
-        raise ModelError("the model has no trainable parameters", hint="add a LoRA adapter (dataflex.model.add_lora)")
+        raise ModelError(
+            "the model has no trainable parameters", hint="add a LoRA adapter (dataflex.models.model.add_lora)"
+        )
     return found
 
 

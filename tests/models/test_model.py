@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dataflex.errors import ModelError
-from dataflex.model import (
+from dataflex.models.model import (
     add_lora,
     base_model,
     load_adapter,

@@ -7,11 +7,11 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dataflex import export as exporting
 from dataflex.cli import cli
 from dataflex.config import load_export_config
 from dataflex.errors import ModelError
-from dataflex.export import export
+from dataflex.models import export as exporting
+from dataflex.models.export import export
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from helpers.documented import LLAMA3_TOKENS
 

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from dataflex.model import autocast_dtype, base_model, trainable_parameters
+from dataflex.models.model import autocast_dtype, base_model, trainable_parameters
 from dataflex.types import Autocast
 
 SAMPLED_VALUES = 4096

@@ -7,9 +7,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from dataflex import fingerprint
-from dataflex.fingerprint import state_fingerprint
-from dataflex.model import load_model, trainable_parameters
+from dataflex.models import fingerprint
+from dataflex.models.fingerprint import state_fingerprint
+from dataflex.models.model import load_model, trainable_parameters
 from dataflex.testing import stepped_optimizer, tiny_lora, tiny_model
 
 BF16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
