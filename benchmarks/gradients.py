@@ -32,14 +32,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.adam import adam_normalize
 from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.collate import IGNORE_INDEX, Batch, collate
 from dataflex.features import adam_moments
 from dataflex.gradients import sample_gradient
 from dataflex.models.losses import mean_losses
 from dataflex.models.model import add_lora, load_model, load_tokenizer, trainable_parameters
-from dataflex.projection import Projector
+from dataflex.projection.adam import adam_normalize
+from dataflex.projection.projector import Projector
 from dataflex.sample_features import SampleFeatures
 from dataflex.types import Sample, SelectionContext
 from measuring.timing import BASELINE, OURS, PEER, Contender, Times, measure, paired_ratio

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from dataflex.projection import Projector
+from dataflex.projection.projector import Projector
 from dataflex.utils.files import write_json, write_text
 from measuring.errors import Summary, pair_errors, summarise
 from measuring.lora_gradients import lora_gradients

@@ -139,7 +139,7 @@ double adam_pass(const py::array& grads, const std::string& type, int64_t offset
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "Native kernels of dataflex. Private: use dataflex.projection.";
+  module.doc() = "Native kernels of dataflex. Private: use dataflex.projection.projector.";
   module.attr("API_VERSION") = kApiVersion;
   module.def("philox4x32", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     dataflex::Words<1> words{{{counter[0]}, {counter[1]}, {counter[2]}, {counter[3]}}};

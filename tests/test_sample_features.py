@@ -13,7 +13,7 @@ from dataflex.features import adam_moments
 from dataflex.gradient_hooks import BatchedGradients, UnsupportedModel
 from dataflex.gradients import sample_gradient
 from dataflex.memory import MOST_TOKENS
-from dataflex.projection import Projector
+from dataflex.projection.projector import Projector
 from dataflex.sample_features import SampleFeatures
 from dataflex.similarity import unusual_rows
 from dataflex.testing import stepped_optimizer, tiny_context, tiny_dataset, tiny_model

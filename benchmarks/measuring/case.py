@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments
+from dataflex.projection.adam import AdamMoments
 
 BETAS, EPS, STEPS = (0.9, 0.999), 1e-8, 3
 

@@ -12,10 +12,10 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from dataflex.kernels.block import Block, arguments
-from dataflex.kernels.native import native_status
-from dataflex.kernels.sjlt import placements
-from dataflex.projection import Projector
+from dataflex.projection.kernels.block import Block, arguments
+from dataflex.projection.kernels.native import native_status
+from dataflex.projection.kernels.sjlt import placements
+from dataflex.projection.projector import Projector
 from measuring.case import Case
 from measuring.timing import BASELINE, FLOOR, OURS, Contender
 

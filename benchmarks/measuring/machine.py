@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import dataflex
-from dataflex.kernels.native import native_status
+from dataflex.projection.kernels.native import native_status
 
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")
 

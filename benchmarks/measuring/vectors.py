@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments, adam_normalize
+from dataflex.projection.adam import AdamMoments, adam_normalize
 
 KURTOSIS = 57_000.0
 FEW = 8

@@ -1,5 +1,5 @@
 // The CUDA kernels as Python functions. Python knows the tensors and has checked device, dtype, shape and contiguity
-// (python/dataflex/kernels/cuda.py); addresses and sizes arrive as integers.
+// (python/dataflex/projection/kernels/cuda.py); addresses and sizes arrive as integers.
 #include "bindings.h"
 
 #include <pybind11/stl.h>

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dataflex.offline.api import less_static, select
     from dataflex.offline.selection import OfflineSelection
     from dataflex.plugins.hookspecs import HOOK_API_VERSION, hookimpl
-    from dataflex.projection import AdamMoments, ProjectionKind, Projector
+    from dataflex.projection.projector import AdamMoments, ProjectionKind, Projector
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selector, SelectorConfig
     from dataflex.selectors.delta_loss import DeltaLossSelector
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dataflex.version import __version__
 
 _HOMES = {
-    "AdamMoments": "dataflex.projection",
+    "AdamMoments": "dataflex.projection.projector",
     "ChatTemplate": "dataflex.data.templates",
     "DataflexError": "dataflex.errors",
     "DatasetFormat": "dataflex.data.formats",
@@ -46,8 +46,8 @@ _HOMES = {
     "NearSelector": "dataflex.selectors.near",
     "NiceSelector": "dataflex.selectors.nice",
     "OfflineSelection": "dataflex.offline.selection",
-    "ProjectionKind": "dataflex.projection",
-    "Projector": "dataflex.projection",
+    "ProjectionKind": "dataflex.projection.projector",
+    "Projector": "dataflex.projection.projector",
     "RandomSelector": "dataflex.selectors.random",
     "RewardBackend": "dataflex.rewards.base",
     "RewardRequest": "dataflex.types",

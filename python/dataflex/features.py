@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dataflex.errors import GradientError
 from dataflex.models.model import trainable_parameters, undisturbed
-from dataflex.projection import AdamMoments, AdamVariant
+from dataflex.projection.projector import AdamMoments, AdamVariant
 from dataflex.store import FeatureStore
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import progress_bar

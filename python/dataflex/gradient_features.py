@@ -28,7 +28,7 @@ from dataflex.gradient_check import disagreement
 from dataflex.gradient_hooks import BatchedGradients, Sink, UnsupportedModel
 from dataflex.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
 from dataflex.models.model import recomputing, trainable_parameters, undisturbed
-from dataflex.projection import AdamMoments, Projector
+from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.store import FeatureDtype, FeatureStore
 from dataflex.types import SelectionContext
 

@@ -23,7 +23,7 @@ from dataflex.gradients import policy_gradient
 from dataflex.memory import BatchTokens
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.models.losses import label_log_probs
-from dataflex.projection import Projector
+from dataflex.projection.projector import Projector
 from dataflex.types import SelectionContext
 
 

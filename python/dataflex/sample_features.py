@@ -15,7 +15,7 @@ from dataflex.gradients import sample_gradient
 from dataflex.memory import BatchTokens
 from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.losses import mean_losses
-from dataflex.projection import AdamVariant, Projector
+from dataflex.projection.projector import AdamVariant, Projector
 from dataflex.types import SelectionContext
 
 __all__ = ["GradientType", "SampleFeatures"]

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dataflex.adam import adam_normalize
-from dataflex.projection import Projector
+from dataflex.projection.adam import adam_normalize
+from dataflex.projection.projector import Projector
 from measuring import contenders
 from measuring.case import Case, make_cases
 

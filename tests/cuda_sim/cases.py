@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments, AdamVariant
-from dataflex.kernels import fixed_point, gaussian, rademacher, sjlt
-from dataflex.kernels.block import VALUE_TYPES, Block
+from dataflex.projection.adam import AdamMoments, AdamVariant
+from dataflex.projection.kernels import fixed_point, gaussian, rademacher, sjlt
+from dataflex.projection.kernels.block import VALUE_TYPES, Block
 from helpers.projections import gradients, moments
 
 LIMITS = {"sjlt": sjlt.LIMIT, "rademacher": rademacher.LIMIT}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from cuda_sim.cases import Job, make
-from dataflex.kernels import sjlt
+from dataflex.projection.kernels import sjlt
 
 
 def towards_one_side(sign: int, groups: int = 600) -> Job:

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from dataflex.cli import cli
 from dataflex.doctor import installation as doctor
 from dataflex.doctor.check import Check
-from dataflex.kernels.native import native_status
-from dataflex.projection import Projector
+from dataflex.projection.kernels.native import native_status
+from dataflex.projection.projector import Projector
 from helpers.projections import torch_only
 
 KERNELS = {"projection sjlt", "projection rademacher", "projection gaussian"}

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataflex.adam import AdamVariant, adam_normalize
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.features import adam_moments
 from dataflex.gradients import sample_gradient
+from dataflex.projection.adam import AdamVariant, adam_normalize
 from dataflex.types import SelectionContext
 
 

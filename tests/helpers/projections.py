@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments, AdamVariant
-from dataflex.kernels import native
+from dataflex.projection.adam import AdamMoments, AdamVariant
+from dataflex.projection.kernels import native
 
 
 @contextmanager

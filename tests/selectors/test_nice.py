@@ -9,12 +9,12 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dataflex.adam import adam_normalize
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, GradientError, RewardError, RolloutError, SelectionError
 from dataflex.features import adam_moments
 from dataflex.gradients import policy_gradient, sample_gradient
+from dataflex.projection.adam import adam_normalize
 from dataflex.rollouts import Rollout
 from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.nice import advantages, score_answers

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments
 from dataflex.config.provenance import versions
 from dataflex.doctor.check import Check
-from dataflex.kernels import fixed_point, gaussian, rademacher, sjlt
-from dataflex.kernels.block import Block, arguments
-from dataflex.kernels.native import native_status
 from dataflex.plugins.registry import registry
-from dataflex.projection import Projector
+from dataflex.projection.adam import AdamMoments
+from dataflex.projection.kernels import fixed_point, gaussian, rademacher, sjlt
+from dataflex.projection.kernels.block import Block, arguments
+from dataflex.projection.kernels.native import native_status
+from dataflex.projection.projector import Projector
 
 ROWS, COLUMNS, DIM = 4, 250, 256
 GAUSSIAN_TOLERANCE = 1e-5

@@ -15,7 +15,7 @@ from typing import Any
 from dataflex.errors import CheckpointError, SelectionError
 from dataflex.features import report_broken
 from dataflex.offline.context import at_checkpoint
-from dataflex.projection import Projector
+from dataflex.projection.projector import Projector
 from dataflex.selectors.gradient import candidate_facts, report_unusable
 from dataflex.selectors.less import LessSelector
 from dataflex.similarity import Influence, influence_scores, target_directions, top_k, unusual_rows

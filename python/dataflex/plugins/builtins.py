@@ -54,7 +54,7 @@ def register_projections(register: Register) -> None:
         ("gaussian", "gaussian:GaussianProjection", "dense normal entries"),
         ("identity", "identity:IdentityProjection", "no projection: features are gradients"),
     ):
-        register(name, f"dataflex.projections.{target}", summary=summary)
+        register(name, f"dataflex.projection.kinds.{target}", summary=summary)
 
 
 @hookimpl

@@ -36,7 +36,7 @@ Kind = Literal["selector", "reward", "projection", "dataset_format"]
 KINDS: dict[Kind, tuple[str, str]] = {
     "selector": ("register_selectors", "dataflex.selectors.base:Selector"),
     "reward": ("register_reward_backends", "dataflex.rewards.base:RewardBackend"),
-    "projection": ("register_projections", "dataflex.projection:ProjectionKind"),
+    "projection": ("register_projections", "dataflex.projection.projector:ProjectionKind"),
     "dataset_format": ("register_dataset_formats", "dataflex.data.formats:DatasetFormat"),
 }
 """Per kind of component: the hook that registers it and the base class that it must have."""

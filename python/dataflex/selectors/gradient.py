@@ -25,7 +25,7 @@ from dataflex.errors import SelectionError
 from dataflex.features import adam_settings, adam_states, report_broken
 from dataflex.gradient_features import GradientFeatures
 from dataflex.memory import BatchTokens
-from dataflex.projection import AdamMoments, AdamVariant, Projector
+from dataflex.projection.projector import AdamMoments, AdamVariant, Projector
 from dataflex.sample_features import GradientType, SampleFeatures
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart

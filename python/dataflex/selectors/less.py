@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dataflex.errors import SelectionError
-from dataflex.projection import Projector
+from dataflex.projection.projector import Projector
 from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
 from dataflex.selectors.plan import Plan
 from dataflex.similarity import Aggregate

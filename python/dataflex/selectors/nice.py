@@ -30,7 +30,7 @@ from dataflex.data.collate import IGNORE_INDEX
 from dataflex.errors import SelectionError
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.policy_features import PolicyFeatures, WeightedPrompt
-from dataflex.projection import Projector
+from dataflex.projection.projector import Projector
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers

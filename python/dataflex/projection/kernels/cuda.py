@@ -1,7 +1,7 @@
 """The CUDA kernels on tensors: checks them, and passes addresses to the extension on torch's current stream.
 
 The extension knows no torch. Nothing here waits for the device, so the exponents of rows, which live there, are not
-checked; those of :mod:`dataflex.kernels.fixed_point` are always in range.
+checked; those of :mod:`dataflex.projection.kernels.fixed_point` are always in range.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dataflex.errors import ProjectionError
-from dataflex.kernels.block import VALUE_TYPES, Block
+from dataflex.projection.kernels.block import VALUE_TYPES, Block
 
 DTYPES = {
     "exponents": torch.int32,

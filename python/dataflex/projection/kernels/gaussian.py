@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dataflex.kernels import block
-from dataflex.kernels.block import Block, unsigned_seed
-from dataflex.kernels.native import kernel
-from dataflex.kernels.philox import WORD, domain, philox4x32
+from dataflex.projection.kernels import block
+from dataflex.projection.kernels.block import Block, unsigned_seed
+from dataflex.projection.kernels.native import kernel
+from dataflex.projection.kernels.philox import WORD, domain, philox4x32
 
 COLUMNS = 4
 """Parameters that one call of the generator gives entries for."""
@@ -73,7 +73,7 @@ def gaussian_accumulate(
     """Add the projection of a block of parameters to sums, natively where a kernel is there.
 
     Args:
-        grads: As all arguments up to ``constants``: see :func:`dataflex.kernels.sjlt.sjlt_accumulate`.
+        grads: As all arguments up to ``constants``: see :func:`dataflex.projection.kernels.sjlt.sjlt_accumulate`.
         offset: Parameter index of the first column.
         exp_avg: ``(n,)`` float32 or None.
         exp_avg_sq: ``(n,)`` float32 or None.

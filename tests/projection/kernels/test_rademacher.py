@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.kernels import rademacher
-from dataflex.kernels.philox import philox4x32
+from dataflex.projection.kernels import rademacher
+from dataflex.projection.kernels.philox import philox4x32
 
 
 def is_negative(output: int, parameter: int, seed: int) -> bool:

@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataflex.adam import AdamMoments
 from dataflex.errors import ProjectionError
-from dataflex.kernels.block import VALUE_TYPES
 from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
+from dataflex.projection.adam import AdamMoments
+from dataflex.projection.kernels.block import VALUE_TYPES
 
 
 class ProjectionConfig(ComponentConfig):

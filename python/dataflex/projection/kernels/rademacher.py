@@ -1,6 +1,6 @@
 """``rademacher``: dense projection with random signs, P = +-1 / sqrt(k).
 
-The grid (:mod:`dataflex.kernels.fixed_point`) ends at 2^15 - 1, so that a value fits two bytes, which is what integer
+The grid (:mod:`dataflex.projection.kernels.fixed_point`) ends at 2^15 - 1, so that a value fits two bytes, which is what integer
 matrix units multiply. A step of it is 2^-12 for Adam-normalised values (betas 0.9, 0.999), and 2^-14 to 2^-15 of a raw
 row's largest entry; the relative error of features is about 0.3 steps over the root mean square of the values: below
 5e-4 unless a raw row's largest entry is more than 28 times its root mean square.
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dataflex.kernels import block, fixed_point
-from dataflex.kernels.block import Block, unsigned_seed
-from dataflex.kernels.fixed_point import grid_values
-from dataflex.kernels.native import kernel
-from dataflex.kernels.philox import WORD, domain, philox4x32
+from dataflex.projection.kernels import block, fixed_point
+from dataflex.projection.kernels.block import Block, unsigned_seed
+from dataflex.projection.kernels.fixed_point import grid_values
+from dataflex.projection.kernels.native import kernel
+from dataflex.projection.kernels.philox import WORD, domain, philox4x32
 
 LIMIT = 2**15 - 1
 COLUMNS = 128
@@ -79,7 +79,7 @@ def rademacher_accumulate(
 ) -> None:
     """Add the projection of a block of parameters to integer sums, natively where a kernel is there.
 
-    Arguments as :func:`dataflex.kernels.sjlt.sjlt_accumulate`.
+    Arguments as :func:`dataflex.projection.kernels.sjlt.sjlt_accumulate`.
     """
     parameters = Block(grads, offset, exp_avg, exp_avg_sq, variant, constants)
     native = kernel("rademacher", grads.device)

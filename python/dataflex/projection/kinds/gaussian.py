@@ -7,17 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments
-from dataflex.kernels.block import arguments, signed_seed
-from dataflex.kernels.gaussian import gaussian_accumulate
-from dataflex.projections.base import Accumulator, ProjectionConfig, ProjectionKind
+from dataflex.projection.adam import AdamMoments
+from dataflex.projection.kernels.block import arguments, signed_seed
+from dataflex.projection.kernels.gaussian import gaussian_accumulate
+from dataflex.projection.kinds.base import Accumulator, ProjectionConfig, ProjectionKind
 
 
 class GaussianProjection(ProjectionKind[ProjectionConfig]):
     """Independent normal entries over sqrt(k); any ``dim``.
 
     Floating point: within 1e-5 of exact arithmetic for any batch, split and device, but not bit-identical
-    (:mod:`dataflex.kernels.gaussian`). The slowest kind; take it to compare with.
+    (:mod:`dataflex.projection.kernels.gaussian`). The slowest kind; take it to compare with.
     """
 
     name = "gaussian"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments
 from dataflex.errors import ConfigError, GradientError, PluginError, ProjectionError
-from dataflex.projection import Projector
+from dataflex.projection.adam import AdamMoments
+from dataflex.projection.projector import Projector
 from helpers.projections import moments
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataflex.kernels import cuda
-from dataflex.kernels.block import Block
+from dataflex.projection.kernels import cuda
+from dataflex.projection.kernels.block import Block
 
 API_VERSION = 5
 """Version of the extension's functions that this package calls."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dataflex.kernels.philox import philox4x32
+from dataflex.projection.kernels.philox import philox4x32
 from helpers.philox import KNOWN_ANSWERS
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamVariant, adam_normalize
-from dataflex.kernels import gaussian, rademacher, sjlt
-from dataflex.kernels.block import arguments
-from dataflex.kernels.native import native_status
-from dataflex.projection import Projector
+from dataflex.projection.adam import AdamVariant, adam_normalize
+from dataflex.projection.kernels import gaussian, rademacher, sjlt
+from dataflex.projection.kernels.block import arguments
+from dataflex.projection.kernels.native import native_status
+from dataflex.projection.projector import Projector
 from helpers.projections import gradients, moments, torch_only
 
 VARIANTS: list[AdamVariant | None] = [None, "adamw", "less"]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamVariant
-from dataflex.kernels import native
-from dataflex.kernels.native import native_status
-from dataflex.projection import Projector
+from dataflex.projection.adam import AdamVariant
+from dataflex.projection.kernels import native
+from dataflex.projection.kernels.native import native_status
+from dataflex.projection.projector import Projector
 from helpers.philox import KNOWN_ANSWERS
 from helpers.projections import gradients, moments, torch_only
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dataflex.adam import adam_bound
-from dataflex.kernels.block import Block
+from dataflex.projection.adam import adam_bound
+from dataflex.projection.kernels.block import Block
 
 MIN_EXPONENT, MAX_EXPONENT = -126, 127
 SCHEMA = "Tensor exponents, Tensor(a!) sums, Tensor(b!) not_finite, Tensor(c!) saturated"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments, normalize
+from dataflex.projection.adam import AdamMoments, normalize
 
 SCHEMA = "Tensor grads, int offset, Tensor? exp_avg, Tensor? exp_avg_sq, str variant, float[] constants"
 """The arguments of :class:`Block` in an operator's schema."""
@@ -27,7 +27,7 @@ class Block:
         exp_avg: ``(n,)`` float32, or None for raw gradients.
         exp_avg_sq: ``(n,)`` float32, or None for raw gradients.
         variant: ``none``, ``adamw`` or ``less``.
-        constants: The seven numbers of :meth:`dataflex.adam.AdamMoments.constants`; zeros for raw gradients.
+        constants: The seven numbers of :meth:`dataflex.projection.adam.AdamMoments.constants`; zeros for raw gradients.
     """
 
     grads: Tensor

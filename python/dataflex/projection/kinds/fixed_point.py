@@ -11,12 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataflex.adam import AdamMoments
 from dataflex.errors import ProjectionError
-from dataflex.kernels import fixed_point, rademacher, sjlt
-from dataflex.kernels.block import arguments, signed_seed
 from dataflex.plugins.configurable import ConfigT
-from dataflex.projections.base import Accumulator, ProjectionConfig, ProjectionKind, check_two_dimensions
+from dataflex.projection.adam import AdamMoments
+from dataflex.projection.kernels import fixed_point, rademacher, sjlt
+from dataflex.projection.kernels.block import arguments, signed_seed
+from dataflex.projection.kinds.base import Accumulator, ProjectionConfig, ProjectionKind, check_two_dimensions
 
 
 class FixedPointProjection(ProjectionKind[ConfigT]):
@@ -35,7 +35,7 @@ class FixedPointProjection(ProjectionKind[ConfigT]):
         return FixedPointAccumulator(self, rows, device, exponents)
 
     def row_exponents(self, grads: Tensor) -> Tensor:
-        """The grid of raw gradients: :func:`dataflex.kernels.fixed_point.row_exponents`."""
+        """The grid of raw gradients: :func:`dataflex.projection.kernels.fixed_point.row_exponents`."""
         check_two_dimensions(grads)
         return fixed_point.row_exponents(grads, self.limit)
 
@@ -46,7 +46,7 @@ class FixedPointProjection(ProjectionKind[ConfigT]):
 
     @abstractmethod
     def accumulate(self, block: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        """Add a block (:func:`dataflex.kernels.block.arguments`) to (exponents, sums, not_finite, saturated)."""
+        """Add a block (:func:`dataflex.projection.kernels.block.arguments`) to (exponents, sums, not_finite, saturated)."""
 
 
 class SjltConfig(ProjectionConfig):
@@ -58,7 +58,7 @@ class SjltConfig(ProjectionConfig):
 class SjltProjection(FixedPointProjection[SjltConfig]):
     """Block-permutation sparse Johnson-Lindenstrauss; ``dim`` is a multiple of ``16 * sparsity``.
 
-    Within 1e-5 of exact arithmetic (:mod:`dataflex.kernels.sjlt`). The cheapest kind, and as accurate as a dense one.
+    Within 1e-5 of exact arithmetic (:mod:`dataflex.projection.kernels.sjlt`). The cheapest kind, and as accurate as a dense one.
     """
 
     name = "sjlt"
@@ -95,7 +95,7 @@ class SjltProjection(FixedPointProjection[SjltConfig]):
 class RademacherProjection(FixedPointProjection[ProjectionConfig]):
     """Dense random signs over sqrt(k); any ``dim``.
 
-    Within 5e-4 of exact arithmetic on its two-byte grid (:mod:`dataflex.kernels.rademacher`). Costs k operations a
+    Within 5e-4 of exact arithmetic on its two-byte grid (:mod:`dataflex.projection.kernels.rademacher`). Costs k operations a
     parameter: take it to compare with, or where few outputs must be dense.
     """
 

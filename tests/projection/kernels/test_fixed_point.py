@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflex.kernels import fixed_point, rademacher, sjlt
+from dataflex.projection.kernels import fixed_point, rademacher, sjlt
 
 
 @pytest.mark.parametrize("limit", [sjlt.LIMIT, rademacher.LIMIT])

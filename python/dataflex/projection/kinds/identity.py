@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments, adam_normalize
 from dataflex.errors import ProjectionError
-from dataflex.projections.base import Accumulator, ProjectionConfig, ProjectionKind
+from dataflex.projection.adam import AdamMoments, adam_normalize
+from dataflex.projection.kinds.base import Accumulator, ProjectionConfig, ProjectionKind
 
 
 class IdentityProjection(ProjectionKind[ProjectionConfig]):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.kernels import sjlt
+from dataflex.projection.kernels import sjlt
 
 
 def matrix(start: int, stop: int, *, dim: int, sparsity: int, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ function of (seed, parameter index, output index), so gradients may arrive whole
 
 The relative error of inner products is about 1/sqrt(k) with every kind: ``sjlt`` (sparse, the default), ``rademacher``
 and ``gaussian`` (dense); ``identity`` does not project. The first two give the same bits for any batch, block split,
-number of threads and device (:mod:`dataflex.kernels.fixed_point`). Kinds of other packages are subclasses of
+number of threads and device (:mod:`dataflex.projection.kernels.fixed_point`). Kinds of other packages are subclasses of
 :class:`ProjectionKind` registered by the hook ``register_projections``.
 """
 
@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments, AdamVariant, adam_normalize
 from dataflex.plugins.registry import registry
-from dataflex.projections.base import Accumulator, ProjectionConfig, ProjectionKind, check_two_dimensions
+from dataflex.projection.adam import AdamMoments, AdamVariant, adam_normalize
+from dataflex.projection.kinds.base import Accumulator, ProjectionConfig, ProjectionKind, check_two_dimensions
 
 __all__ = [
     "Accumulator",

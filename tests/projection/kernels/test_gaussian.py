@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from dataflex.kernels import gaussian
-from dataflex.kernels.native import native_status
-from dataflex.kernels.philox import philox4x32
-from dataflex.projection import Projector
+from dataflex.projection.kernels import gaussian
+from dataflex.projection.kernels.native import native_status
+from dataflex.projection.kernels.philox import philox4x32
+from dataflex.projection.projector import Projector
 
 needs_native = pytest.mark.skipif(native_status().module is None, reason=f"no native kernels: {native_status().reason}")
 

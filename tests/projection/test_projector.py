@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dataflex.adam import AdamMoments, AdamVariant, adam_normalize
 from dataflex.errors import ProjectionError
-from dataflex.kernels import native, sjlt
-from dataflex.kernels.native import native_status
-from dataflex.projection import Accumulator, ProjectionConfig, ProjectionKind, Projector
+from dataflex.projection.adam import AdamMoments, AdamVariant, adam_normalize
+from dataflex.projection.kernels import native, sjlt
+from dataflex.projection.kernels.native import native_status
+from dataflex.projection.projector import Accumulator, ProjectionConfig, ProjectionKind, Projector
 from helpers.projections import gradients, moments, torch_only
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

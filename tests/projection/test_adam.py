@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflex.adam import AdamMoments, adam_bound, adam_normalize
 from dataflex.errors import GradientError
+from dataflex.projection.adam import AdamMoments, adam_bound, adam_normalize
 from helpers.projections import gradients, moments
 
 

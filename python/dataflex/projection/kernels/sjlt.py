@@ -7,7 +7,7 @@ repetition) alone, so any split of the parameters gives the same P, and E[P^T P]
 accurate as a dense one from s = 8 on; with s = 1 to 4, few large entries cost accuracy. (Sparse JL: Kane and Nelson,
 arXiv 1012.1577.)
 
-The grid (:mod:`dataflex.kernels.fixed_point`) ends at 2^23, the largest limit up to which float32 holds every integer
+The grid (:mod:`dataflex.projection.kernels.fixed_point`) ends at 2^23, the largest limit up to which float32 holds every integer
 and every half below it; 255 such values still add up in 32 bits. Features are within 1e-5 of exact arithmetic; 16 bits
 would not be. ``csrc/sjlt.h`` states the same map word by word.
 """
@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dataflex.kernels import block, fixed_point
-from dataflex.kernels.block import Block, unsigned_seed
-from dataflex.kernels.fixed_point import grid_values
-from dataflex.kernels.native import kernel
-from dataflex.kernels.philox import WORD, domain, philox4x32
+from dataflex.projection.kernels import block, fixed_point
+from dataflex.projection.kernels.block import Block, unsigned_seed
+from dataflex.projection.kernels.fixed_point import grid_values
+from dataflex.projection.kernels.native import kernel
+from dataflex.projection.kernels.philox import WORD, domain, philox4x32
 
 LANES = 16
 LIMIT = 2**23
@@ -124,7 +124,7 @@ def sjlt_accumulate(
         exp_avg: ``(n,)`` float32 first moments, or None for raw gradients.
         exp_avg_sq: ``(n,)`` float32 second moments, or None for raw gradients.
         variant: ``none``, ``adamw`` or ``less``.
-        constants: :meth:`dataflex.adam.AdamMoments.constants`; zeros for raw gradients.
+        constants: :meth:`dataflex.projection.adam.AdamMoments.constants`; zeros for raw gradients.
         exponents: ``(b,)`` int32 grid exponents.
         sums: ``(b, k)`` int64, added to.
         not_finite: ``(b,)`` uint8, set to 1 where a value is not finite.

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.adam import AdamMoments, AdamVariant
 from dataflex.errors import ProjectionError
-from dataflex.kernels import cuda, native
-from dataflex.kernels.block import Block
-from dataflex.projection import Projector
+from dataflex.projection.adam import AdamMoments, AdamVariant
+from dataflex.projection.kernels import cuda, native
+from dataflex.projection.kernels.block import Block
+from dataflex.projection.projector import Projector
 from helpers.projections import gradients, moments
 
 GPU = torch.device("cuda", 0)
