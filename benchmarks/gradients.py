@@ -34,13 +34,13 @@ from torch import Tensor, nn
 
 from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.collate import IGNORE_INDEX, Batch, collate
-from dataflex.features import adam_moments
-from dataflex.gradients import sample_gradient
+from dataflex.gradients.moments import adam_moments
+from dataflex.gradients.plain import sample_gradient
+from dataflex.gradients.samples import SampleFeatures
 from dataflex.models.losses import mean_losses
 from dataflex.models.model import add_lora, load_model, load_tokenizer, trainable_parameters
 from dataflex.projection.adam import adam_normalize
 from dataflex.projection.projector import Projector
-from dataflex.sample_features import SampleFeatures
 from dataflex.types import Sample, SelectionContext
 from measuring.timing import BASELINE, OURS, PEER, Contender, Times, measure, paired_ratio
 

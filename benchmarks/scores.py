@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from dataflex.similarity import Influence, influence_scores, target_directions
-from dataflex.store import DTYPES, FeatureDtype, FeatureStore
+from dataflex.gradients.similarity import Influence, influence_scores, target_directions
+from dataflex.gradients.store import DTYPES, FeatureDtype, FeatureStore
 
 SHARD_ROWS = 4096
 MIB = 1 << 20

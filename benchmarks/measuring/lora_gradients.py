@@ -14,8 +14,8 @@ from dataflex.data.collate import Batch, collate
 from dataflex.data.dataset import tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
-from dataflex.features import adam_moments
-from dataflex.gradients import sample_gradient, sample_loss
+from dataflex.gradients.moments import adam_moments
+from dataflex.gradients.plain import sample_gradient, sample_loss
 from dataflex.models.model import add_lora, load_model, load_tokenizer, undisturbed
 from measuring.vectors import Vectors
 

@@ -75,7 +75,7 @@ def test_every_command_has_its_help() -> None:
         ("[how](../CONTRIBUTING.md)", "[how](contributing.md)"),
         ("[run](../examples/quickstart/README.md#what)", "[run](quickstart.md#what)"),
         ("[near](near.md#tsds)", "[near](near.md#tsds)"),
-        ("[code](../python/dataflex/store.py)", "code"),
+        ("[code](../python/dataflex/gradients/store.py)", "code"),
         ("[web](https://example.org/a.md)", "[web](https://example.org/a.md)"),
         ("![figure](figures/projection.svg)", "![figure](figures/projection.svg)"),
         ("```text\n[as](../is.md)\n```", "```text\n[as](../is.md)\n```"),

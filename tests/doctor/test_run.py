@@ -14,7 +14,7 @@ from dataflex.data.collate import collate
 from dataflex.doctor import fit
 from dataflex.doctor.check import Check
 from dataflex.doctor.run import diagnose_file
-from dataflex.memory import bytes_per_token
+from dataflex.gradients.memory import bytes_per_token
 from dataflex.models.losses import mean_losses
 from dataflex.models.model import add_lora, load_model
 from dataflex.selectors.random import RandomSelector

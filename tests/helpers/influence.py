@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.features import adam_moments
-from dataflex.gradients import sample_gradient
+from dataflex.gradients.moments import adam_moments
+from dataflex.gradients.plain import sample_gradient
 from dataflex.projection.adam import AdamVariant, adam_normalize
 from dataflex.types import SelectionContext
 

@@ -7,13 +7,13 @@ import signal
 import sys
 from pathlib import Path
 
-import dataflex.store
+import dataflex.gradients.store
 from helpers.runs import tiny_trainer
 
 
 def main(output_dir: str, writes: int) -> None:
     """Run a tiny training; the process dies at its ``writes``-th write to a feature store."""
-    real = dataflex.store.FeatureStore.write
+    real = dataflex.gradients.store.FeatureStore.write
     left = writes
 
     def write(self, start, features):
@@ -23,7 +23,7 @@ def main(output_dir: str, writes: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(self, start, features)
 
-    dataflex.store.FeatureStore.write = write
+    dataflex.gradients.store.FeatureStore.write = write
     tiny_trainer(Path(output_dir), resume_from_checkpoint=True).train()
 
 

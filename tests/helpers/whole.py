@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.data.collate import Batch, collate
-from dataflex.gradient_hooks import BatchedGradients
-from dataflex.gradients import sample_gradient
+from dataflex.gradients.hooks import BatchedGradients
+from dataflex.gradients.plain import sample_gradient
 from dataflex.models.losses import mean_losses
 from dataflex.models.model import trainable_parameters, undisturbed
 

@@ -95,7 +95,7 @@ def test_the_plan_is_what_a_selection_computes(tmp_path, monkeypatch):
         part.prepare()
         shards = part.open_store(tmp_path / part.name).shards
         planned.append([batch for start, stop in shards for batch in part.batches(list(range(start, stop)))])
-    from dataflex.sample_features import SampleFeatures
+    from dataflex.gradients.samples import SampleFeatures
 
     computed: dict[int, list[list[int]]] = {}
     real = SampleFeatures.features

@@ -13,8 +13,8 @@ import torch
 import dataflex
 from dataflex.data.sources import load_samples
 from dataflex.errors import CheckpointError, ConfigError, DataError, PluginError, SelectionError
+from dataflex.gradients.samples import SampleFeatures
 from dataflex.offline.context import resolve_count
-from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import EchoReward, tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.training.schedule import Schedule

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 import dataflex
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import CheckpointError, SelectionError
+from dataflex.gradients.samples import SampleFeatures
 from dataflex.models.model import trainable_parameters
 from dataflex.offline.context import at_checkpoint
 from dataflex.offline.static import logged_rate
-from dataflex.sample_features import SampleFeatures
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.schedule import Schedule

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from dataflex.data.collate import collate
 from dataflex.errors import ConfigError, SelectionError
-from dataflex.gradients import sample_loss
+from dataflex.gradients.plain import sample_loss
+from dataflex.gradients.store import FeatureStore
 from dataflex.selectors import draw
 from dataflex.selectors.delta_loss import DeltaLossSelector, window
 from dataflex.selectors.draw import length_batches, weighted_draw
 from dataflex.selectors.loss import LossSelector
-from dataflex.store import FeatureStore
 from dataflex.testing import tiny_context, tiny_dataset
 from helpers.runs import tiny_trainer
 

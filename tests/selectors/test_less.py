@@ -8,7 +8,7 @@ import torch
 
 from dataflex.data import ChatTemplate, tokenize
 from dataflex.errors import ConfigError, GradientError, SelectionError
-from dataflex.sample_features import SampleFeatures
+from dataflex.gradients.samples import SampleFeatures
 from dataflex.selectors.less import LessSelector
 from dataflex.testing import stepped_optimizer, tiny_context, tiny_dataset, tiny_samples, tiny_tokenizer
 from helpers.influence import by_task, full_cosines

@@ -25,11 +25,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from dataflex.config import RunConfig
 from dataflex.doctor.check import Check
 from dataflex.errors import ModelError
-from dataflex.memory import available_bytes, kept_bytes
+from dataflex.gradients.memory import available_bytes, kept_bytes
+from dataflex.gradients.store import DTYPES
 from dataflex.models.model import base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
-from dataflex.store import DTYPES
 from dataflex.training.run import add_new_adapter
 from dataflex.training.schedule import Phase
 

@@ -2,7 +2,7 @@
 
 Texts are made unique and sorted by length, longest first (ties by the text itself): batches hold texts of one length,
 memory runs out at the start or never, and the same set of texts has the same rows whatever the order of the dataset.
-The rows go shard by shard to a :class:`dataflex.store.FeatureStore` in a folder that is named after encoder and
+The rows go shard by shard to a :class:`dataflex.gradients.store.FeatureStore` in a folder that is named after encoder and
 texts; an interrupted run goes on with the first shard that is missing.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
-from dataflex.store import MANIFEST, FeatureStore
+from dataflex.gradients.store import MANIFEST, FeatureStore
 from dataflex.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)

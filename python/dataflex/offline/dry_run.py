@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataflex.gradients.store import FeatureStore
 from dataflex.models.model import undisturbed
 from dataflex.selectors.base import Selector
 from dataflex.selectors.plan import PlannedPart
-from dataflex.store import FeatureStore
 from dataflex.types import SelectionContext
 
 TIMED_BATCHES = 3

@@ -2,7 +2,7 @@
 
 A candidate's feature is phi_i = P u_i with its (Adam-normalised) loss gradient u_i; the targets are features of the
 evaluation set, and a subclass says how they come about. A candidate's score is its cosine with the targets, aggregated
-over them (:mod:`dataflex.similarity`).
+over them (:mod:`dataflex.gradients.similarity`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ from torch import Tensor
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.features import adam_settings, adam_states, report_broken
-from dataflex.gradient_features import GradientFeatures
-from dataflex.memory import BatchTokens
-from dataflex.projection.projector import AdamMoments, AdamVariant, Projector
-from dataflex.sample_features import GradientType, SampleFeatures
-from dataflex.selectors.base import Selector, SelectorConfig
-from dataflex.selectors.plan import Plan, PlannedPart
-from dataflex.similarity import (
+from dataflex.gradients.features import GradientFeatures
+from dataflex.gradients.memory import BatchTokens
+from dataflex.gradients.moments import adam_settings, adam_states, report_broken
+from dataflex.gradients.samples import GradientType, SampleFeatures
+from dataflex.gradients.similarity import (
     Aggregate,
     Influence,
     Scores,
@@ -38,7 +35,10 @@ from dataflex.similarity import (
     top_k,
     unusual_rows,
 )
-from dataflex.store import FeatureDtype, FeatureStore
+from dataflex.gradients.store import FeatureDtype, FeatureStore
+from dataflex.projection.projector import AdamMoments, AdamVariant, Projector
+from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample, Selection, SelectionContext, group_names
 from dataflex.utils.progress import Stopwatch
 

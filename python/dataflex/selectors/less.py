@@ -21,10 +21,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dataflex.errors import SelectionError
+from dataflex.gradients.similarity import Aggregate
 from dataflex.projection.projector import Projector
 from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
 from dataflex.selectors.plan import Plan
-from dataflex.similarity import Aggregate
 from dataflex.types import Sample, SelectionContext, group_names
 from dataflex.utils.progress import Stopwatch
 

@@ -28,8 +28,10 @@ from pydantic import Field, field_validator, model_validator
 
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.errors import SelectionError
+from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
+from dataflex.gradients.similarity import Aggregate
+from dataflex.gradients.store import FeatureStore
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
-from dataflex.policy_features import PolicyFeatures, WeightedPrompt
 from dataflex.projection.projector import Projector
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
@@ -37,8 +39,6 @@ from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_ans
 from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler
 from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
 from dataflex.selectors.plan import Plan, PlannedPart
-from dataflex.similarity import Aggregate
-from dataflex.store import FeatureStore
 from dataflex.types import RewardRequest, Sample, SelectionContext
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import Stopwatch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dataflex.store import FeatureStore
+    from dataflex.gradients.store import FeatureStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dataflex import memory
 from dataflex.data.collate import collate
 from dataflex.errors import ConfigError
-from dataflex.memory import MOST_TOKENS, available_bytes, bytes_per_token, fitting_tokens
+from dataflex.gradients import memory
+from dataflex.gradients.memory import MOST_TOKENS, available_bytes, bytes_per_token, fitting_tokens
 from dataflex.models.losses import mean_losses
 from dataflex.selectors.less import LessSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dataflex.data.collate import Batch, collate
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.features import adam_moments
-from dataflex.gradient_features import GradientFeatures, GradientType, Work
-from dataflex.gradients import sample_gradient
-from dataflex.memory import BatchTokens
+from dataflex.gradients.features import GradientFeatures, GradientType, Work
+from dataflex.gradients.memory import BatchTokens
+from dataflex.gradients.moments import adam_moments
+from dataflex.gradients.plain import sample_gradient
 from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.losses import mean_losses
 from dataflex.projection.projector import AdamVariant, Projector

@@ -7,7 +7,7 @@ import torch
 
 from dataflex.data.collate import IGNORE_INDEX, Batch, collate
 from dataflex.errors import GradientError
-from dataflex.gradients import policy_gradient, policy_loss, sample_gradient, sample_loss
+from dataflex.gradients.plain import policy_gradient, policy_loss, sample_gradient, sample_loss
 from dataflex.models.losses import summed_loss, token_log_probs
 from dataflex.models.model import trainable_parameters, undisturbed
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model

@@ -5,9 +5,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataflex import gradient_hooks
 from dataflex.data.collate import IGNORE_INDEX, Batch, collate
-from dataflex.gradient_hooks import BatchedGradients, UnsupportedModel, frozen
+from dataflex.gradients import hooks as gradient_hooks
+from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel, frozen
 from dataflex.models.losses import mean_losses, token_log_probs
 from dataflex.models.model import recomputing, trainable_parameters, undisturbed
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model

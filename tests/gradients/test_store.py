@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataflex import store as store_module
 from dataflex.errors import StoreError
-from dataflex.store import FeatureStore
+from dataflex.gradients import store as store_module
+from dataflex.gradients.store import FeatureStore
 
 
 def filled(path, fingerprint=None, rows=10, dim=3, shard_rows=4, dtype="float32"):

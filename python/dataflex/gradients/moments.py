@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.errors import GradientError
+from dataflex.gradients.store import FeatureStore
 from dataflex.models.model import trainable_parameters, undisturbed
 from dataflex.projection.projector import AdamMoments, AdamVariant
-from dataflex.store import FeatureStore
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import progress_bar
 

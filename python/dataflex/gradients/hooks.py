@@ -1,7 +1,7 @@
 """Per-sample gradients of a whole batch from one forward and one backward pass.
 
 Every module that owns a trainable parameter is tapped: the identity is put on its output, and in the backward pass it
-hands the module's input and output gradient to the module's rule (:mod:`dataflex.gradient_rules`). The block of
+hands the module's input and output gradient to the module's rule (:mod:`dataflex.gradients.rules`). The block of
 gradients that comes out goes to a sink and is freed. The parameters are frozen during the pass, so that autograd
 computes no weight gradient, and the pass goes back no further than the first tapped module.
 
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.gradient_rules import Piece, Rule, find_rule
+from dataflex.gradients.rules import Piece, Rule, find_rule
 from dataflex.models.model import trainable_parameters
 
 Sink = Callable[[Tensor, int], None]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dataflex.errors import GradientError
-from dataflex.gradients import policy_gradient
-from dataflex.policy_features import PolicyFeatures, WeightedPrompt, policy_batch
+from dataflex.gradients.plain import policy_gradient
+from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt, policy_batch
 from dataflex.projection.projector import Projector
 from dataflex.testing import tiny_context
 from helpers.families import family_lora, family_model

@@ -5,11 +5,11 @@ import torch
 
 from dataflex.data.collate import collate
 from dataflex.errors import GradientError
-from dataflex.features import adam_moments, fill_store, report_broken
-from dataflex.gradients import sample_gradient
+from dataflex.gradients.moments import adam_moments, fill_store, report_broken
+from dataflex.gradients.plain import sample_gradient
+from dataflex.gradients.store import FeatureStore
 from dataflex.models.model import trainable_parameters
 from dataflex.projection.adam import adam_normalize
-from dataflex.store import FeatureStore
 from dataflex.testing import stepped_optimizer, tiny_context, tiny_lora, tiny_model
 from dataflex.utils.distributed import Ranks
 

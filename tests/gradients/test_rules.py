@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from dataflex.gradient_rules import find_rule
+from dataflex.gradients.rules import find_rule
 
 ROWS, TOKENS, WIDTH, OUT, VOCABULARY = 3, 5, 6, 8, 11
 

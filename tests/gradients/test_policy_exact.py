@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from dataflex.gradients import flat_gradient, policy_gradient, policy_loss
+from dataflex.gradients.plain import flat_gradient, policy_gradient, policy_loss
 from dataflex.rollouts import Prompt, Sampling, sample_answers
 from dataflex.selectors.nice import advantages
 from dataflex.testing import tiny_model, tiny_tokenizer

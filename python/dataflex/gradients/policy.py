@@ -2,7 +2,7 @@
 
     g_x = grad( -(1 / M) sum_m w_m sum_t log softmax(logits_mt / T)[y_mt] )
 
-(:func:`dataflex.gradients.policy_gradient`). Several prompts with their answers make one padded batch, a row an answer,
+(:func:`dataflex.gradients.plain.policy_gradient`). Several prompts with their answers make one padded batch, a row an answer,
 with one forward and one backward pass; the rows of a prompt are summed where their gradients arise. Answers of weight
 zero add nothing and are left out. Evaluation gradients are never Adam-normalised.
 """
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dataflex.data.collate import IGNORE_INDEX, Batch
 from dataflex.errors import GradientError
-from dataflex.gradient_features import GradientFeatures, Work
-from dataflex.gradients import policy_gradient
-from dataflex.memory import BatchTokens
+from dataflex.gradients.features import GradientFeatures, Work
+from dataflex.gradients.memory import BatchTokens
+from dataflex.gradients.plain import policy_gradient
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.models.losses import label_log_probs
 from dataflex.projection.projector import Projector

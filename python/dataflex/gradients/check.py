@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dataflex.gradient_hooks import Sink, parameter_slots
+from dataflex.gradients.hooks import Sink, parameter_slots
 from dataflex.models.model import autocast_dtype
 from dataflex.types import Autocast
 

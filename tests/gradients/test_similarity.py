@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflex.errors import SelectionError
-from dataflex.similarity import Influence, influence_scores, normalized_rows, target_directions, top_k, unusual_rows
+from dataflex.gradients.similarity import (
+    Influence,
+    influence_scores,
+    normalized_rows,
+    target_directions,
+    top_k,
+    unusual_rows,
+)
 
 
 def cosines(candidates, targets):

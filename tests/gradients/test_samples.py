@@ -9,13 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dataflex.data.collate import collate
-from dataflex.features import adam_moments
-from dataflex.gradient_hooks import BatchedGradients, UnsupportedModel
-from dataflex.gradients import sample_gradient
-from dataflex.memory import MOST_TOKENS
+from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel
+from dataflex.gradients.memory import MOST_TOKENS
+from dataflex.gradients.moments import adam_moments
+from dataflex.gradients.plain import sample_gradient
+from dataflex.gradients.samples import SampleFeatures
+from dataflex.gradients.similarity import unusual_rows
 from dataflex.projection.projector import Projector
-from dataflex.sample_features import SampleFeatures
-from dataflex.similarity import unusual_rows
 from dataflex.testing import stepped_optimizer, tiny_context, tiny_dataset, tiny_model
 from helpers.families import family_model
 

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from dataflex.gradient_check import disagreement
+from dataflex.gradients.check import disagreement
 
 
 class Two(torch.nn.Module):

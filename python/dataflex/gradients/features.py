@@ -1,6 +1,6 @@
 """Features phi = P u of whole batches: what training samples and evaluation prompts have in common.
 
-The batched rules (:mod:`dataflex.gradient_hooks`) stream every parameter's block through Adam normalisation and
+The batched rules (:mod:`dataflex.gradients.hooks`) stream every parameter's block through Adam normalisation and
 projection into the accumulator of the batch. Before they are trusted, they are compared, parameter by parameter, with
 plain backward passes on this very model; where they do not apply or do not agree, every item gets a backward pass of
 its own, which is announced with its reason.
@@ -23,13 +23,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dataflex.features import FEATURE_VERSION, fill_store
-from dataflex.gradient_check import disagreement
-from dataflex.gradient_hooks import BatchedGradients, Sink, UnsupportedModel
-from dataflex.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
+from dataflex.gradients.check import disagreement
+from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel
+from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
+from dataflex.gradients.moments import FEATURE_VERSION, fill_store
+from dataflex.gradients.store import FeatureDtype, FeatureStore
 from dataflex.models.model import recomputing, trainable_parameters, undisturbed
 from dataflex.projection.projector import AdamMoments, Projector
-from dataflex.store import FeatureDtype, FeatureStore
 from dataflex.types import SelectionContext
 
 logger = logging.getLogger(__name__)
