@@ -55,7 +55,7 @@ def hits(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
 
 def exact(vectors: Vectors, k: int, sample: Vectors) -> tuple[Callable[[Vectors], NDArray[np.int64]], str]:
     """Brute force of dataflex."""
-    from dataflex.neighbors.exact import ExactIndex
+    from dataflex.retrieval.neighbors.exact import ExactIndex
 
     del sample
     index = ExactIndex(vectors)
@@ -64,8 +64,8 @@ def exact(vectors: Vectors, k: int, sample: Vectors) -> tuple[Callable[[Vectors]
 
 def hnsw(vectors: Vectors, k: int, sample: Vectors) -> tuple[Callable[[Vectors], NDArray[np.int64]], str]:
     """The graph of dataflex, tuned on ``sample``."""
-    from dataflex.neighbors.exact import ExactIndex
-    from dataflex.neighbors.hnsw import HnswIndex
+    from dataflex.retrieval.neighbors.exact import ExactIndex
+    from dataflex.retrieval.neighbors.hnsw import HnswIndex
 
     index = HnswIndex(vectors)
     check = index.tune(sample, ExactIndex(vectors).search(sample, k), MIN_RECALL, population=10 * len(sample))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import dataflex.near_index
+import dataflex.retrieval.index
 from dataflex import cli
 from dataflex.config import NearConfig, load_near_config
 from dataflex.errors import ConfigError
-from dataflex.near_matrix import load_matrix
+from dataflex.retrieval.matrix import load_matrix
 from helpers.encoders import WordEncoder
 from helpers.near import rows
 from helpers.rows import write_rows
@@ -38,7 +38,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dataflex.near_index, "open_encoder", lambda model, settings: WordEncoder())
+    monkeypatch.setattr(dataflex.retrieval.index, "open_encoder", lambda model, settings: WordEncoder())
     write_rows(tmp_path / "train.jsonl", rows(10))
     write_rows(tmp_path / "target.jsonl", rows(1, start=50))
     return tmp_path

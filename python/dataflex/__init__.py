@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from dataflex.data.sources import load_samples
     from dataflex.data.templates import ChatTemplate
     from dataflex.errors import DataflexError
-    from dataflex.near_index import NearIndex
     from dataflex.offline.api import less_static, select
     from dataflex.offline.selection import OfflineSelection
     from dataflex.plugins.hookspecs import HOOK_API_VERSION, hookimpl
     from dataflex.projection.projector import AdamMoments, ProjectionKind, Projector
+    from dataflex.retrieval.index import NearIndex
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selector, SelectorConfig
     from dataflex.selectors.delta_loss import DeltaLossSelector
@@ -42,7 +42,7 @@ _HOMES = {
     "HOOK_API_VERSION": "dataflex.plugins.hookspecs",
     "LessSelector": "dataflex.selectors.less",
     "LossSelector": "dataflex.selectors.loss",
-    "NearIndex": "dataflex.near_index",
+    "NearIndex": "dataflex.retrieval.index",
     "NearSelector": "dataflex.selectors.near",
     "NiceSelector": "dataflex.selectors.nice",
     "OfflineSelection": "dataflex.offline.selection",

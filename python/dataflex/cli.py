@@ -266,7 +266,7 @@ def near(arguments: tuple[str, ...], **flags: str | None) -> None:
     candidate_path, query_path and embed_model.
     """
     from dataflex.config import load_near_config
-    from dataflex.near_index import NearIndex
+    from dataflex.retrieval.index import NearIndex
 
     file = next(iter(arguments), "")
     named = bool(file) and ("=" not in file or Path(file).is_file())

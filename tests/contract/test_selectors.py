@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from dataflex.near_matrix import NearMatrix, sample_digests
 from dataflex.plugins.registry import BUILTIN, registry
+from dataflex.retrieval.matrix import NearMatrix, sample_digests
 from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.loss import LossSelector

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.embeddings.base import Encoder
-from dataflex.embeddings.cache import embed_texts
+from dataflex.retrieval.embeddings.base import Encoder
+from dataflex.retrieval.embeddings.cache import embed_texts
 
 
 class WordEncoder(Encoder):

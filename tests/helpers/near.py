@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dataflex.near_index import NearIndex
+from dataflex.retrieval.index import NearIndex
 from helpers.encoders import WordEncoder
 
 FAMILIES = {

@@ -10,7 +10,7 @@ import pytest
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, SelectionError
-from dataflex.near_matrix import NearMatrix, sample_digests
+from dataflex.retrieval.matrix import NearMatrix, sample_digests
 from dataflex.selectors.near import NearSelector
 from dataflex.testing import tiny_context, tiny_dataset
 from dataflex.training.schedule import Schedule

@@ -11,9 +11,9 @@ import pytest
 from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, DataError, ModelError, SelectionError
+from dataflex.retrieval.transport import densities, distances, transport
 from dataflex.selectors.tsds import TsdsSelector, nearest_others
 from dataflex.testing import tiny_context, tiny_tokenizer
-from dataflex.transport import densities, distances, transport
 from helpers.encoders import WordEncoder
 from helpers.near import rows
 

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.near_matrix import REBUILD, NearMatrix, load_matrix
+from dataflex.retrieval.matrix import REBUILD, NearMatrix, load_matrix
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.types import Selection, SelectionContext
 

@@ -1,7 +1,7 @@
 """TSDS: a draw that looks like the target, with near-duplicates counted as one.
 
 Training and evaluation samples are embedded once; optimal transport from the one set to the other gives each candidate
-a probability (:mod:`dataflex.transport`, arXiv 2410.11303), and every update draws its samples by them, without
+a probability (:mod:`dataflex.retrieval.transport`, arXiv 2410.11303), and every update draws its samples by them, without
 replacement. The model in training plays no part.
 
 Deviations from the authors' code, which draws with replacement: a selection has no repeats; where fewer candidates have
@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from dataflex.config.near import EncoderFields
-from dataflex.embeddings.base import Encoder
-from dataflex.embeddings.cache import embed_texts
-from dataflex.embeddings.encoders import open_encoder
-from dataflex.embeddings.text import TextTemplate
 from dataflex.errors import DataError, SelectionError
-from dataflex.neighbors.exact import ExactIndex
+from dataflex.retrieval.embeddings.base import Encoder
+from dataflex.retrieval.embeddings.cache import embed_texts
+from dataflex.retrieval.embeddings.encoders import open_encoder
+from dataflex.retrieval.embeddings.text import TextTemplate
+from dataflex.retrieval.neighbors.exact import ExactIndex
+from dataflex.retrieval.transport import densities, distances, transport
 from dataflex.selectors.base import Selector, SelectorConfig
 from dataflex.selectors.draw import weighted_draw
-from dataflex.transport import densities, distances, transport
 from dataflex.types import Sample, Selection, SelectionContext
 from dataflex.utils.progress import Stopwatch
 

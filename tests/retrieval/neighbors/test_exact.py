@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflex.errors import SelectionError, StoreError
-from dataflex.neighbors.exact import ExactIndex
+from dataflex.retrieval.neighbors.exact import ExactIndex
 from helpers.encoders import clustered_vectors, unit_vectors
 
 

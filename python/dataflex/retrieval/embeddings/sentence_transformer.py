@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
 from dataflex.models.identity import model_identity
+from dataflex.retrieval.embeddings.base import Encoder
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

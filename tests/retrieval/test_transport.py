@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflex.errors import SelectionError
-from dataflex.transport import densities, distances, transport
+from dataflex.retrieval.transport import densities, distances, transport
 from helpers.encoders import unit_vectors
 
 

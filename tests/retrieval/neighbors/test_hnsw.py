@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dataflex.errors import SelectionError, StoreError
-from dataflex.neighbors.base import Neighbors
-from dataflex.neighbors.exact import ExactIndex
-from dataflex.neighbors.hnsw import HnswIndex, recalls
+from dataflex.retrieval.neighbors.base import Neighbors
+from dataflex.retrieval.neighbors.exact import ExactIndex
+from dataflex.retrieval.neighbors.hnsw import HnswIndex, recalls
 from helpers.encoders import clustered_vectors, unit_vectors
 
 pytest.importorskip("hnswlib", reason="needs the extra near")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataflex.embeddings.cache import embed_texts, sorted_unique
 from dataflex.errors import ModelError
+from dataflex.retrieval.embeddings.cache import embed_texts, sorted_unique
 from helpers import encoders
 from helpers.encoders import WordEncoder, texts
 

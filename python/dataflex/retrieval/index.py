@@ -23,15 +23,15 @@ from pydantic import ValidationError
 from dataflex.config import locate
 from dataflex.config.near import NearConfig
 from dataflex.data.sources import Spec, load_samples
-from dataflex.embeddings.base import Encoder
-from dataflex.embeddings.cache import Embedded, embed_texts
-from dataflex.embeddings.encoders import open_encoder
-from dataflex.embeddings.text import TextTemplate
 from dataflex.errors import ConfigError, DataError
-from dataflex.near_matrix import NearMatrix, dataset_facts, rows_path, sample_digests, sidecar_path
-from dataflex.neighbors.base import NeighborIndex
-from dataflex.neighbors.choose import IndexSettings, choose_index
 from dataflex.plugins.configurable import validation_lines
+from dataflex.retrieval.embeddings.base import Encoder
+from dataflex.retrieval.embeddings.cache import Embedded, embed_texts
+from dataflex.retrieval.embeddings.encoders import open_encoder
+from dataflex.retrieval.embeddings.text import TextTemplate
+from dataflex.retrieval.matrix import NearMatrix, dataset_facts, rows_path, sample_digests, sidecar_path
+from dataflex.retrieval.neighbors.base import NeighborIndex
+from dataflex.retrieval.neighbors.choose import IndexSettings, choose_index
 from dataflex.types import Sample
 from dataflex.utils.progress import Stopwatch, progress_bar
 from dataflex.version import __version__

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataflex.errors import SelectionError
-from dataflex.near_matrix import NearMatrix, load_matrix, sample_digests
+from dataflex.retrieval.matrix import NearMatrix, load_matrix, sample_digests
 from dataflex.testing import tiny_samples
 
 SAMPLES = tiny_samples(6)

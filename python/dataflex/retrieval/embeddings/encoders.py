@@ -8,7 +8,7 @@ import logging
 import torch
 
 from dataflex.config.near import EmbedMethod, EncoderFields
-from dataflex.embeddings.base import Encoder
+from dataflex.retrieval.embeddings.base import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def open_encoder(model: str, settings: EncoderFields) -> Encoder:
         method, reason = automatic_method()
         logger.info("embedding with %s (%s)", method, reason)
     if method == "vllm":
-        from dataflex.embeddings.vllm import VllmEncoder
+        from dataflex.retrieval.embeddings.vllm import VllmEncoder
 
         return VllmEncoder(
             model,
@@ -36,7 +36,7 @@ def open_encoder(model: str, settings: EncoderFields) -> Encoder:
             batch_size=settings.batch_size,
             trust_remote_code=settings.trust_remote_code,
         )
-    from dataflex.embeddings.sentence_transformer import SentenceTransformerEncoder
+    from dataflex.retrieval.embeddings.sentence_transformer import SentenceTransformerEncoder
 
     named = settings.embed_device.split(",") if settings.embed_device else []
     return SentenceTransformerEncoder(

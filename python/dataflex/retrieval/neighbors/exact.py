@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dataflex.errors import StoreError
-from dataflex.neighbors.base import NeighborIndex, Neighbors, check_vectors
+from dataflex.retrieval.neighbors.base import NeighborIndex, Neighbors, check_vectors
 from dataflex.utils.files import atomic_path
 
 QUERY_ROWS = 512

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
 from dataflex.models.identity import model_identity
+from dataflex.retrieval.embeddings.base import Encoder
 from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 _NEEDED_BY = "embed_method: vllm"

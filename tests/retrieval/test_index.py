@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import dataflex as df
-from dataflex.embeddings.text import TextTemplate
 from dataflex.errors import ConfigError, DataError, DataflexError
-from dataflex.near_index import Groups, expand
-from dataflex.near_matrix import load_matrix
+from dataflex.retrieval.embeddings.text import TextTemplate
+from dataflex.retrieval.index import Groups, expand
+from dataflex.retrieval.matrix import load_matrix
 from helpers.encoders import WordEncoder
 from helpers.near import near_index, rows
 from helpers.rows import write_rows

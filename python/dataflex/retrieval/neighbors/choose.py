@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.errors import SelectionError, StoreError
-from dataflex.neighbors.base import NeighborIndex, Neighbors
-from dataflex.neighbors.exact import ExactIndex
-from dataflex.neighbors.hnsw import HnswIndex
+from dataflex.retrieval.neighbors.base import NeighborIndex, Neighbors
+from dataflex.retrieval.neighbors.exact import ExactIndex
+from dataflex.retrieval.neighbors.hnsw import HnswIndex
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.errors import SelectionError
-from dataflex.neighbors.exact import ExactIndex
+from dataflex.retrieval.neighbors.exact import ExactIndex
 
 
 @dataclass(frozen=True)

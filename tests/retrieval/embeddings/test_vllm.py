@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from dataflex.config import load_near_config
-from dataflex.embeddings.encoders import open_encoder
-from dataflex.embeddings.vllm import VllmEncoder
 from dataflex.errors import ModelError
+from dataflex.retrieval.embeddings.encoders import open_encoder
+from dataflex.retrieval.embeddings.vllm import VllmEncoder
 
 
 class FakeVllm:
@@ -136,7 +136,7 @@ def test_a_hub_model_is_fetched_before_it_is_told_by_its_revision(
 @pytest.mark.skipif("DATAFLEX_TEST_EMBED_MODEL" not in os.environ, reason="DATAFLEX_TEST_EMBED_MODEL names no encoder")
 def test_the_real_engine_gives_the_vectors_of_sentence_transformers() -> None:
     """Needs vLLM, and DATAFLEX_TEST_EMBED_MODEL: the folder of a sentence-transformers model that vLLM knows."""
-    from dataflex.embeddings.sentence_transformer import SentenceTransformerEncoder
+    from dataflex.retrieval.embeddings.sentence_transformer import SentenceTransformerEncoder
 
     model = os.environ["DATAFLEX_TEST_EMBED_MODEL"]
     texts = ["What is 2 plus 3?", "The capital of France is Paris.", "long " * 2000]

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from dataflex.data import load_samples
-from dataflex.embeddings.text import TextTemplate
 from dataflex.errors import ConfigError, DataError
+from dataflex.retrieval.embeddings.text import TextTemplate
 from dataflex.types import Sample
 
 

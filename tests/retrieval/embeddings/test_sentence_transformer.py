@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dataflex.config import load_near_config
-from dataflex.embeddings import encoders
-from dataflex.embeddings.sentence_transformer import SentenceTransformerEncoder, resolve_precision
 from dataflex.errors import ModelError
 from dataflex.models.identity import model_identity
+from dataflex.retrieval.embeddings import encoders
+from dataflex.retrieval.embeddings.sentence_transformer import SentenceTransformerEncoder, resolve_precision
 
 TEXTS = ["red green blue", "red", "green blue red green blue", "blue blue"]
 CONFIG = {"candidate_path": "a", "query_path": "b", "embed_model": "m"}

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataflex.embeddings.base import Encoder
 from dataflex.errors import ModelError
 from dataflex.gradients.store import MANIFEST, FeatureStore
+from dataflex.retrieval.embeddings.base import Encoder
 from dataflex.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from dataflex.errors import SelectionError
-from dataflex.neighbors import choose
-from dataflex.neighbors.base import NeighborIndex
-from dataflex.neighbors.choose import IndexSettings, choose_index
-from dataflex.neighbors.exact import ExactIndex
+from dataflex.retrieval.neighbors import choose
+from dataflex.retrieval.neighbors.base import NeighborIndex
+from dataflex.retrieval.neighbors.choose import IndexSettings, choose_index
+from dataflex.retrieval.neighbors.exact import ExactIndex
 from helpers.encoders import clustered_vectors, unit_vectors
 
 needs_hnswlib = pytest.mark.skipif(importlib.util.find_spec("hnswlib") is None, reason="needs the extra near")

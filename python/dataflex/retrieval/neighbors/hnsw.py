@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.errors import SelectionError, StoreError
-from dataflex.neighbors.base import NeighborIndex, Neighbors, check_vectors
+from dataflex.retrieval.neighbors.base import NeighborIndex, Neighbors, check_vectors
 from dataflex.utils.files import atomic_path, write_json
 from dataflex.utils.progress import progress_bar
 

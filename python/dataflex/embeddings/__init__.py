@@ -1,1 +1,0 @@
-"""Samples as unit vectors: texts by a template, encoders, and a cache on disk that survives a kill."""

@@ -1,1 +1,0 @@
-"""Nearest neighbours by cosine: exact by blocked matrix products, approximate by a graph, one interface."""
