@@ -298,13 +298,13 @@ class TestTrain:
     @pytest.fixture(autouse=True)
     def _fakes(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         """A training that records its configuration, and a report that prints one line."""
-        import dataflex.report
+        import dataflex.report.run
         import dataflex.training.run
 
         del site
         self.trained: list[Any] = []
         monkeypatch.setattr(dataflex.training.run, "train_from_config", self.trained.append)
-        monkeypatch.setattr(dataflex.report, "print_report", lambda output_dir: print(f"report of {output_dir}"))
+        monkeypatch.setattr(dataflex.report.run, "print_report", lambda output_dir: print(f"report of {output_dir}"))
         monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
 
     def test_train_passes_the_configuration_on_and_reports(self) -> None:

@@ -156,7 +156,7 @@ def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -
 
     train_from_config(run)
     if is_main_process():
-        from dataflex.report import print_report
+        from dataflex.report.run import print_report
 
         print_report(Path(run.output_dir))
 
@@ -281,7 +281,7 @@ def near(arguments: tuple[str, ...], **flags: str | None) -> None:
 @click.argument("output_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(output_dir: Path) -> None:
     """Print what a run in OUTPUT_DIR selected."""
-    from dataflex.report import print_report
+    from dataflex.report.run import print_report
 
     print_report(output_dir)
 

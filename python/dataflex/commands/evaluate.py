@@ -38,7 +38,7 @@ def evaluate(
     if base_only and adapters:
         raise click.UsageError("--base-only and --adapter exclude each other")
     run = load_config(config, overrides)
-    from dataflex.comparison import compare, default_adapters
+    from dataflex.evaluation.comparison import compare, default_adapters
 
     chosen = [] if base_only else list(adapters) or default_adapters(run)
     found = compare(run, chosen, resamples=resamples)

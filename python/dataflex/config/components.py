@@ -60,7 +60,7 @@ class ComponentSpec:
 
 def packaged_file() -> Path:
     """The ``components.yaml`` that comes with dataflex."""
-    return Path(str(importlib.resources.files("dataflex") / "configs" / "components.yaml"))
+    return Path(str(importlib.resources.files("dataflex.config") / "components.yaml"))
 
 
 def components_file(config: RunFields) -> tuple[Path | None, str | None]:

@@ -150,7 +150,7 @@ def print_report(output_dir: Path) -> None:
 
 def write_html(report: RunReport) -> None:
     """Write ``report.html``: one file, no scripts, every value escaped."""
-    source = files("dataflex").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    source = files("dataflex.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     text = Environment(autoescape=True).from_string(source).render(report=report)
     write_text(report.output_dir / "report.html", text)
 

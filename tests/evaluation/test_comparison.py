@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from dataflex.cli import cli
-from dataflex.comparison import Comparison, Ratios, Scored, compare, default_adapters, estimates
 from dataflex.config import RunConfig, load_config
 from dataflex.errors import ConfigError, ModelError
+from dataflex.evaluation.comparison import Comparison, Ratios, Scored, compare, default_adapters, estimates
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from helpers.documented import LLAMA3_TOKENS, documented_project
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dataflex.errors import DataError
-from dataflex.report import NO_TASK, print_report, read_report
+from dataflex.report.run import NO_TASK, print_report, read_report
 from dataflex.testing import tiny_dataset
 from dataflex.training.outputs import write_selection
 from dataflex.types import Selection, group_names
