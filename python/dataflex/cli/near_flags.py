@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "config" / "near.py"
+SOURCE = Path(__file__).parents[1] / "config" / "near.py"
 CLASSES = ("EncoderFields", "NearConfig")
 
 

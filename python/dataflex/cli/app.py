@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dataflex.commands.doctor import doctor, preview
-from dataflex.commands.evaluate import evaluate
-from dataflex.commands.plugins import plugins
+from dataflex.cli.doctor import doctor, preview
+from dataflex.cli.evaluate import evaluate
+from dataflex.cli.plugins import plugins
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.plugins.installed import may_have_plugins
 from dataflex.utils.console import print_json
@@ -248,7 +248,7 @@ class _NearCommand(click.Command):
     """Has a flag for every key of the configuration, read from it when the command is used or asked for help."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from dataflex.near_flags import described_keys
+        from dataflex.cli.near_flags import described_keys
 
         flags = [
             click.Option([f"--{name.replace('_', '-')}", name], metavar="VALUE", help=description)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dataflex.config import NearConfig
-from dataflex.near_flags import described_keys
+from dataflex.cli.near_flags import described_keys
 from helpers.scripts import load_script
 
 HEAVY = (
