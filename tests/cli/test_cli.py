@@ -356,7 +356,7 @@ class TestTrain:
             raise SystemExit(0)
 
         monkeypatch.setenv("FORCE_TORCHRUN", "1")
-        monkeypatch.setattr(cli.os, "execv", execv)
+        monkeypatch.setattr(os, "execv", execv)
         run("train", "run.yaml", "seed=7")
         assert started[0][1:3] == ["-m", "torch.distributed.run"]
         assert started[0][-5:] == ["-m", "dataflex", "train", "run.yaml", "seed=7"]
@@ -390,5 +390,5 @@ def test_options_set_what_is_logged(option: str | None, expected: list[str]) -> 
 
 
 def test_an_error_with_one_problem_keeps_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_error(ConfigError("f:1: wrong", hint="right it"))
+    app._print_error(ConfigError("f:1: wrong", hint="right it"))
     assert capsys.readouterr().err == "error: f:1: wrong\nhint: right it\n"

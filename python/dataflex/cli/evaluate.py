@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from dataflex.cli.run_file import run_file
 from dataflex.utils.console import print_json
 
 
 @click.command(name="eval")
-@click.argument("config")
-@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@run_file
 @click.option("--adapter", "adapters", multiple=True, help="Folder or hub id of an adapter; several may be given.")
 @click.option("--base-only", is_flag=True, help="Evaluate the base model alone.")
 @click.option("--resamples", default=1000, show_default=True, type=click.IntRange(1), help="Bootstrap draws.")
