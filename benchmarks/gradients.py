@@ -41,7 +41,8 @@ from dataflex.models.losses import mean_losses
 from dataflex.models.model import add_lora, load_model, load_tokenizer, trainable_parameters
 from dataflex.projection.adam import adam_normalize
 from dataflex.projection.projector import Projector
-from dataflex.types import Sample, SelectionContext
+from dataflex.selectors.base import SelectionContext
+from dataflex.types import Sample
 from measuring.timing import BASELINE, OURS, PEER, Contender, Times, measure, paired_ratio
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dataflex.projection.projector import AdamMoments, ProjectionKind, Projector
     from dataflex.retrieval.index import NearIndex
     from dataflex.rewards.base import RewardBackend
-    from dataflex.selectors.base import Selector, SelectorConfig
+    from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
     from dataflex.selectors.delta_loss import DeltaLossSelector
     from dataflex.selectors.less import LessSelector
     from dataflex.selectors.loss import LossSelector
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dataflex.training.run import train
     from dataflex.training.schedule import Schedule
     from dataflex.training.trainer import Trainer
-    from dataflex.types import RewardRequest, Sample, Selection, SelectionContext
+    from dataflex.types import RewardRequest, Sample
     from dataflex.version import __version__
 
 _HOMES = {
@@ -54,8 +54,8 @@ _HOMES = {
     "RunConfig": "dataflex.config",
     "Sample": "dataflex.types",
     "Schedule": "dataflex.training.schedule",
-    "Selection": "dataflex.types",
-    "SelectionContext": "dataflex.types",
+    "Selection": "dataflex.selectors.base",
+    "SelectionContext": "dataflex.selectors.base",
     "Selector": "dataflex.selectors.base",
     "SelectorConfig": "dataflex.selectors.base",
     "TokenizedDataset": "dataflex.data.dataset",

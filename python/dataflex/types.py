@@ -20,19 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
-
-from dataflex.utils.distributed import Ranks
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
-
-    from dataflex.data.dataset import TokenizedDataset
-    from dataflex.data.templates import ChatTemplate
+from typing import Any, Literal, TypedDict
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Opens the context in which the trainer runs its forward passes (mixed precision)."""
@@ -115,69 +103,6 @@ class RewardRequest:
     prediction: str
     reference: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SelectionContext:
-    """What a selector may use at one selection. It is the same on every rank but for ``ranks.index``.
-
-    Attributes:
-        model: The model in its current state, adapters included, unwrapped. A selector leaves parameters,
-            ``.grad``, train/eval mode and RNG state as it found them.
-        tokenizer: The tokenizer that the datasets were tokenised with.
-        template: The chat template that the datasets were rendered with.
-        train_dataset: n candidates.
-        eval_dataset: q target samples, or None.
-        num_samples: How many candidates to select.
-        step: Optimizer steps taken so far.
-        round: Which selection this is, from 1.
-        num_rounds: How many selections the run makes.
-        total_samples: How many candidates all selections of the run ask for together.
-        seed: Seed of the run; a selector derives its own streams from (seed, round).
-        output_dir: Folder of the run; rounds write below it.
-        optimizer: The optimizer in its current state, or None before training.
-        autocast: Returns the context manager under which the trainer runs its forward passes.
-        ranks: The processes of the run. Every rank must return the same selection; work can be shared among them.
-    """
-
-    model: torch.nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    template: ChatTemplate
-    train_dataset: TokenizedDataset
-    eval_dataset: TokenizedDataset | None
-    num_samples: int
-    step: int
-    round: int
-    num_rounds: int
-    total_samples: int
-    seed: int
-    output_dir: Path
-    optimizer: torch.optim.Optimizer | None
-    autocast: Autocast
-    ranks: Ranks = field(default_factory=Ranks)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The outcome of one selection.
-
-    Attributes:
-        indices: ``(num_samples,)`` int64 positions in the candidate dataset, best first.
-        scores: ``(n,)`` float64 score of every candidate, -inf for unusable ones; None if the method has none.
-        selector: Name of the selector.
-        step: Optimizer steps taken before the selection.
-        round: Which selection of the run, from 1.
-        report: Plain JSON facts for the report (counts, seconds, rewards, ...).
-        repeats: A position may occur more than once: the draw was one with replacement.
-    """
-
-    indices: NDArray[np.int64]
-    scores: NDArray[np.float64] | None
-    selector: str
-    step: int
-    round: int
-    report: Mapping[str, Any] = field(default_factory=dict)
-    repeats: bool = False
 
 
 def group_names(samples: Sequence[Sample], column: str) -> list[str | None]:

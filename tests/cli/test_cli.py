@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from dataflex import cli
+from dataflex.cli import app
 from dataflex.errors import ConfigError, TrainingError
 from helpers.plugins import Site, plugin_site
 
@@ -81,6 +83,7 @@ def test_sigterm_unwinds_what_runs(tmp_path: Path) -> None:
     script = f"""
 import pathlib, sys, time
 from dataflex import cli
+from dataflex.cli import app
 
 @cli.cli.command()
 def wait():

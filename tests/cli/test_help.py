@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dataflex.config import NearConfig
 from dataflex.cli.near_flags import described_keys
+from dataflex.config import NearConfig
 from helpers.scripts import load_script
 
 HEAVY = (

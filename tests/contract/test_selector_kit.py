@@ -14,9 +14,8 @@ import torch
 from pydantic import ConfigDict
 
 from dataflex.errors import SelectionError
-from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.testing import SelectorContract, stepped_optimizer
-from dataflex.types import Selection, SelectionContext
 from helpers.contracts import failures
 
 

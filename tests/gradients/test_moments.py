@@ -5,13 +5,11 @@ import torch
 
 from dataflex.data.collate import collate
 from dataflex.errors import GradientError
-from dataflex.gradients.moments import adam_moments, fill_store, report_broken
+from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
-from dataflex.gradients.store import FeatureStore
 from dataflex.models.model import trainable_parameters
 from dataflex.projection.adam import adam_normalize
 from dataflex.testing import stepped_optimizer, tiny_context, tiny_lora, tiny_model
-from dataflex.utils.distributed import Ranks
 
 
 def test_moments_come_from_the_optimizer_in_parameter_order():
@@ -65,23 +63,3 @@ def test_groups_must_agree():
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "betas": (0.5, 0.9)})
     with pytest.raises(GradientError, match="share betas and eps"):
         adam_moments(model, optimizer)
-
-
-def test_rows_that_are_not_finite_are_named(caplog):
-    report_broken("training", ["x", "y"])
-    assert "2 training samples have a gradient that is not finite and are left out: x, y" in caplog.text
-
-
-def test_stores_are_filled_shard_by_shard_in_batches(tmp_path):
-    model = tiny_model()
-    store = FeatureStore(tmp_path / "s", {}, 7, 2, 4)
-    store.write(4, torch.zeros(3, 2))
-    seen = []
-
-    def compute(rows):
-        seen.append(list(rows))
-        return torch.tensor([[row, -row] for row in rows], dtype=torch.float32)
-
-    fill_store(store, model, compute, description="x", batches=lambda rows: [rows[::2], rows[1::2]], ranks=Ranks())
-    assert seen == [[0, 2], [1, 3]]
-    assert store.load()[:4].tolist() == [[0, 0], [1, -1], [2, -2], [3, -3]]

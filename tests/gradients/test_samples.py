@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dataflex.data.collate import collate
+from dataflex.gradients.features import report_broken
 from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel
 from dataflex.gradients.memory import MOST_TOKENS
 from dataflex.gradients.moments import adam_moments
@@ -216,3 +217,8 @@ def test_autocast_is_used_and_allowed_for(tmp_path, caplog):
     assert not caplog.records
     assert 1e-4 < float((found - full).norm() / full.norm()) < 0.2
     assert float((found - expected).norm() / expected.norm()) < 0.1
+
+
+def test_rows_that_are_not_finite_are_named(caplog):
+    report_broken("training", ["x", "y"])
+    assert "2 training samples have a gradient that is not finite and are left out: x, y" in caplog.text

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from dataflex.errors import StoreError
 from dataflex.gradients import store as store_module
-from dataflex.gradients.store import FeatureStore
+from dataflex.gradients.store import FeatureStore, fill_store
+from dataflex.testing import tiny_model
+from dataflex.utils.distributed import Ranks
 
 
 def filled(path, fingerprint=None, rows=10, dim=3, shard_rows=4, dtype="float32"):
@@ -166,3 +168,18 @@ def test_an_empty_store_is_complete(tmp_path):
     assert store.load().shape == (0, 3)
     store.remove()
     assert not store.path.exists()
+
+
+def test_stores_are_filled_shard_by_shard_in_batches(tmp_path):
+    model = tiny_model()
+    store = FeatureStore(tmp_path / "s", {}, 7, 2, 4)
+    store.write(4, torch.zeros(3, 2))
+    seen = []
+
+    def compute(rows):
+        seen.append(list(rows))
+        return torch.tensor([[row, -row] for row in rows], dtype=torch.float32)
+
+    fill_store(store, model, compute, description="x", batches=lambda rows: [rows[::2], rows[1::2]], ranks=Ranks())
+    assert seen == [[0, 2], [1, 3]]
+    assert store.load()[:4].tolist() == [[0, 0], [1, -1], [2, -2], [3, -3]]

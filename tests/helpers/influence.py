@@ -11,7 +11,7 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.projection.adam import AdamVariant, adam_normalize
-from dataflex.types import SelectionContext
+from dataflex.selectors.base import SelectionContext
 
 
 def full_cosines(

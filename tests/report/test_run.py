@@ -7,9 +7,10 @@ import pytest
 
 from dataflex.errors import DataError
 from dataflex.report.run import NO_TASK, print_report, read_report
+from dataflex.selectors.base import Selection
 from dataflex.testing import tiny_dataset
 from dataflex.training.outputs import write_selection
-from dataflex.types import Selection, group_names
+from dataflex.types import group_names
 from dataflex.utils.files import write_json
 
 

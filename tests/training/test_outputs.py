@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dataflex.errors import SelectionError
+from dataflex.selectors.base import Selection
 from dataflex.training.outputs import check_agreement, check_selection, selection_statistics
-from dataflex.types import Selection
 
 
 def selection(indices, scores=None, **report):

@@ -18,14 +18,13 @@ from peft import PeftModel
 from dataflex.data.collate import collate
 from dataflex.errors import CheckpointError, GradientError, SelectionError, TrainingError
 from dataflex.models.losses import summed_loss
-from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.base import Selection, Selector, SelectorConfig
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model
 from dataflex.training import checkpoint
 from dataflex.training.preflight import selected_samples
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
-from dataflex.types import Selection
 from helpers.runs import tiny_nice, tiny_trainer
 
 

@@ -31,7 +31,6 @@ from dataflex.cli.version import version
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.plugins.installed import may_have_plugins
 
-
 logger = logging.getLogger("dataflex")
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +26,49 @@ from torch import Tensor, nn
 from dataflex.gradients.check import disagreement
 from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel
 from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
-from dataflex.gradients.moments import FEATURE_VERSION, fill_store
-from dataflex.gradients.store import FeatureDtype, FeatureStore
+from dataflex.gradients.store import FeatureDtype, FeatureStore, fill_store
 from dataflex.models.model import recomputing, trainable_parameters, undisturbed
 from dataflex.projection.projector import AdamMoments, Projector
-from dataflex.types import SelectionContext
+from dataflex.types import Autocast
+from dataflex.utils.distributed import Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 GradientType = Literal["adam", "sgd"]
+FEATURE_VERSION = 1
+"""Grows when the same inputs give other features."""
 CHECKED_ITEMS = 2
 EXAMINED_ITEMS = 8
 """The first two items with a finite gradient are compared, among the first eight."""
 RAW_BLOCK_VALUES = 1 << 26
 """Most values (b x p) of raw gradients that are held at once, 256 MiB; a single row may be larger."""
+
+
+class GradientContext(Protocol):
+    """What gradients depend on beside their data; a :class:`dataflex.SelectionContext` is one."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in its current state, adapters included, unwrapped."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the data."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer in its current state, or None."""
+
+    @property
+    def autocast(self) -> Autocast:
+        """The trainer's forward context."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +90,14 @@ class GradientFeatures(ABC):
     """Computes features of items (samples, prompts) in the model's current state.
 
     Args:
-        context: The selection's context.
+        context: Model, optimizer and processes as they are now.
         projector: P.
         adam: Moments that normalise the gradients; None: raw gradients.
         batch_tokens: Most padded tokens b x t of one batch, or ``auto``; a single longer item is a batch of its own.
     """
 
     def __init__(
-        self, context: SelectionContext, projector: Projector, *, adam: AdamMoments | None, batch_tokens: BatchTokens
+        self, context: GradientContext, projector: Projector, *, adam: AdamMoments | None, batch_tokens: BatchTokens
     ) -> None:
         self._context = context
         self._model: nn.Module = context.model
@@ -254,3 +283,10 @@ class GradientFeatures(ABC):
                 reason,
             )
         self._announced = True
+
+
+def report_broken(what: str, ids: Sequence[str]) -> None:
+    """Warn about samples whose gradient is not finite, by id."""
+    if ids:
+        shown = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
+        logger.warning("%d %s samples have a gradient that is not finite and are left out: %s", len(ids), what, shown)

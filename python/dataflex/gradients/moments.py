@@ -1,29 +1,16 @@
-"""Gradient features of one selection on their way to the store, and the optimizer state that they depend on.
-
-A round's features depend on the model's state, the data and the projection; all of it is in the store's fingerprint,
-so that a selection that was killed goes on with what it had, and never with another state's rows.
-"""
+"""An optimizer's moments over the trainable parameters, as Adam normalisation reads them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dataflex.errors import GradientError
-from dataflex.gradients.store import FeatureStore
-from dataflex.models.model import trainable_parameters, undisturbed
+from dataflex.models.model import trainable_parameters
 from dataflex.projection.projector import AdamMoments, AdamVariant
-from dataflex.utils.distributed import Ranks
-from dataflex.utils.progress import progress_bar
-
-logger = logging.getLogger(__name__)
-
-FEATURE_VERSION = 1
-"""Grows when the same inputs give other features."""
 
 
 def adam_moments(
@@ -97,51 +84,6 @@ def adam_states(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> li
     if len(steps) != 1:
         raise GradientError(f"parameters have taken different numbers of steps: {sorted(steps)}")
     return states
-
-
-def fill_store(
-    store: FeatureStore,
-    model: nn.Module,
-    features: Callable[[list[int]], Tensor],
-    *,
-    description: str,
-    batches: Callable[[list[int]], list[list[int]]] | None = None,
-    ranks: Ranks,
-) -> None:
-    """Compute the store's missing shards, which the ranks share; every rank returns when all are written.
-
-    Args:
-        store: Where the rows go.
-        model: Held in eval mode and left undisturbed.
-        features: Maps the numbers of b rows to their features ``(b, k)``.
-        description: For the progress bar.
-        batches: Splits the rows of a shard into those that are computed together; None: one at a time. It sees one
-            shard only, so that a row's batch, and with it its rounding, is the same in a resumed run and for any
-            number of ranks.
-        ranks: The processes of the run; the store lies where all of them see it.
-    """
-    missing = ranks.share(ranks.on_main(store.missing))
-    todo = sum(stop - start for start, stop in missing)
-    total = store.num_rows if ranks.count == 1 else todo
-    with (
-        undisturbed(model),
-        progress_bar(total, description, unit="row", initial=total - todo, disable=not ranks.is_main) as bar,
-    ):
-        for start, stop in missing:
-            rows = list(range(start, stop))
-            shard = torch.empty((len(rows), store.dim))
-            for batch in batches(rows) if batches else [[row] for row in rows]:
-                shard[[row - start for row in batch]] = features(batch).cpu()
-                bar.update(len(batch))
-            store.write(start, shard)
-    ranks.barrier()
-
-
-def report_broken(what: str, ids: Sequence[str]) -> None:
-    """Warn about samples whose gradient is not finite, by id."""
-    if ids:
-        shown = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
-        logger.warning("%d %s samples have a gradient that is not finite and are left out: %s", len(ids), what, shown)
 
 
 def _flat(tensors: Any) -> Tensor:

@@ -2,9 +2,9 @@
 
     g_x = grad( -(1 / M) sum_m w_m sum_t log softmax(logits_mt / T)[y_mt] )
 
-(:func:`dataflex.gradients.plain.policy_gradient`). Several prompts with their answers make one padded batch, a row an answer,
-with one forward and one backward pass; the rows of a prompt are summed where their gradients arise. Answers of weight
-zero add nothing and are left out. Evaluation gradients are never Adam-normalised.
+(:func:`dataflex.gradients.plain.policy_gradient`). Several prompts with their answers make one padded batch, a row an
+answer, with one forward and one backward pass; the rows of a prompt are summed where their gradients arise. Answers of
+weight zero add nothing and are left out. Evaluation gradients are never Adam-normalised.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from torch import Tensor
 
 from dataflex.data.collate import IGNORE_INDEX, Batch
 from dataflex.errors import GradientError
-from dataflex.gradients.features import GradientFeatures, Work
+from dataflex.gradients.features import GradientContext, GradientFeatures, Work
 from dataflex.gradients.memory import BatchTokens
 from dataflex.gradients.plain import policy_gradient
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.models.losses import label_log_probs
 from dataflex.projection.projector import Projector
-from dataflex.types import SelectionContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class PolicyFeatures(GradientFeatures):
     """Computes features of weighted prompts in the model's current state.
 
     Args:
-        context: The selection's context.
+        context: Model, optimizer and processes as they are now.
         prompts: The prompts.
         projector: P.
         temperature: Sampling temperature T.
@@ -60,7 +59,7 @@ class PolicyFeatures(GradientFeatures):
 
     def __init__(
         self,
-        context: SelectionContext,
+        context: GradientContext,
         prompts: Sequence[WeightedPrompt],
         projector: Projector,
         *,

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from dataflex.data.collate import Batch, collate
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.gradients.features import GradientFeatures, GradientType, Work
+from dataflex.gradients.features import GradientContext, GradientFeatures, GradientType, Work
 from dataflex.gradients.memory import BatchTokens
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.losses import mean_losses
 from dataflex.projection.projector import AdamVariant, Projector
-from dataflex.types import SelectionContext
 
 __all__ = ["GradientType", "SampleFeatures"]
 
@@ -25,7 +24,7 @@ class SampleFeatures(GradientFeatures):
     """Computes features of a dataset's samples in the model's current state.
 
     Args:
-        context: The selection's context.
+        context: Model, optimizer and processes as they are now.
         dataset: The n samples: candidates, or labelled targets.
         projector: P.
         gradient_type: ``adam`` normalises with the optimizer's moments, ``sgd`` does not.
@@ -35,7 +34,7 @@ class SampleFeatures(GradientFeatures):
 
     def __init__(
         self,
-        context: SelectionContext,
+        context: GradientContext,
         dataset: TokenizedDataset,
         projector: Projector,
         *,

@@ -16,17 +16,20 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataflex.errors import StoreError
+from dataflex.models.model import undisturbed
+from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_path, differences, write_json
+from dataflex.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -248,3 +251,41 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def fill_store(
+    store: FeatureStore,
+    model: nn.Module,
+    features: Callable[[list[int]], Tensor],
+    *,
+    description: str,
+    batches: Callable[[list[int]], list[list[int]]] | None = None,
+    ranks: Ranks,
+) -> None:
+    """Compute the store's missing shards, which the ranks share; every rank returns when all are written.
+
+    Args:
+        store: Where the rows go.
+        model: Held in eval mode and left undisturbed.
+        features: Maps the numbers of b rows to their features ``(b, k)``.
+        description: For the progress bar.
+        batches: Splits the rows of a shard into those that are computed together; None: one at a time. It sees one
+            shard only, so that a row's batch, and with it its rounding, is the same in a resumed run and for any
+            number of ranks.
+        ranks: The processes of the run; the store lies where all of them see it.
+    """
+    missing = ranks.share(ranks.on_main(store.missing))
+    todo = sum(stop - start for start, stop in missing)
+    total = store.num_rows if ranks.count == 1 else todo
+    with (
+        undisturbed(model),
+        progress_bar(total, description, unit="row", initial=total - todo, disable=not ranks.is_main) as bar,
+    ):
+        for start, stop in missing:
+            rows = list(range(start, stop))
+            shard = torch.empty((len(rows), store.dim))
+            for batch in batches(rows) if batches else [[row] for row in rows]:
+                shard[[row - start for row in batch]] = features(batch).cpu()
+                bar.update(len(batch))
+            store.write(start, shard)
+    ranks.barrier()

@@ -19,11 +19,10 @@ from dataflex.offline.context import at_checkpoint, build_context, launched_rank
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.static import score_checkpoints
 from dataflex.plugins.registry import registry
-from dataflex.selectors.base import Selector
+from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.selectors.less import LessSelector
 from dataflex.training.inputs import as_dataset, as_template
 from dataflex.training.outputs import check_agreement, check_selection
-from dataflex.types import Selection, SelectionContext
 
 
 def select(

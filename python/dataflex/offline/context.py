@@ -20,8 +20,9 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import SelectionError
 from dataflex.models.model import DTYPES, Precision, trainable_parameters
+from dataflex.selectors.base import SelectionContext
 from dataflex.training import checkpoint
-from dataflex.types import Autocast, SelectionContext
+from dataflex.types import Autocast
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.launch import process_count
 

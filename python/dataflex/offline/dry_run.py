@@ -26,9 +26,8 @@ import torch
 
 from dataflex.gradients.store import FeatureStore
 from dataflex.models.model import undisturbed
-from dataflex.selectors.base import Selector
+from dataflex.selectors.base import SelectionContext, Selector
 from dataflex.selectors.plan import PlannedPart
-from dataflex.types import SelectionContext
 
 TIMED_BATCHES = 3
 MIB = 1 << 20

@@ -15,7 +15,8 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.sources import OriginalRow, load_samples, original_rows
 from dataflex.errors import DataError, SelectionError
 from dataflex.offline.subset import write_rows
-from dataflex.types import Sample, Selection
+from dataflex.selectors.base import Selection
+from dataflex.types import Sample
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -13,16 +13,17 @@ from statistics import fmean
 from typing import Any
 
 from dataflex.errors import CheckpointError, SelectionError
-from dataflex.gradients.moments import report_broken
+from dataflex.gradients.features import report_broken
 from dataflex.gradients.similarity import Influence, influence_scores, target_directions, top_k, unusual_rows
 from dataflex.gradients.store import FeatureStore
 from dataflex.offline.context import at_checkpoint
 from dataflex.projection.projector import Projector
+from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.gradient import candidate_facts, report_unusable
 from dataflex.selectors.less import LessSelector
 from dataflex.training.checkpoint import read_state
 from dataflex.training.tracking import LOG_FILE
-from dataflex.types import Sample, Selection, SelectionContext, group_names
+from dataflex.types import Sample, group_names
 from dataflex.utils.progress import Stopwatch
 
 

@@ -14,8 +14,6 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from dataflex.types import Selection, SelectionContext
-
 HOOK_API_VERSION = 1
 """Grows when a hook changes in a way that plugins can notice.
 
@@ -60,8 +58,11 @@ def register_commands(cli: click.Group) -> None:
 
 
 @hookspec
-def on_selection(selection: Selection, context: SelectionContext) -> None:
-    """Look at a selection before it is trained on (main process only)."""
+def on_selection(selection: Any, context: Any) -> None:
+    """Look at a :class:`dataflex.Selection` before it is trained on, with its :class:`dataflex.SelectionContext`.
+
+    Main process only.
+    """
 
 
 @hookspec

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from dataflex.errors import SelectionError
+from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.draw import DrawConfig, DrawSelector, Weights
-from dataflex.types import SelectionContext
 
 OUTSIDE = 0.025
 """Weight of a candidate outside the window."""

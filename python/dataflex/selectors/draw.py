@@ -25,13 +25,11 @@ from torch import Tensor
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.gradients.moments import fill_store
-from dataflex.gradients.store import FeatureStore
+from dataflex.gradients.store import FeatureStore, fill_store
 from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.losses import mean_losses
-from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart
-from dataflex.types import Selection, SelectionContext
 from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from torch import Tensor
 from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.gradients.features import GradientFeatures
+from dataflex.gradients.features import GradientFeatures, report_broken
 from dataflex.gradients.memory import BatchTokens
-from dataflex.gradients.moments import adam_settings, adam_states, report_broken
+from dataflex.gradients.moments import adam_settings, adam_states
 from dataflex.gradients.samples import GradientType, SampleFeatures
 from dataflex.gradients.similarity import (
     Aggregate,
@@ -37,9 +37,9 @@ from dataflex.gradients.similarity import (
 )
 from dataflex.gradients.store import FeatureDtype, FeatureStore
 from dataflex.projection.projector import AdamMoments, AdamVariant, Projector
-from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart
-from dataflex.types import Sample, Selection, SelectionContext, group_names
+from dataflex.types import Sample, group_names
 from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)

@@ -23,9 +23,10 @@ from pydantic import Field
 from dataflex.errors import SelectionError
 from dataflex.gradients.similarity import Aggregate
 from dataflex.projection.projector import Projector
+from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
 from dataflex.selectors.plan import Plan
-from dataflex.types import Sample, SelectionContext, group_names
+from dataflex.types import Sample, group_names
 from dataflex.utils.progress import Stopwatch
 
 

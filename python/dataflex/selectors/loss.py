@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dataflex.errors import SelectionError
+from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.draw import DrawConfig, DrawSelector, Weights
-from dataflex.types import Selection, SelectionContext
 
 BINS = ("low", "medium", "high")
 

@@ -21,8 +21,7 @@ from pydantic import Field, field_validator
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.retrieval.matrix import REBUILD, NearMatrix, load_matrix
-from dataflex.selectors.base import Selector, SelectorConfig
-from dataflex.types import Selection, SelectionContext
+from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 
 logger = logging.getLogger(__name__)
 

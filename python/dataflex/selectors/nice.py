@@ -37,9 +37,10 @@ from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend, check_rewards
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
 from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler
+from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
 from dataflex.selectors.plan import Plan, PlannedPart
-from dataflex.types import RewardRequest, Sample, SelectionContext
+from dataflex.types import RewardRequest, Sample
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import Stopwatch
 

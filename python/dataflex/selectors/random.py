@@ -7,8 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from dataflex.errors import SelectionError
-from dataflex.selectors.base import Selector, SelectorConfig
-from dataflex.types import Selection, SelectionContext
+from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 
 
 class RandomSelector(Selector[SelectorConfig]):

@@ -1,8 +1,8 @@
 """TSDS: a draw that looks like the target, with near-duplicates counted as one.
 
 Training and evaluation samples are embedded once; optimal transport from the one set to the other gives each candidate
-a probability (:mod:`dataflex.retrieval.transport`, arXiv 2410.11303), and every update draws its samples by them, without
-replacement. The model in training plays no part.
+a probability (:mod:`dataflex.retrieval.transport`, arXiv 2410.11303), and every update draws its samples by them,
+without replacement. The model in training plays no part.
 
 Deviations from the authors' code, which draws with replacement: a selection has no repeats; where fewer candidates have
 a probability than are asked for, all of them are taken and the rest is topped up with the candidates nearest to any
@@ -28,9 +28,9 @@ from dataflex.retrieval.embeddings.encoders import open_encoder
 from dataflex.retrieval.embeddings.text import TextTemplate
 from dataflex.retrieval.neighbors.exact import ExactIndex
 from dataflex.retrieval.transport import densities, distances, transport
-from dataflex.selectors.base import Selector, SelectorConfig
+from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.selectors.draw import weighted_draw
-from dataflex.types import Sample, Selection, SelectionContext
+from dataflex.types import Sample
 from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)

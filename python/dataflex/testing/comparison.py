@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.types import Selection
+from dataflex.selectors.base import Selection
 
 
 def difference(found: Selection, expected: Selection, tolerance: float | None = None) -> str | None:

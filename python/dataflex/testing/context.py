@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from dataflex.data import ChatTemplate
+from dataflex.selectors.base import SelectionContext
 from dataflex.testing.tiny import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
-from dataflex.types import SelectionContext
 
 
 def tiny_context(output_dir: Path, *, steps: int = 2, **changes: Any) -> SelectionContext:

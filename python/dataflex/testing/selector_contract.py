@@ -24,14 +24,13 @@ from unittest import SkipTest
 import numpy as np
 
 from dataflex.errors import SelectionError
-from dataflex.selectors.base import Selector
+from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.testing.comparison import difference, unpermuted
 from dataflex.testing.component_contract import ComponentContract
 from dataflex.testing.context import tiny_context
 from dataflex.testing.ranks import run_ranks
 from dataflex.testing.tiny import tiny_dataset
 from dataflex.testing.traces import Trace, seeded_globals
-from dataflex.types import Selection, SelectionContext
 from dataflex.utils.distributed import Ranks
 
 CANDIDATES, TARGETS, SELECTED = 16, 3, 5

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataflex.selectors.base import SelectionContext
 from dataflex.testing.random_states import random_states, set_random_states
-from dataflex.types import SelectionContext
 
 
 @contextmanager

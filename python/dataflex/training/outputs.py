@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.types import Selection, group_names
+from dataflex.selectors.base import Selection
+from dataflex.types import group_names
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_path, write_text
 

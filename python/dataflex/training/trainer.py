@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from dataflex.errors import TrainingError
 from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
-from dataflex.selectors.base import Selector
+from dataflex.selectors.base import SelectionContext, Selector
 from dataflex.training import outputs, preflight
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpointer import Checkpointer
@@ -41,7 +41,6 @@ from dataflex.training.state import RunState
 from dataflex.training.trackers import check_trackers, start_trackers
 from dataflex.training.tracking import PLOT_FILE, RunLog, plot_losses
 from dataflex.training.zero import stepper_class
-from dataflex.types import SelectionContext
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import write_json, write_text
 from dataflex.utils.progress import Stopwatch, progress_bar

@@ -1,9 +1,9 @@
 """``rademacher``: dense projection with random signs, P = +-1 / sqrt(k).
 
-The grid (:mod:`dataflex.projection.kernels.fixed_point`) ends at 2^15 - 1, so that a value fits two bytes, which is what integer
-matrix units multiply. A step of it is 2^-12 for Adam-normalised values (betas 0.9, 0.999), and 2^-14 to 2^-15 of a raw
-row's largest entry; the relative error of features is about 0.3 steps over the root mean square of the values: below
-5e-4 unless a raw row's largest entry is more than 28 times its root mean square.
+The grid (:mod:`dataflex.projection.kernels.fixed_point`) ends at 2^15 - 1, so that a value fits two bytes, which is
+what integer matrix units multiply. A step of it is 2^-12 for Adam-normalised values (betas 0.9, 0.999), and 2^-14 to
+2^-15 of a raw row's largest entry; the relative error of features is about 0.3 steps over the root mean square of the
+values: below 5e-4 unless a raw row's largest entry is more than 28 times its root mean square.
 
 ``csrc/rademacher.h`` states where a sign comes from, and why its bits lie as they do.
 """

@@ -7,9 +7,9 @@ repetition) alone, so any split of the parameters gives the same P, and E[P^T P]
 accurate as a dense one from s = 8 on; with s = 1 to 4, few large entries cost accuracy. (Sparse JL: Kane and Nelson,
 arXiv 1012.1577.)
 
-The grid (:mod:`dataflex.projection.kernels.fixed_point`) ends at 2^23, the largest limit up to which float32 holds every integer
-and every half below it; 255 such values still add up in 32 bits. Features are within 1e-5 of exact arithmetic; 16 bits
-would not be. ``csrc/sjlt.h`` states the same map word by word.
+The grid (:mod:`dataflex.projection.kernels.fixed_point`) ends at 2^23, the largest limit up to which float32 holds
+every integer and every half below it; 255 such values still add up in 32 bits. Features are within 1e-5 of exact
+arithmetic; 16 bits would not be. ``csrc/sjlt.h`` states the same map word by word.
 """
 
 from __future__ import annotations

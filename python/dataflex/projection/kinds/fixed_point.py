@@ -46,7 +46,7 @@ class FixedPointProjection(ProjectionKind[ConfigT]):
 
     @abstractmethod
     def accumulate(self, block: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        """Add a block (:func:`dataflex.projection.kernels.block.arguments`) to (exponents, sums, not_finite, saturated)."""
+        """Add the ``arguments`` of a block (``kernels.block``) to (exponents, sums, not_finite, saturated)."""
 
 
 class SjltConfig(ProjectionConfig):
@@ -58,7 +58,8 @@ class SjltConfig(ProjectionConfig):
 class SjltProjection(FixedPointProjection[SjltConfig]):
     """Block-permutation sparse Johnson-Lindenstrauss; ``dim`` is a multiple of ``16 * sparsity``.
 
-    Within 1e-5 of exact arithmetic (:mod:`dataflex.projection.kernels.sjlt`). The cheapest kind, and as accurate as a dense one.
+    Within 1e-5 of exact arithmetic (:mod:`dataflex.projection.kernels.sjlt`). The cheapest kind, and as accurate as a
+    dense one.
     """
 
     name = "sjlt"
@@ -95,8 +96,8 @@ class SjltProjection(FixedPointProjection[SjltConfig]):
 class RademacherProjection(FixedPointProjection[ProjectionConfig]):
     """Dense random signs over sqrt(k); any ``dim``.
 
-    Within 5e-4 of exact arithmetic on its two-byte grid (:mod:`dataflex.projection.kernels.rademacher`). Costs k operations a
-    parameter: take it to compare with, or where few outputs must be dense.
+    Within 5e-4 of exact arithmetic on its two-byte grid (:mod:`dataflex.projection.kernels.rademacher`). Costs k
+    operations a parameter: take it to compare with, or where few outputs must be dense.
     """
 
     name = "rademacher"

@@ -2,8 +2,8 @@
 
 Texts are made unique and sorted by length, longest first (ties by the text itself): batches hold texts of one length,
 memory runs out at the start or never, and the same set of texts has the same rows whatever the order of the dataset.
-The rows go shard by shard to a :class:`dataflex.gradients.store.FeatureStore` in a folder that is named after encoder and
-texts; an interrupted run goes on with the first shard that is missing.
+The rows go shard by shard to a :class:`dataflex.gradients.store.FeatureStore` in a folder that is named after encoder
+and texts; an interrupted run goes on with the first shard that is missing.
 """
 
 from __future__ import annotations
