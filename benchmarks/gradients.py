@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.data import ChatTemplate, load_samples, tokenize
-from dataflex.data.collate import IGNORE_INDEX, Batch, collate
+from dataflex.data.collate import Batch, collate
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.samples import SampleFeatures

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dataflex.data.collate import IGNORE_INDEX, collate
+from dataflex.data.collate import collate
 from dataflex.data.dataset import Example
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import DataError
 from dataflex.testing import tiny_dataset, tiny_model, tiny_tokenizer
 from dataflex.types import Sample

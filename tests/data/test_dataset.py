@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset, tokenize
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
 from dataflex.testing import tiny_dataset, tiny_samples, tiny_tokenizer

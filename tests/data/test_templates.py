@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
 from dataflex.testing import tiny_tokenizer

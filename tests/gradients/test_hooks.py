@@ -5,7 +5,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from dataflex.data.collate import IGNORE_INDEX, Batch, collate
+from dataflex.data.collate import Batch, collate
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.gradients import hooks as gradient_hooks
 from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel, frozen
 from dataflex.models.losses import mean_losses, token_log_probs

@@ -5,7 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from dataflex.data.collate import IGNORE_INDEX, Batch, collate
+from dataflex.data.collate import Batch, collate
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import GradientError
 from dataflex.gradients.plain import policy_gradient, policy_loss, sample_gradient, sample_loss
 from dataflex.models.losses import summed_loss, token_log_probs

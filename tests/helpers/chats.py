@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
-from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate, template_names
 from dataflex.testing import tiny_tokenizer
 from dataflex.types import Message, Sample

@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 
 from dataflex.config.values import metric_key
 from dataflex.data import ChatTemplate, tokenize
-from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import ConfigError, TrainingError
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer

@@ -10,25 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dataflex.data.collate import IGNORE_INDEX as IGNORE_INDEX
     from dataflex.data.collate import Batch as Batch
     from dataflex.data.dataset import Example as Example
     from dataflex.data.dataset import TokenizationReport as TokenizationReport
     from dataflex.data.dataset import TokenizedDataset as TokenizedDataset
     from dataflex.data.dataset import tokenize as tokenize
+    from dataflex.data.encoding import IGNORE_INDEX as IGNORE_INDEX
+    from dataflex.data.encoding import Encoded as Encoded
     from dataflex.data.formats import Columns as Columns
     from dataflex.data.formats import DatasetFormat as DatasetFormat
     from dataflex.data.sources import load_samples as load_samples
     from dataflex.data.templates import ChatTemplate as ChatTemplate
-    from dataflex.data.templates import Encoded as Encoded
 
 _MODULES = {
-    "IGNORE_INDEX": "collate",
+    "IGNORE_INDEX": "encoding",
     "Batch": "collate",
     "ChatTemplate": "templates",
     "Columns": "formats",
     "DatasetFormat": "formats",
-    "Encoded": "templates",
+    "Encoded": "encoding",
     "Example": "dataset",
     "TokenizationReport": "dataset",
     "TokenizedDataset": "dataset",

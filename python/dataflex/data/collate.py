@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import DataError
 
 if TYPE_CHECKING:
     from dataflex.data.dataset import Example
-
-IGNORE_INDEX = -100
-"""Label of a position that carries no loss; torch's cross-entropy ignores it by default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import overload
 
 import numpy as np
 
-from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
 from dataflex.types import Sample

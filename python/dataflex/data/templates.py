@@ -11,9 +11,7 @@ text says where the model speaks:
 
 A span holds the answer and its end-of-turn token; not the turn's header, nor white space after the end token.
 
-**Tokens.** Both ends of a span are token boundaries. The text is tokenised as a whole, up to each boundary in turn;
-where the tokenizer would merge characters across a boundary, the text behind it is tokenised on its own. So labels are
-exact, and the ids of a prompt are a prefix of the ids of prompt and answer, as they are in generation.
+**Tokens.** Both ends of a span are token boundaries (:mod:`dataflex.data.encoding`).
 
 **BOS.** Special tokens come from the template alone. Our templates print BOS only for tokenizers that put it before
 plain text.
@@ -22,8 +20,7 @@ plain text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.encoding import Encoded, Span, SpanEncoder, special_tokens
 from dataflex.data.hints import nearest_hint
 from dataflex.errors import DataError
 from dataflex.types import Message, Sample
@@ -47,24 +44,6 @@ _INCLUDE = re.compile(r"\{#- include (_\w+\.jinja) -#\}\n")
 _NO_BOS = '{%- set bos_token = "" -%}\n'
 _QUESTION, _ANSWER = "QUESTION", "ANSWER"
 _PROBE: tuple[Message, ...] = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
-
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A tokenised conversation.
-
-    Attributes:
-        input_ids: t token ids.
-        labels: t labels: the token's id in the assistant's spans, else -100. The first is always -100, since nothing
-            predicts it.
-        truncated: Tokens were cut to fit ``cutoff_len``.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    truncated: bool
 
 
 class ChatTemplate:
@@ -82,10 +61,10 @@ class ChatTemplate:
         self.source = source
         self._tokenizer = tokenizer
         self._marked = _GENERATION.search(source) is not None
-        self._special = _special_tokens(tokenizer)
+        self._special = special_tokens(tokenizer)
         self._end = self._end_of_turn()
         self._header = self._assistant_header()
-        self._separator = self._separating_token()
+        self._encoder = SpanEncoder(tokenizer, self._end)
 
     @classmethod
     def load(cls, name: str | None, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
@@ -158,17 +137,7 @@ class ChatTemplate:
         """
         if cutoff_len < 2:
             raise DataError(f"cutoff_len is {cutoff_len}, expected at least 2: a prompt token and an answer token")
-        rendered = [self._render_sample(sample) for sample in samples]
-        tokens = self._tokens([(text, spans) for text, spans, _ in rendered])
-        encoded = []
-        for (ids, position), (_, _, trained) in zip(tokens, rendered, strict=True):
-            labels = [IGNORE_INDEX] * len(ids)
-            for start, end in trained:
-                labels[position[start] : position[end]] = ids[position[start] : position[end]]
-            if labels:
-                labels[0] = IGNORE_INDEX
-            encoded.append(self._cut(ids, labels, cutoff_len))
-        return encoded
+        return self._encoder.encode_batch([self._render_sample(sample) for sample in samples], cutoff_len)
 
     def encode_prompt(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), max_length: int | None = None
@@ -187,8 +156,8 @@ class ChatTemplate:
             DataError: The template refuses the conversation.
         """
         text, spans = self._render(messages, tools, add_generation_prompt=True)
-        ids = self._tokens([(text, spans)])[0][0]
-        return ids if max_length is None else self._cut_left(ids, max_length)
+        ids = self._encoder.encode(text, spans)
+        return ids if max_length is None else self._encoder.cut_left(ids, max_length)
 
     def stop_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """Ids of ``tokenizer`` that end an answer: the template's end of turn and the tokenizer's EOS."""
@@ -273,69 +242,6 @@ class ChatTemplate:
             raise DataError(f"sample {sample.id!r} (row {sample.row}): {error.message}", hint=error.hint) from error
         return text, spans, [span for span, flag in zip(spans, flags, strict=True) if flag]
 
-    def _tokens(self, texts: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], dict[int, int]]]:
-        """Token ids of each text, and the number of tokens before each end of its spans."""
-        plans = [self._pieces(text, spans) for text, spans in texts]
-        pieces = [text[start:end] for (text, _), plan in zip(texts, plans, strict=True) for start, end in plan]
-        ids = iter(self._tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"])
-        return [self._joined(text, plan, ids) for (text, _), plan in zip(texts, plans, strict=True)]
-
-    def _pieces(self, text: str, spans: Sequence[Span]) -> list[Span]:
-        """The part of ``text`` up to each end of a span, from the last end-of-turn token on.
-
-        A special token splits the text for every tokenizer, so nothing before it needs to be tokenised again: the
-        work is linear in the text.
-        """
-        pieces = []
-        anchor = 0
-        for cut in [*sorted({place for span in spans for place in span} - {len(text)}), len(text)]:
-            pieces.append((anchor, cut))
-            if text.endswith(self._end, anchor, cut):
-                anchor = cut - len(self._end)
-        return pieces
-
-    def _joined(self, text: str, plan: list[Span], pieces: Iterator[list[int]]) -> tuple[list[int], dict[int, int]]:
-        """Ids of the whole text from the ids of its ``plan``; see the module's docstring."""
-        done: list[int] = []
-        tail: list[int] = []
-        position: dict[int, int] = {}
-        anchor = last = 0
-        for start, cut in plan:
-            if start != anchor:
-                done, tail, anchor = done + tail[:-1], tail[-1:], start
-            piece = next(pieces)
-            tail = piece if piece[: len(tail)] == tail else tail + self._ids_behind(text[last:cut])
-            last = cut
-            position[cut] = len(done) + len(tail)
-        return done + tail, position
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-    def _ids_behind(self, text: str) -> list[int]:
-        """Ids of text that goes on behind other text: no token for the start of a text (SentencePiece's space)."""
-        return self._ids(self._separator + text)[1:] if self._separator else self._ids(text)
-
-    def _cut(self, ids: list[int], labels: list[int], cutoff_len: int) -> Encoded:
-        if len(ids) <= cutoff_len:
-            return Encoded(ids, labels, truncated=False)
-        labelled = (i for i, label in enumerate(labels) if label != IGNORE_INDEX)
-        start = next(labelled, len(ids))
-        kept = min(len(ids) - start, max(cutoff_len - start, cutoff_len - cutoff_len // 2))
-        prompt = self._cut_left(ids[:start], cutoff_len - kept)
-        answer = slice(start, start + kept)
-        return Encoded(prompt + ids[answer], [IGNORE_INDEX] * len(prompt) + labels[answer], truncated=True)
-
-    def _cut_left(self, ids: list[int], length: int) -> list[int]:
-        """The last ``length`` ids; a BOS in front stays (not where BOS is also a mark of turns, as in SmolLM2)."""
-        if len(ids) <= length:
-            return ids
-        bos = self._tokenizer.bos_token_id
-        if length > 1 and ids[0] == bos and bos not in ids[1:]:
-            return [ids[0], *ids[len(ids) - length + 1 :]]
-        return ids[len(ids) - length :]
-
     def _end_of_turn(self) -> str:
         """The token behind an answer, found by rendering one."""
         tail = self._render_text(_PROBE, (), add_generation_prompt=False)[0].rpartition(_ANSWER)[2].lstrip()
@@ -355,11 +261,6 @@ class ChatTemplate:
         plain = self._render_text(_PROBE[:1], (), add_generation_prompt=False)[0]
         prompt = self._render_text(_PROBE[:1], (), add_generation_prompt=True)[0]
         return prompt[len(plain) :] if prompt.startswith(plain) else ""
-
-    def _separating_token(self) -> str | None:
-        """A special token that leaves the white space behind it alone."""
-        decoder = self._tokenizer.added_tokens_decoder
-        return next((token for i, token in self._special.items() if i in decoder and not decoder[i].rstrip), None)
 
 
 def template_names() -> list[str]:
@@ -393,10 +294,3 @@ def _own_source(tokenizer: PreTrainedTokenizerBase) -> str:
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer("a", add_special_tokens=True)["input_ids"]
     return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Tokens that split the text before it is tokenised: id to text, special ones first."""
-    added = {int(i): str(token) for i, token in tokenizer.added_tokens_decoder.items()}
-    special = {int(i): str(tokenizer.convert_ids_to_tokens(i)) for i in tokenizer.all_special_ids}
-    return special | added

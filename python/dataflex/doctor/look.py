@@ -8,8 +8,8 @@ from statistics import median
 
 import numpy as np
 
-from dataflex.data.collate import IGNORE_INDEX
-from dataflex.data.templates import ChatTemplate, Encoded
+from dataflex.data.encoding import IGNORE_INDEX, Encoded
+from dataflex.data.templates import ChatTemplate
 from dataflex.types import Sample
 
 ROWS = 1000

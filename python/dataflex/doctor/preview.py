@@ -14,8 +14,8 @@ import click
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.config import RunConfig
-from dataflex.data.collate import IGNORE_INDEX
-from dataflex.data.templates import ChatTemplate, Encoded
+from dataflex.data.encoding import IGNORE_INDEX, Encoded
+from dataflex.data.templates import ChatTemplate
 from dataflex.doctor.look import Look, learnt_tokens, look, spread
 from dataflex.errors import ConfigError
 from dataflex.models.model import load_tokenizer

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dataflex.data.collate import IGNORE_INDEX, Batch
+from dataflex.data.collate import Batch
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import GradientError
 from dataflex.models.losses import summed_loss, token_log_probs, trailing_logits
 from dataflex.models.model import trainable_parameters

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataflex.data.collate import IGNORE_INDEX, Batch
+from dataflex.data.collate import Batch
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import GradientError
 from dataflex.gradients.features import GradientContext, GradientFeatures, Work
 from dataflex.gradients.memory import BatchTokens

@@ -7,7 +7,8 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from dataflex.data.collate import IGNORE_INDEX, Batch
+from dataflex.data.collate import Batch
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.models.model import base_model
 
 

@@ -19,8 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataflex.data.collate import IGNORE_INDEX
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import SelectionError
 from dataflex.gradients.features import GradientFeatures, report_broken
 from dataflex.gradients.memory import BatchTokens

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dataflex.data.collate import IGNORE_INDEX
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import SelectionError
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
 from dataflex.gradients.similarity import Aggregate

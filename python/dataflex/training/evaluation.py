@@ -17,8 +17,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.config.values import LOSS, metric_key
-from dataflex.data.collate import IGNORE_INDEX, collate
+from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import TrainingError
 from dataflex.models.losses import label_log_probs

@@ -16,8 +16,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dataflex.data.collate import IGNORE_INDEX, collate
+from dataflex.data.collate import collate
 from dataflex.data.dataset import Example
+from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import TrainingError
 from dataflex.models.losses import summed_loss
 from dataflex.models.model import trainable_parameters
