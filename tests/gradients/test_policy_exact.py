@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from dataflex.gradients.advantages import advantages
 from dataflex.gradients.plain import flat_gradient, policy_gradient, policy_loss
 from dataflex.rollouts import Prompt, Sampling, sample_answers
-from dataflex.selectors.nice import advantages
 from dataflex.testing import tiny_model, tiny_tokenizer
 
 VOCABULARY, STOP, LONGEST = 5, 4, 3

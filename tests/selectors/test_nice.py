@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, GradientError, RewardError, RolloutError, SelectionError
+from dataflex.gradients.advantages import advantages
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import policy_gradient, sample_gradient
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.projection.adam import adam_normalize
+from dataflex.rewards.scoring import score_answers
 from dataflex.rollouts import Rollout
-from dataflex.selectors.nice import advantages, score_answers
 from dataflex.testing import EchoReward, tiny_context, tiny_dataset
 from dataflex.utils.distributed import Ranks
 from helpers.runs import tiny_nice

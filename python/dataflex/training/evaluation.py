@@ -26,8 +26,8 @@ from dataflex.models.losses import label_log_probs
 from dataflex.models.model import undisturbed
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.metric import MetricReward
+from dataflex.rewards.scoring import score_answers
 from dataflex.rollouts import Prompt, Rollout, Sampling, sample_answers
-from dataflex.selectors.nice import score_answers
 from dataflex.types import Autocast, RewardRequest, Sample
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import progress_bar

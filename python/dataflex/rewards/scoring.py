@@ -1,0 +1,49 @@
+"""Sampled answers get their rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from dataflex.rewards.base import RewardBackend, check_rewards
+from dataflex.rollouts.answers import Rollout
+from dataflex.types import RewardRequest, Sample
+from dataflex.utils.distributed import Ranks
+
+
+def score_answers(
+    reward: RewardBackend[Any], samples: Sequence[Sample], answers: Sequence[Rollout], ranks: Ranks
+) -> list[Rollout]:
+    """The answers with their rewards, asked for by the main process; one that could not be scored keeps None.
+
+    Raises:
+        RewardError: The backend fails, or returns something else than one finite number or None an answer.
+    """
+    by_id = {sample.id: sample for sample in samples}
+    requests = []
+    for answer in answers:
+        sample = by_id[answer.sample_id]
+        requests.append(RewardRequest(sample.id, sample.prompt, answer.text, sample.reference, sample.metadata))
+
+    def score() -> list[float | None]:
+        rewards = reward.score(requests)
+        check_rewards(rewards, requests, reward.name)
+        return rewards
+
+    return [replace(answer, reward=value) for answer, value in zip(answers, ranks.on_main(score), strict=True)]
+
+
+def reward_facts(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Counts, mean and range of the rewards of a round."""
+    scored = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    return {
+        "answers": len(rollouts),
+        "scored": len(scored),
+        "missing": len(rollouts) - len(scored),
+        "mean": fmean(scored) if scored else None,
+        "min": min(scored, default=None),
+        "max": max(scored, default=None),
+        "finished": sum(rollout.finished for rollout in rollouts),
+    }

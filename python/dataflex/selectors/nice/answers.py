@@ -1,0 +1,166 @@
+"""The answers of a round: drawn from the model by all ranks, scored by the reward backend, stored for a resumed run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dataflex.gradients.policy import WeightedPrompt
+from dataflex.models.fingerprint import fingerprint, state_fingerprint
+from dataflex.rewards.base import RewardBackend
+from dataflex.rewards.scoring import score_answers
+from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
+from dataflex.rollouts.vllm import VllmSampler
+from dataflex.selectors.base import SelectionContext
+from dataflex.selectors.nice.config import NiceConfig
+from dataflex.types import Sample
+from dataflex.utils.progress import Stopwatch
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_FIELDS = {
+    "seed",
+    "mc_samples",
+    "max_new_tokens",
+    "max_prompt_length",
+    "generation_temperature",
+    "generation_top_p",
+    "generation_top_k",
+    "rollout_backend",
+}
+"""The parameters that the sampled answers depend on."""
+
+
+class Answers:
+    """Draws and scores the answers of NICE's rounds.
+
+    Args:
+        config: Parameters of NICE.
+        work_dir: Returns the folder of everything that rounds leave behind.
+    """
+
+    def __init__(self, config: NiceConfig, work_dir: Callable[[SelectionContext], Path]) -> None:
+        self._config = config
+        self._work_dir = work_dir
+
+    @cached_property
+    def reward(self) -> RewardBackend[Any]:
+        """The reward backend, built on first use."""
+        return self._config.build_reward()
+
+    @cached_property
+    def _vllm_sampler(self) -> VllmSampler:
+        return VllmSampler(self._config.rollout_backend_params)
+
+    def check(self, model: nn.Module) -> None:
+        """See that the reward backend and the engine that draws answers can work.
+
+        Raises:
+            RewardError: The backend cannot score.
+            RolloutError: The engine cannot draw this model's answers.
+        """
+        if self._config.replay_rewards is None:
+            self.reward.check()
+            if self._config.rollout_backend == "vllm":
+                self._vllm_sampler.check(model)
+
+    def close(self) -> None:
+        """Free the reward backend and the engine."""
+        for part in ("reward", "_vllm_sampler"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
+
+    def scored(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[Rollout]:
+        """Sampled and scored answers of the round, from disk where the same round left them.
+
+        Raises:
+            RewardError: The reward backend failed.
+        """
+        asked = {
+            "data": context.eval_dataset.fingerprint if context.eval_dataset else None,
+            "prompts": fingerprint([[sample.id, self.prompt_ids(context, sample)] for sample in samples]),
+        }
+        judged = {"samples": fingerprint([[sample.id, sample.messages, dict(sample.metadata)] for sample in samples])}
+        name = Path("rollouts") / f"step-{context.step}.jsonl"
+        if self._config.replay_rewards is not None:
+            replayed = RolloutFile(self._config.replay_rewards / name, asked, judged).replayed()
+            if context.ranks.is_main:
+                own = self._work_dir(context) / name
+                RolloutFile(own, {"replayed": True, **asked}, {"replayed": True, **judged}).write(replayed)
+            logger.info("using the answers and rewards of %s", self._config.replay_rewards / name)
+            return replayed
+        file = RolloutFile(
+            self._work_dir(context) / name,
+            answers={
+                "state": state_fingerprint(context.model, context.autocast),
+                "config": self._config.model_dump(mode="json", include=SAMPLING_FIELDS),
+                **asked,
+            },
+            rewards={"name": self.reward.name, "config": self.reward.config.model_dump(mode="json"), **judged},
+        )
+        ranks = context.ranks
+        stored = ranks.main_first(file.scored)
+        if stored is not None:
+            logger.info("using the answers and rewards of %s", file.path)
+            return stored
+        ranks.on_main(file.report_unused)
+        answers = ranks.main_first(file.answered)
+        if answers is None:
+            with watch.phase("answers"):
+                answers = self._shared(context, samples)
+            ranks.on_main(partial(file.write_answers, answers))
+        with watch.phase("rewards"):
+            scored = score_answers(self.reward, samples, answers, ranks)
+        ranks.on_main(partial(file.write, scored))
+        return scored
+
+    def _shared(self, context: SelectionContext, samples: Sequence[Sample]) -> list[Rollout]:
+        """M answers to each prompt, not yet scored, of which every rank draws its share."""
+        ranks = context.ranks
+        if self._config.rollout_backend == "vllm":  # one engine for all ranks
+            drawn = [ranks.on_main(lambda: [asdict(answer) for answer in self.sample(context, samples)])]
+        else:
+            own = self.sample(context, ranks.share(samples), progress=ranks.is_main)
+            drawn = ranks.gather([asdict(answer) for answer in own])
+        by_sample: dict[str, list[Rollout]] = {sample.id: [] for sample in samples}
+        for answer in (Rollout(**fields) for part in drawn for fields in part):
+            by_sample[answer.sample_id].append(answer)
+        return [answer for answers in by_sample.values() for answer in answers]
+
+    def sample(self, context: SelectionContext, samples: Sequence[Sample], *, progress: bool = True) -> list[Rollout]:
+        """M answers to each prompt, not yet scored."""
+        config = self._config
+        prompts = [Prompt(sample.id, self.prompt_ids(context, sample)) for sample in samples]
+        sampling = Sampling(
+            config.generation_temperature, config.max_new_tokens, config.generation_top_k, config.generation_top_p
+        )
+        how: dict[str, Any] = {
+            "answers_per_prompt": config.mc_samples,
+            "stop_token_ids": context.template.stop_token_ids(context.tokenizer),
+            "seed": config.seed,
+            "step": context.step,
+            "autocast": context.autocast,
+        }
+        if config.rollout_backend == "vllm":
+            folder = self._work_dir(context) / "rollouts"
+            return self._vllm_sampler.sample_answers(
+                context.model, context.tokenizer, prompts, sampling, folder=folder, **how
+            )
+        how |= {"batch_size": config.rollout_batch_size, "show_progress": progress}
+        return sample_answers(context.model, context.tokenizer, prompts, sampling, **how)
+
+    def batches(self, prompts: Sequence[WeightedPrompt], rows: list[int]) -> list[list[int]]:
+        """About the prompts whose answers are drawn at once: neighbours in length."""
+        order = sorted(rows, key=lambda row: len(prompts[row].prompt_ids))
+        size = max(1, self._config.rollout_batch_size // self._config.mc_samples)
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def prompt_ids(self, context: SelectionContext, sample: Sample) -> list[int]:
+        """Token ids of a sample's prompt, cut from the left."""
+        return context.template.encode_prompt(sample.prompt, sample.tools, self._config.max_prompt_length)

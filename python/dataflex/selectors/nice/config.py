@@ -1,0 +1,66 @@
+"""Parameters of NICE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dataflex.gradients.advantages import Baseline
+from dataflex.gradients.similarity import Aggregate
+from dataflex.rewards import resolve_reward
+from dataflex.rewards.base import RewardBackend
+from dataflex.rollouts.vllm import VllmRolloutConfig
+from dataflex.selectors.gradient import GradientConfig
+
+
+class NiceConfig(GradientConfig):
+    """Parameters of NICE."""
+
+    reward: str | dict[str, Any] | RewardBackend[Any] | None = Field(
+        None, description="name of a metric or backend, {name, params}, or a backend; before reward_model_backend"
+    )
+    reward_model_backend: str = Field("local_vllm", description="reward backend: local_vllm, api, metric or a plugin's")
+    reward_backend_params: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="per backend or metric: its parameters"
+    )
+    mc_samples: int = Field(4, ge=1, description="answers M sampled for each evaluation prompt")
+    max_new_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
+    generation_temperature: float = Field(0.7, gt=0, description="temperature T of the sampled distribution")
+    generation_top_p: float = Field(1.0, gt=0, le=1, description="nucleus truncation; below 1 it biases the gradient")
+    generation_top_k: int = Field(0, ge=0, description="top-k truncation; above 0 it biases the gradient")
+    max_prompt_length: int = Field(4096, ge=1, description="longest prompt in tokens; cut from the left")
+    rollout_batch_size: int = Field(16, ge=1, description="answers that are generated at once")
+    rollout_backend: Literal["hf", "vllm"] = Field("hf", description="what draws the answers: transformers or vLLM")
+    rollout_backend_params: VllmRolloutConfig = Field(
+        default_factory=VllmRolloutConfig, description="parameters of rollout_backend: vllm"
+    )
+    replay_rewards: Path | None = Field(
+        None, description="output_dir or cache_dir of another run: its answers and rewards are used, none is asked for"
+    )
+    baseline: Baseline = Field("none", description="advantage: the reward itself, minus the others' mean, or scaled")
+    length_normalize: bool = Field(False, description="mean over an answer's tokens in place of the sum")
+    aggregate: Aggregate = Field("mean", description="rule over the evaluation samples")
+    on_no_signal: Literal["raise", "reference"] = Field(
+        "raise", description="no prompt with a non-zero advantage: stop, or use the reference answers' gradient"
+    )
+
+    @field_validator("replay_rewards")
+    @classmethod
+    def _replay_exists(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"there is no folder {value.absolute()}: name another run's output_dir or cache_dir")
+        return value
+
+    @model_validator(mode="after")
+    def _reward_fits(self) -> NiceConfig:
+        """Build the backend once: a wrong name or parameter is then an error of the configuration."""
+        self.build_reward()
+        return self
+
+    def build_reward(self) -> RewardBackend[Any]:
+        """The configured reward backend; it starts nothing before it is used."""
+        reward = self.reward or self.reward_model_backend
+        params = self.reward_backend_params.get(reward, {}) if isinstance(reward, str) else {}
+        return resolve_reward(reward, params)
