@@ -7,6 +7,7 @@ A page holds a comment in a line of its own, which becomes Markdown when the pag
     <!-- generated: selector nice -->             parameters of a component (kind and name)
     <!-- generated: help -->                      the help of every command
     <!-- generated: templates -->                 names of the chat templates
+    <!-- generated: rooms -->                     the packages of dataflex, as their docstrings describe them
     <!-- generated: page ../CONTRIBUTING.md -->   another file of the repository
     <!-- generated: pages eval* track* -->        names of the pages that there are, for a list of pages
 
@@ -16,6 +17,7 @@ text, since the built pages stand alone.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -248,6 +250,19 @@ def templates(rest: str, page: Path) -> str:
     return ", ".join(f"`{name}`" for name in sorted([*template_names(), *ALIASES]))
 
 
+def rooms(rest: str, page: Path) -> str:
+    """Every package at the top of dataflex: what lives there, what flows in and out, what it may import."""
+    del rest, page
+    rows = ["| room | what lives there | in and out | may import |", "| --- | --- | --- | --- |"]
+    for file in sorted((ROOT / "python" / "dataflex").glob("*/__init__.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        lives, flows = (ast.get_docstring(tree) or "").split("\n\n")[:2]
+        flow, _, imports = flows.replace("\n", " ").partition("May import ")
+        cells = [f"`{file.parent.name}`", lives.replace("\n", " "), flow.strip(), imports]
+        rows.append("| " + " | ".join(cell.replace("``", "`").replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
 def page_names(rest: str, page: Path) -> str:
     """Names of the pages beside ``page`` that fit one of some patterns, a line each."""
     return "\n".join(sorted(path.stem for pattern in rest.split() for path in page.parent.glob(f"{pattern}.md")))
@@ -268,6 +283,7 @@ _WRITERS: dict[str, Callable[[str, Path], str]] = {
     "pages": page_names,
     "projection": component("projection"),
     "reward": component("reward"),
+    "rooms": rooms,
     "run": run_keys,
     "selector": component("selector"),
     "templates": templates,

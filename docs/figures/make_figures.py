@@ -1,4 +1,4 @@
-"""Draw the figures of the documentation as SVG; ``projection.svg`` projects vectors with dataflex for it.
+"""Draw the figures of the documentation as SVG; one projects vectors with dataflex, one reads the imports of its code.
 
     python docs/figures/make_figures.py        # rewrites the files beside this script
 
@@ -9,6 +9,7 @@ one file serves the light and the dark theme.
 from __future__ import annotations
 
 import argparse
+import ast
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -266,7 +267,96 @@ def cosine_pairs(dim: int) -> list[tuple[float, float]]:
     return list(zip(true, found, strict=True))
 
 
-FIGURES = {"how_it_works.svg": how_it_works, "gradient_feature.svg": gradient_feature, "projection.svg": projection}
+PACKAGE = Path(__file__).parents[2] / "python" / "dataflex"
+COLUMNS = {
+    **dict.fromkeys(("projection", "testing"), 0),
+    **dict.fromkeys(("config", "version", "gradients", "retrieval", "doctor"), 1),
+    **dict.fromkeys(("errors", "plugins", "models", "selectors", "training", "offline", "evaluation", "cli"), 2),
+    **dict.fromkeys(("data", "types", "rollouts", "rewards"), 3),
+    **dict.fromkeys(("utils", "report"), 4),
+}
+"""Where a room stands from left to right; its floor follows from the imports."""
+FILLS = {
+    **dict.fromkeys(("plugins", "utils", "types", "errors", "version"), SLATE),
+    **dict.fromkeys(("rollouts", "rewards"), PURPLE),
+    **dict.fromkeys(("cli", "report", "doctor", "evaluation", "testing", "config"), GREEN),
+}
+"""What people meet is green, rewards are purple, what everything stands on is grey; the rest is blue."""
+
+
+def room_imports() -> dict[str, set[str]]:
+    """Per room (a package or module at the top of dataflex), the rooms that its files import, for types included."""
+    found: dict[str, set[str]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):  # they name everything, and nothing imports them
+            continue
+        found.setdefault(room, set())
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found[room] |= {name.split(".")[1] for name in modules if name.startswith("dataflex.")} - {room}
+    return found
+
+
+def needed_arrows(imports: dict[str, set[str]]) -> dict[str, list[str]]:
+    """The imports that do not follow from others: a room may also import what is below those."""
+
+    def below(room: str) -> set[str]:
+        return {found for inner in imports[room] for found in ({inner} | below(inner))}
+
+    return {
+        room: sorted(inner for inner in direct if not any(inner in below(other) for other in direct - {inner}))
+        for room, direct in imports.items()
+    }
+
+
+def floors(arrows: dict[str, list[str]]) -> dict[str, int]:
+    """How many rooms lie below each one on the longest way down."""
+
+    def floor(room: str) -> int:
+        return max((floor(inner) + 1 for inner in arrows[room]), default=0)
+
+    return {room: floor(room) for room in arrows}
+
+
+def architecture() -> Drawing:
+    """The rooms of the package by floors, and who imports whom."""
+    arrows = needed_arrows(room_imports())
+    levels = floors(arrows)
+    top = max(levels.values())
+    drawing = Drawing(
+        960,
+        72 * top + 72,
+        "The rooms of dataflex",
+        "Packages and modules at the top of dataflex. An arrow leads from a room to one that it imports; a room may "
+        "also import whatever is further below on its arrows. Drawn from the imports of the code: "
+        + "; ".join(f"{room} imports {', '.join(inner)}" for room, inner in sorted(arrows.items()) if inner)
+        + ".",
+    )
+    boxes = {
+        room: Box(20 + 188 * COLUMNS[room], 16 + 72 * (top - level), 168, 40, FILLS.get(room, BLUE), room)
+        for room, level in levels.items()
+    }
+    for room, inner in sorted(arrows.items()):
+        for other in inner:
+            source, target = boxes[room], boxes[other]
+            if levels[room] - levels[other] > 1 and COLUMNS[room] != COLUMNS[other]:  # around what stands between
+                side = source.right if target.x > source.x else source.left
+                drawing.arrow(side, (target.top[0], side[1]), target.top)
+            else:
+                drawing.arrow(source.bottom, target.top)
+    for box in boxes.values():
+        drawing.box(box)
+    return drawing
+
+
+FIGURES = {
+    "how_it_works.svg": how_it_works,
+    "gradient_feature.svg": gradient_feature,
+    "projection.svg": projection,
+    "architecture.svg": architecture,
+}
 
 
 def main() -> None:

@@ -226,6 +226,16 @@ def test_the_documented_components_file_is_replaced_by_the_packaged_one(path: st
 
 
 @pytest.mark.usefixtures("site")
+@pytest.mark.parametrize(
+    "path", ["python/dataflex/configs/components.yaml", "/a/python/dataflex/configs/components.yaml"]
+)
+def test_runs_from_before_the_file_moved_find_the_packaged_one(path: str) -> None:
+    config = load("", f"components_cfg_file={path}", "val_size=0.5", name="nice", check=False)
+    assert config.component().where.startswith(f"{packaged_file()}:")
+    assert any("using the file that comes with dataflex" in warning for warning in config.warnings())
+
+
+@pytest.mark.usefixtures("site")
 def test_false_means_no_components_file() -> None:
     config = load("mine: {params: {alpha: 1}}", "components_cfg_file=false", "component_params.mode=hard")
     assert config.component().params == {"mode": "hard"}

@@ -1,4 +1,8 @@
-"""Configuration: one flat YAML in LLaMA-Factory's names, typed, cross-checked, with errors by file and line."""
+"""Configuration: one flat YAML in LLaMA-Factory's names, typed, cross-checked, with errors by file and line.
+
+A file and overrides come in, a validated ``RunConfig`` (or one of ``near`` and ``export``) goes out.
+May import ``plugins``, ``utils``, ``types``, ``version`` and ``errors``.
+"""
 
 from __future__ import annotations
 

@@ -28,8 +28,9 @@ from dataflex.config.paths import absolute_if_found, candidates, read_text, reso
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.plugins.registry import registry
 
-DOCUMENTED_FILE = PurePosixPath("src/dataflex/configs/components.yaml")
-"""Where DataFlex's own documentation keeps the file; the packaged one stands in for it."""
+DOCUMENTED_FILE = ("dataflex", "configs", "components.yaml")
+"""How the path of the file ends in DataFlex's documentation (``src/dataflex/configs/components.yaml``), and in the
+configurations of runs that were made before the file stood in ``config/``; the packaged one stands in for both."""
 
 _OTHER_SECTIONS = ("mixers", "weighters")
 """Top-level sections of DataFlex that hold no selectors."""
@@ -78,7 +79,7 @@ def components_file(config: RunFields) -> tuple[Path | None, str | None]:
     try:
         return resolve_path(configured, origin.folder), None
     except ConfigError as error:
-        if PurePosixPath(configured.replace("\\", "/")) == DOCUMENTED_FILE:
+        if PurePosixPath(configured.replace("\\", "/")).parts[-3:] == DOCUMENTED_FILE:
             return packaged_file(), f"{configured} is not here; using the file that comes with dataflex"
         raise ConfigError(origin.about("components_cfg_file", error.message)) from error
 

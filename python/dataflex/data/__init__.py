@@ -1,4 +1,7 @@
-"""From rows of any known form to tokenised datasets: formats, sources, chat templates, collation.
+"""Data: formats, sources, chat templates, encoding, tokenised datasets, collation.
+
+Rows of any known form come in, token ids with labels and padded batches go out.
+May import ``config``, ``plugins``, ``utils``, ``types`` and ``errors``.
 
 Names are imported when they are first used: reading rows does not import torch. (``collate`` is the module; the
 function is ``dataflex.data.collate.collate``.)

@@ -57,12 +57,10 @@ def register_commands(cli: click.Group) -> None:
     """Add commands to the command line."""
 
 
+# A dataflex.Selection and its dataflex.SelectionContext, which live further up and are not imported from here.
 @hookspec
 def on_selection(selection: Any, context: Any) -> None:
-    """Look at a :class:`dataflex.Selection` before it is trained on, with its :class:`dataflex.SelectionContext`.
-
-    Main process only.
-    """
+    """Look at a selection before it is trained on (main process only)."""
 
 
 @hookspec

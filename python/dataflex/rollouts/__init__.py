@@ -1,7 +1,9 @@
-"""Monte Carlo answers of the model in training.
+"""Rollouts: Monte Carlo answers of the model in training, drawn by transformers or by vLLM, and their file.
 
-Answers are drawn from pi_T = softmax(logits / T) by transformers (:mod:`dataflex.rollouts.hf`) or by vLLM
-(:mod:`dataflex.rollouts.vllm`): the same distribution, other random numbers. Token ids are kept as sampled, with the
+A model in its current state and prompts come in, answers as they were sampled go out.
+May import ``models``, ``plugins`` and what they may.
+
+Both samplers draw from pi_T = softmax(logits / T), with other random numbers. Token ids are kept as sampled, with the
 end token when it was sampled; text is for rewards only and is never tokenised again.
 """
 

@@ -1,5 +1,8 @@
 """For authors of plugins: contract tests, and stand-ins that need no network.
 
+Components come in, failed clauses of their contract go out.
+May import ``selectors``, ``rewards`` and what they may; nothing of dataflex imports it.
+
 :class:`SelectorContract` and :class:`RewardContract` are test classes to inherit from; pytest collects them in your
 test module, and dataflex does not import it. The rest is what their tests run on: a tiny model, its tokenizer, data,
 and the context that the trainer would pass.
