@@ -10,6 +10,18 @@ from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
+PRINTED_VLLM_PARAMS = {
+    "vllm_tensor_parallel_size": 1,
+    "vllm_temperature": 0.0,
+    "vllm_top_p": 0.9,
+    "vllm_max_tokens": 512,
+    "vllm_top_k": 40,
+    "vllm_seed": 42,
+    "vllm_max_model_len": None,
+    "vllm_gpu_memory_utilization": 0.9,
+}
+"""Parameters of the judge as the published NICE configuration prints them."""
+
 
 def documented_project(tmp_path: Path, rows: int = 14) -> Path:
     """A working directory with a tiny Llama 3, data in Alpaca form and the documented files.

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.testing import tiny_samples
+import yaml
+
+from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 
 
 def alpaca_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -22,3 +24,13 @@ def write_rows(path: Path, made: Iterable[Mapping[str, Any]]) -> Path:
     """A JSON Lines file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     return path
+
+
+def rows_project(root: Path, config: Mapping[str, Any], *, rows: int, targets: int) -> Path:
+    """A folder with a tiny model, ``rows.jsonl``, ``target.jsonl`` and ``run.yaml``."""
+    tiny_tokenizer().save_pretrained(root / "model")
+    tiny_model().save_pretrained(root / "model")
+    for name, count, seed in (("rows", rows, 0), ("target", targets, 100)):
+        write_rows(root / f"{name}.jsonl", alpaca_rows(count, seed))
+    (root / "run.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
+    return root

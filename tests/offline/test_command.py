@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from click.testing import CliRunner, Result
 
 import dataflex
@@ -16,9 +15,9 @@ from dataflex.cli import cli
 from dataflex.config import RunConfig
 from dataflex.data.sources import load_samples
 from dataflex.offline.run import ACTING_KEYS, NEUTRAL_KEYS
-from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
+from dataflex.testing import tiny_samples, tiny_tokenizer
 from dataflex.utils.distributed import Ranks
-from helpers.rows import alpaca_rows, write_rows
+from helpers.rows import rows_project
 
 CONFIG = {
     "model_name_or_path": "model",
@@ -43,13 +42,8 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, data of 20 rows and a configuration."""
-    root = tmp_path_factory.mktemp("project")
-    tiny_tokenizer().save_pretrained(root / "model")
-    tiny_model().save_pretrained(root / "model")
-    for name, count, seed in (("rows", 20, 0), ("target", 4, 100)):
-        write_rows(root / f"{name}.jsonl", alpaca_rows(count, seed))
+    root = rows_project(tmp_path_factory.mktemp("project"), CONFIG, rows=20, targets=4)
     (root / "dataset_info.json").write_text(json.dumps({"train": {"file_name": "rows.jsonl"}}), encoding="utf-8")
-    (root / "run.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     return root
 
 

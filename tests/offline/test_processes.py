@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from dataflex.testing import tiny_model, tiny_tokenizer
 from helpers.processes import launch
-from helpers.rows import alpaca_rows, write_rows
+from helpers.rows import rows_project
 
 SCRIPT = """
 import json, os, sys
@@ -47,12 +45,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, 14 rows, a target and a configuration."""
-    root = tmp_path_factory.mktemp("project")
-    tiny_tokenizer().save_pretrained(root / "model")
-    tiny_model().save_pretrained(root / "model")
-    for name, count, seed in (("rows", 14, 0), ("target", 3, 100)):
-        write_rows(root / f"{name}.jsonl", alpaca_rows(count, seed))
-    (root / "run.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    root = rows_project(tmp_path_factory.mktemp("project"), CONFIG, rows=14, targets=3)
     (root / "choose.py").write_text(SCRIPT, encoding="utf-8")
     return root
 

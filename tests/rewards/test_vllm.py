@@ -17,19 +17,7 @@ from dataflex.rewards.judge import SCORE_PATTERN
 from dataflex.rewards.vllm import PLAIN_CHAT_TEMPLATE, LocalVllmReward
 from dataflex.testing import RewardContract
 from dataflex.types import RewardRequest
-
-SEED_PARAMS = {
-    "hf_model_name_or_path": "meta-llama/Llama-3.1-8B",
-    "vllm_tensor_parallel_size": 1,
-    "vllm_temperature": 0.0,
-    "vllm_top_p": 0.9,
-    "vllm_max_tokens": 512,
-    "vllm_top_k": 40,
-    "vllm_seed": 42,
-    "vllm_max_model_len": None,
-    "vllm_gpu_memory_utilization": 0.9,
-}
-"""As the published NICE configuration prints them."""
+from helpers.documented import PRINTED_VLLM_PARAMS
 
 ENGINE_OPTIONS = {"trust_remote_code", "tensor_parallel_size", "dtype", "seed", "gpu_memory_utilization"} | {
     "enforce_eager",
@@ -145,7 +133,9 @@ def requests(*answers: str) -> list[RewardRequest]:
 
 
 def test_the_published_parameters_reach_the_engine(fake: FakeVllm) -> None:
-    assert LocalVllmReward.from_params(SEED_PARAMS).score(requests("a")) == [0.5]
+    assert LocalVllmReward.from_params(
+        {"hf_model_name_or_path": "meta-llama/Llama-3.1-8B", **PRINTED_VLLM_PARAMS}
+    ).score(requests("a")) == [0.5]
     assert fake.engines == [
         {
             "model": "meta-llama/Llama-3.1-8B",

@@ -15,24 +15,12 @@ import dataflex
 from dataflex.rewards.vllm import LocalVllmReward
 from dataflex.rewards.vllm_server import VllmServerReward
 from dataflex.types import RewardRequest
-from helpers.documented import documented_project
+from helpers.documented import PRINTED_VLLM_PARAMS, documented_project
 
 # vLLM's own warnings are no errors of ours.
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
-SEED_PARAMS = {
-    "vllm_tensor_parallel_size": 1,
-    "vllm_temperature": 0.0,
-    "vllm_top_p": 0.9,
-    "vllm_max_tokens": 512,
-    "vllm_top_k": 40,
-    "vllm_seed": 42,
-    "vllm_max_model_len": None,
-    "vllm_gpu_memory_utilization": 0.9,
-}
-"""As the published NICE configuration prints them."""
-
-PARAMS = SEED_PARAMS | {"vllm_dtype": "float32", "vllm_enforce_eager": True, "vllm_kv_cache_gib": 1.0}
+PARAMS = PRINTED_VLLM_PARAMS | {"vllm_dtype": "float32", "vllm_enforce_eager": True, "vllm_kv_cache_gib": 1.0}
 """Rounding in 16 bits would flip near-ties between two batches; without compilation the engine starts sooner. SmolLM2
 is too small to judge: it gives every answer 1.0, at temperature 2 still. What is shown is that scores arrive, not that
 they are just."""
@@ -109,7 +97,7 @@ def test_nice_runs_from_the_published_parameters(model_path, tmp_path, monkeypat
     params = components.get("selectors", components)["nice"]["params"]
     assert params["reward_model_backend"] == "local_vllm"
     local = params["reward_backend_params"]["local_vllm"]
-    assert local == {"hf_model_name_or_path": "meta-llama/Llama-3.1-8B", **SEED_PARAMS}
+    assert local == {"hf_model_name_or_path": "meta-llama/Llama-3.1-8B", **PRINTED_VLLM_PARAMS}
     local["hf_model_name_or_path"] = model_path
     path.write_text(yaml.safe_dump(components), encoding="utf-8")
     monkeypatch.chdir(root)
