@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -119,3 +121,24 @@ def test_layers_that_cannot_recompute_in_eval_mode_do_not(monkeypatch):
     monkeypatch.setattr(type(model.model.layers[0]), "forward", forward)
     with recomputing(model):
         assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cause"),
+    [
+        ("config.json", "null", "TypeError"),
+        ("config.json", '{"model_type": "llama", "hidden_size": "wide"}', "'hidden_size'"),
+        ("config.json", '{"model_type": "llama", "hidden_act": "zz", "hidden_size": 32}', "'zz' is missing or unknown"),
+        ("model.safetensors", "", "the file is damaged or cut off"),
+        ("tokenizer.json", "[", "not valid JSON: Expecting value (line 1, column 2)"),
+        ("tokenizer_config.json", "3", "AttributeError"),
+    ],
+)
+def test_damaged_files_of_a_model_are_an_error_of_one_line(folder, tmp_path, name, text, cause):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / name).write_text(text, encoding="utf-8")
+    load = load_tokenizer if name.startswith("tokenizer") else load_model
+    with pytest.raises(ModelError, match="cannot load the") as caught:
+        load(str(damaged))
+    assert cause in caught.value.message
+    assert "\n" not in caught.value.message

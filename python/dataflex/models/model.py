@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from dataflex.errors import ModelError
 from dataflex.types import Autocast
 from dataflex.utils.files import atomic_directory, fsync
+from dataflex.utils.foreign import foreign, model_errors
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,10 +34,8 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Pre
     Raises:
         ModelError: It cannot be loaded, or it has neither a padding nor an end token.
     """
-    try:
+    with loading("tokenizer", name_or_path):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _load_error("tokenizer", name_or_path, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of {name_or_path!r} has neither a padding nor an end token")
@@ -53,12 +52,10 @@ def load_model(
         ModelError: The folder or hub id does not hold a loadable causal language model.
     """
     dtype = "auto" if precision is None else DTYPES[precision]
-    try:
+    with loading("model", name_or_path):
         model = AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
-        raise _load_error("model", name_or_path, error) from error
     return cast(PreTrainedModel, model)
 
 
@@ -77,14 +74,12 @@ def outline_model(
             f"the folder {name_or_path!r} holds no weights (*.safetensors)",
             hint="other formats are not read: save the model with safe serialization",
         )
-    try:
+    with loading("model", name_or_path):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=DTYPES[precision], trust_remote_code=trust_remote_code
             )
-    except (OSError, ValueError) as error:
-        raise _load_error("model", name_or_path, error) from error
     return cast(PreTrainedModel, model)
 
 
@@ -137,10 +132,8 @@ def load_adapter(model: PreTrainedModel, path: str | Path, *, trainable: bool = 
     Raises:
         ModelError: ``path`` holds no adapter in safetensors form.
     """
-    try:
+    with loading("adapter", str(path)):
         adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise _load_error("adapter", str(path), error) from error
     return adapted
 
 
@@ -233,11 +226,21 @@ def autocast_dtype(autocast: Autocast, device_type: str) -> torch.dtype | None:
         return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
-def _load_error(what: str, name: str, error: Exception) -> ModelError:
-    first = str(error).strip().split("\n")[0]
+@contextmanager
+def loading(what: str, name: str) -> Iterator[None]:
+    """Raise what other packages raise over a model's files as a ModelError that names the model.
+
+    Args:
+        what: What is loaded: ``model``, ``tokenizer``, ``adapter``.
+        name: Folder or hub id.
+
+    Raises:
+        ModelError: It cannot be loaded, with the cause in one line.
+    """
     hint = None
     if not Path(name).exists():
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         hint = f"there is no folder {name!r}"
         hint += " and HF_HUB_OFFLINE forbids the hub" if offline else "; as a hub id it could not be fetched"
-    return ModelError(f"cannot load the {what} {name!r}: {first}", hint=hint)
+    with foreign(ModelError, f"cannot load the {what} {name!r}", model_errors(), hint=hint):
+        yield
