@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dataflex.config import RunConfig, load_config
-from dataflex.config.known import ADVICE, LLAMA_FACTORY_KEYS, RENAMED
+from dataflex.config import RunConfig, load_config, load_export_config
+from dataflex.config.known import ADVICE, LLAMA_FACTORY_KEYS, QUANTIZATION, RENAMED
 from dataflex.errors import ConfigError
 
 REQUIRED = {"model_name_or_path": "owner/model", "dataset": "rows", "output_dir": "out"}
@@ -154,7 +154,7 @@ def test_a_key_that_resembles_nothing_gets_no_suggestion(tmp_path: Path) -> None
 
 def test_suggestions_and_advice_name_real_keys() -> None:
     assert set(RENAMED.values()) <= set(RunConfig.model_fields)
-    assert set(ADVICE) <= LLAMA_FACTORY_KEYS
+    assert set(ADVICE) | set(QUANTIZATION) <= LLAMA_FACTORY_KEYS
     assert not LLAMA_FACTORY_KEYS & set(RunConfig.model_fields)
 
 
@@ -187,6 +187,29 @@ def test_a_known_key_of_llama_factory_warns_by_name(tmp_path: Path) -> None:
     assert flash.endswith("run.yaml:4: flash_attn: dataflex does not act on this LLaMA-Factory key")
     assert "run.yaml:5: warmup_steps: " in warmup
     assert "warmup_ratio" in warmup
+
+
+def test_quantised_training_is_refused_by_every_key_that_asks_for_it(tmp_path: Path) -> None:
+    text = "quantization_bit: 4\nquantization_method: bnb\ndouble_quantization: true\nquantization_type: nf4\n"
+    refusal = "training on quantised weights is not supported; remove the key, to go on with the weights as they are"
+    assert problems(tmp_path, text, "quantization_device_map=auto") == [
+        f"run.yaml:4: quantization_bit: {refusal}",
+        f"run.yaml:5: quantization_method: {refusal}",
+        f"run.yaml:6: double_quantization: {refusal}",
+        f"run.yaml:7: quantization_type: {refusal}",
+        f"override quantization_device_map=auto: quantization_device_map: {refusal}",
+    ]
+
+
+def test_keys_that_ask_for_no_quantisation_are_accepted(tmp_path: Path) -> None:
+    config = load(tmp_path, "quantization_bit: null\ndouble_quantization: false\nexport_quantization_bit: 4\n")
+    assert len(config.warnings()) == 3
+
+
+def test_a_quantised_export_is_refused() -> None:
+    values = {"model_name_or_path": "m", "export_dir": "e", "export_quantization_bit": 4}
+    with pytest.raises(ConfigError, match="export_quantization_bit: an export of quantised weights is not supported"):
+        load_export_config(values)
 
 
 @pytest.mark.parametrize(

@@ -76,12 +76,21 @@ ADVICE: Final = {
     "export_dir": "it belongs into the YAML of an export",
     "max_new_tokens": "the answers of nice are bounded by max_new_tokens in its component parameters",
     "max_steps": "dynamic selection runs warmup_step + update_step * update_times steps, num_train_epochs times",
-    "quantization_bit": "the model is loaded unquantised",
     "save_strategy": "checkpoints come every save_steps and before each selection",
     "temperature": "the answers of nice are drawn at generation_temperature in its component parameters",
     "warmup_steps": "the learning rate warms up by warmup_ratio; warmup_step is the phase before the first selection",
 }
 """What to say about an ignored key beyond its having no effect."""
+
+QUANTIZATION: Final = {
+    "quantization_bit": "training on quantised weights",
+    "quantization_method": "training on quantised weights",
+    "quantization_type": "training on quantised weights",
+    "quantization_device_map": "training on quantised weights",
+    "double_quantization": "training on quantised weights",
+    "export_quantization_bit": "an export of quantised weights",
+}
+"""Keys that ask for what is not built, and what that is: passed over, the result would be another model."""
 
 RENAMED: Final = {
     "batch_size": "per_device_train_batch_size",

@@ -14,7 +14,7 @@ from dataflex.config.checks import find_problems
 from dataflex.config.components import validate_component
 from dataflex.config.document import KeyPath, parse_yaml
 from dataflex.config.fields import FileConfig, RunFields
-from dataflex.config.known import ADVICE, LLAMA_FACTORY_KEYS, RENAMED
+from dataflex.config.known import ADVICE, LLAMA_FACTORY_KEYS, QUANTIZATION, RENAMED
 from dataflex.config.messages import (
     LITERAL_SECRET,
     explain,
@@ -170,10 +170,18 @@ def _set_aside_unknown_keys(draft: _Draft, model: type[FileConfig]) -> Origin:
             draft.problems.append(origin.at(f"unknown key {shown(key)}{near}", key))
         elif is_secret(key) and value is not None and not is_environment_name(value):
             draft.problems.append(origin.about(key, LITERAL_SECRET))
+        elif key in QUANTIZATION and value not in (None, False) and _would_act(key, model):
+            text = f"{QUANTIZATION[key]} is not supported; remove the key, to go on with the weights as they are"
+            draft.problems.append(origin.about(key, text))
         else:
             advice = f" ({ADVICE[key]})" if key in ADVICE else ""
             ignored[key] = origin.about(key, f"dataflex does not act on this LLaMA-Factory key{advice}")
     return origin
+
+
+def _would_act(key: str, model: type[FileConfig]) -> bool:
+    """Whether LLaMA-Factory acts on a key in this kind of file: an export's keys may stand in a run's."""
+    return model is ExportConfig or not key.startswith("export_")
 
 
 def _check_values(draft: _Draft, model: type[FileConfig], origin: Origin) -> frozenset[str]:
