@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflex.config import RunConfig, config_schema, load_config, versions
-from dataflex.config.messages import redact
+from dataflex.utils.messages import redact
 
 RUN: dict[str, Any] = {
     "model_name_or_path": "owner/model",

@@ -224,7 +224,7 @@ def test_wrong_use_is_refused():
     rows = alpaca_rows(4)
     with pytest.raises(SelectionError, match="'less' needs an evaluation set"):
         dataflex.select(tiny_lora(tiny_model()), tiny_tokenizer(), rows, num_samples=1, template="chatml", **LESS)
-    with pytest.raises(ConfigError, match="less: proj_dmi"):
+    with pytest.raises(ConfigError, match="less: unknown key 'proj_dmi'; did you mean 'proj_dim'"):
         select(rows, proj_dmi=3)
     with pytest.raises(PluginError, match="unknown selector 'les'"):
         select(rows, selector="les")

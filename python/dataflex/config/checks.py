@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 from dataflex.config.fields import RunFields
-from dataflex.config.messages import LITERAL_SECRET, literal_secrets
 from dataflex.config.values import evaluated_keys, whole_steps
+from dataflex.utils.messages import LITERAL_SECRET, literal_secrets
 
 Problem = tuple[str, str]
 """The key that a message belongs to (dotted below a mapping), and the message."""

@@ -22,11 +22,11 @@ from pydantic import ValidationError
 
 from dataflex.config.document import Document, KeyPath, parse_yaml
 from dataflex.config.fields import RunFields
-from dataflex.config.messages import LITERAL_SECRET, explain, literal_secrets, nearest, shown
 from dataflex.config.origin import closest_place
 from dataflex.config.paths import absolute_if_found, candidates, read_text, resolve_path
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.plugins.registry import registry
+from dataflex.utils.messages import LITERAL_SECRET, explain, literal_secrets, nearest, shown
 
 DOCUMENTED_FILE = ("dataflex", "configs", "components.yaml")
 """How the path of the file ends in DataFlex's documentation (``src/dataflex/configs/components.yaml``), and in the

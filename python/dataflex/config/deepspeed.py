@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.messages import shown
 from dataflex.config.paths import read_text, resolve_path
 from dataflex.errors import ConfigError
+from dataflex.utils.messages import shown
 
 _OURS = {
     "optimizer": "the optimizer is AdamW with the run's own keys (learning_rate, adam_beta1, weight_decay, ...)",

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dataflex.config.messages import shown
+from dataflex.utils.messages import shown
 
 KeyPath = tuple[str | int, ...]
 """Where a value sits inside a document: keys of mappings and positions in lists."""

@@ -15,7 +15,13 @@ from dataflex.config.components import validate_component
 from dataflex.config.document import KeyPath, parse_yaml
 from dataflex.config.fields import FileConfig, RunFields
 from dataflex.config.known import ADVICE, LLAMA_FACTORY_KEYS, QUANTIZATION, RENAMED
-from dataflex.config.messages import (
+from dataflex.config.near import NearConfig
+from dataflex.config.origin import Origin
+from dataflex.config.paths import read_text
+from dataflex.config.schema import ExportConfig, RunConfig
+from dataflex.errors import ConfigError, DataflexError
+from dataflex.plugins.registry import registry
+from dataflex.utils.messages import (
     LITERAL_SECRET,
     explain,
     is_environment_name,
@@ -23,12 +29,6 @@ from dataflex.config.messages import (
     nearest,
     shown,
 )
-from dataflex.config.near import NearConfig
-from dataflex.config.origin import Origin
-from dataflex.config.paths import read_text
-from dataflex.config.schema import ExportConfig, RunConfig
-from dataflex.errors import ConfigError, DataflexError
-from dataflex.plugins.registry import registry
 
 Source = str | Path | Mapping[str, Any]
 ConfigT = TypeVar("ConfigT", bound=FileConfig)

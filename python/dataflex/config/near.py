@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from dataflex.config.fields import FileConfig
-from dataflex.config.messages import shown
 from dataflex.config.values import Float, Int, Names, Text
+from dataflex.utils.messages import shown
 
 EmbedMethod = Literal["auto", "vllm", "sentence-transformer"]
 EmbedPrecision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -12,8 +12,8 @@ import yaml
 
 from dataflex.config.components import resolve_component
 from dataflex.config.fields import RunFields
-from dataflex.config.messages import redact
 from dataflex.config.paths import absolute_if_found
+from dataflex.utils.messages import redact
 from dataflex.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "pydantic")

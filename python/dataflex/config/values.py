@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
-from dataflex.config.messages import LITERAL_SECRET, is_environment_name, nearest, shown
+from dataflex.utils.messages import LITERAL_SECRET, is_environment_name, nearest, shown
 
 LOSS = "eval_loss"
 TRACKERS = ("wandb", "tensorboard", "swanlab", "mlflow", "trackio")

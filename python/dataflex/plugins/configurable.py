@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dataflex.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from dataflex.utils.messages import explain_all
 
 
 class ComponentConfig(BaseModel):
@@ -43,7 +41,7 @@ class Configurable(Generic[ConfigT]):
         try:
             self.config = self.Config(**params)
         except ValidationError as error:
-            raise ConfigError([f"{self.name}: {line}" for line in validation_lines(error)]) from error
+            raise ConfigError([f"{self.name}: {line}" for line in validation_lines(error, self.Config)]) from error
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> Self:
@@ -51,21 +49,11 @@ class Configurable(Generic[ConfigT]):
         return cls(**params)
 
 
-def validation_lines(error: ValidationError) -> list[str]:
-    """One readable line per problem of a pydantic validation error."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "value"
-        got = f" (got {problem['input']!r})" if _is_shown(problem) else ""
-        lines.append(f"{where}: {problem['msg']}{got}")
-    return lines
+def validation_lines(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One readable line per problem of a pydantic validation error.
 
-
-def _is_shown(problem: ErrorDetails) -> bool:
-    """Whether the offending value belongs in the message: not whole mappings, nor what may hold a secret."""
-    key = str(problem["loc"][-1]) if problem["loc"] else ""
-    return (
-        problem["type"] not in ("missing", "extra_forbidden")
-        and not isinstance(problem["input"], dict | list)
-        and not key.endswith(("key", "secret", "token", "password", "url"))
-    )
+    Args:
+        error: What pydantic raised.
+        model: The model that was validated; its fields are offered in place of an unknown one.
+    """
+    return [text for _, text in explain_all(error, model)]

@@ -72,7 +72,7 @@ class NearIndex:
         try:
             config = NearConfig(candidate_path=_names(candidate_path), query_path=_names(query_path), **params)
         except ValidationError as error:
-            raise ConfigError(validation_lines(error)) from error
+            raise ConfigError(validation_lines(error, NearConfig)) from error
         self._setup(config, candidate_path, query_path, encoder)
 
     @classmethod

@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import Field, field_validator
 
-from dataflex.config.messages import is_environment_name
 from dataflex.errors import RewardError
 from dataflex.rewards.chat import ChatConfig, ChatReward
+from dataflex.utils.messages import is_environment_name
 
 if TYPE_CHECKING:
     from dataflex.rewards.chat_client import Endpoint

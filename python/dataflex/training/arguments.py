@@ -92,7 +92,7 @@ class TrainingArguments(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError([f"training argument {line}" for line in validation_lines(error)]) from error
+            raise ConfigError([f"training argument {line}" for line in validation_lines(error, type(self))]) from error
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingArguments:

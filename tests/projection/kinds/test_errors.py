@@ -35,8 +35,8 @@ def test_dimensions_that_do_not_fit(dim: int, options: dict[str, Any], message: 
         ({"dim": 128, "seed": -1}, "sjlt: seed"),
         ({"dim": 128, "seed": 2**64}, "sjlt: seed"),
         ({"dim": 128, "sparsity": 0}, "sjlt: sparsity"),
-        ({"dim": 128, "density": 3}, "sjlt: density"),
-        ({"dim": 128, "kind": "identity", "sparsity": 3}, "identity: sparsity"),
+        ({"dim": 128, "density": 3}, "sjlt: unknown key 'density'"),
+        ({"dim": 128, "kind": "identity", "sparsity": 3}, "identity: unknown key 'sparsity'"),
     ],
 )
 def test_wrong_options(arguments: dict[str, Any], message: str) -> None:

@@ -1,14 +1,18 @@
-"""Words for configuration problems: values shortened, secrets left out, the nearest name offered."""
+"""Words for wrong values: shortened, secrets left out, the nearest name offered."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
+
+Path = tuple[str | int, ...]
+"""Where a value sits below another one: keys of mappings and positions in lists."""
 
 REDACTED = "(redacted)"
 LITERAL_SECRET = (
@@ -87,6 +91,31 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the closest of ``names``, or nothing."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def explain_all(error: ValidationError, model: type[BaseModel]) -> list[tuple[Path, str]]:
+    """Where each problem of a validation error lies, and :func:`explain` of it with the keys that are known there.
+
+    Args:
+        error: What pydantic raised for ``model``.
+        model: The model that was validated.
+    """
+    return [(problem["loc"], explain(problem, fields_at(model, problem["loc"][:-1]))) for problem in error.errors()]
+
+
+def fields_at(model: type[BaseModel], path: Path) -> list[str]:
+    """Names of the fields of the model that a path below ``model`` leads to; none if it leads elsewhere."""
+    inner: type[BaseModel] | None = model
+    for part in path:
+        info = inner.model_fields.get(str(part)) if inner is not None else None
+        inner = _model_in(info.annotation) if info is not None else None
+    return list(inner.model_fields) if inner is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The one model that an annotation speaks of, inside a union or on its own."""
+    options = [option for option in (annotation, *get_args(annotation)) if hasattr(option, "model_fields")]
+    return options[0] if len(options) == 1 else None
 
 
 def explain(error: ErrorDetails, known: Iterable[str] = ()) -> str:
