@@ -9,6 +9,7 @@ import torch
 
 from dataflex.errors import RolloutError
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
+from dataflex.rollouts.answers import answer_key, by_row
 from dataflex.rollouts.hf import (
     InverseTransformSampler,
     answer_stream,
@@ -120,9 +121,26 @@ def test_truncation_keeps_the_likeliest_tokens():
 
 
 def test_streams_are_independent():
-    streams = [answer_stream(1, 2, "x", 0), answer_stream(1, 2, "x", 1), answer_stream(1, 2, "x\0", 0)]
-    assert len({float(stream.random()) for stream in streams}) == 3
-    assert answer_stream(1, 2, "x", 0).random() == answer_stream(1, 2, "x", 0).random()
+    cases = [(Prompt("x", []), 0), (Prompt("x", []), 1), (Prompt("x\0", []), 0), (Prompt("x", [], repeat=1), 0)]
+    streams = [answer_stream(1, 2, prompt, number) for prompt, number in cases]
+    assert len({float(stream.random()) for stream in streams}) == 4
+    assert answer_stream(1, 2, Prompt("x", []), 0).random() == answer_stream(1, 2, Prompt("x", [5]), 0).random()
+
+
+def test_the_seed_of_an_answer_stays_what_it_was():
+    """Another seed would draw, and pay for, stored answers again."""
+    found = [answer_key(123, 10, Prompt("row 7", [1]), 2), answer_key(123, 10, Prompt("row 7", [1], repeat=1), 2)]
+    assert [key.hex() for key in found] == ["0c467ec675c53f15e9772e7526d82ae8", "aa8d5db139072ec62e6d350ddd5a5a71"]
+
+
+def test_rows_that_share_an_id_are_told_by_their_order():
+    answers = [Rollout(name, number, [1], [0.0], True, "") for name in "aba" for number in range(2)]
+    assert by_row(answers, ["a", "b", "a"]) == [answers[:2], answers[2:4], answers[4:]]
+    assert by_row([], ["a"]) == [[]]
+    assert by_row([], []) == []
+    for wrong, ids in ((answers[:5], "aba"), (answers, "ab"), (answers[1:] + answers[:1], "aba"), (answers, [])):
+        with pytest.raises(RolloutError, match="as many answers to each"):
+            by_row(wrong, list(ids))
 
 
 STORED = [

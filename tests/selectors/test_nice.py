@@ -20,6 +20,7 @@ from dataflex.projection.adam import adam_normalize
 from dataflex.rewards.scoring import score_answers
 from dataflex.rollouts import Rollout
 from dataflex.testing import EchoReward, tiny_context, tiny_dataset
+from dataflex.testing.ranks import run_ranks
 from dataflex.utils.distributed import Ranks
 from helpers.runs import tiny_nice
 
@@ -46,8 +47,9 @@ def reference_scores(context, selector, rollouts):
     """The seed's rule in plain torch, without a projection: mean cosine of full gradients in float64."""
     config = selector.config
     targets = []
-    for sample in context.eval_dataset.samples:
-        scored = [r for r in rollouts if r.sample_id == sample.id and r.reward is not None]
+    for row, sample in enumerate(context.eval_dataset.samples):
+        own = rollouts[row * config.mc_samples : (row + 1) * config.mc_samples]
+        scored = [r for r in own if r.reward is not None]
         weights = advantages([r.reward for r in scored], config.baseline)
         if not any(weights):
             continue
@@ -102,6 +104,42 @@ def test_rewards_get_prompt_answer_and_reference(tmp_path):
         assert (request.sample_id, request.messages) == (sample.id, sample.prompt)
         assert request.reference == sample.reference
         assert request.metadata == sample.metadata
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_samples_that_share_an_id_are_judged_and_differentiated_with_their_own_prompts(tmp_path, ranks):
+    """A dataset that was tokenised by hand may repeat ids; the rows are what counts."""
+    same = {"id": "same"}
+    reward = Fixed([0.0, 1.0, 0.5, 0.25])
+
+    def select(on_rank):
+        context = tiny_context(tmp_path, eval_dataset=rewritten(tiny_dataset(3, seed=100), **same), ranks=on_rank)
+        parameters = sum(p.numel() for p in context.model.parameters() if p.requires_grad)
+        selector = tiny_nice(reward=reward, projection="identity", proj_dim=parameters)
+        return context, selector, selector.select(context)
+
+    context, selector, selection = run_ranks(ranks, select)[0]
+    prompts = [sample.prompt for sample in context.eval_dataset.samples]
+    assert len(set(map(str, prompts))) == 3
+    assert [request.messages for request in reward.requests] == [prompt for prompt in prompts for _ in range(3)]
+    stored = stored_rollouts(tmp_path)
+    assert [answer.answer for answer in stored] == [0, 1, 2] * 3
+    assert len({tuple(answer.token_ids) for answer in stored}) == 9  # answers of their own
+    expected = reference_scores(context, selector, stored)
+    np.testing.assert_allclose(selection.scores, expected, rtol=0, atol=1e-6)
+
+
+def test_stored_answers_that_mixed_up_an_id_are_not_used(tmp_path):
+    """Before rows were told apart, a file held the answers of one id together, judged with one of its prompts."""
+    context = tiny_context(tmp_path, eval_dataset=rewritten(tiny_dataset(3, seed=100), id="same"))
+    selector = tiny_nice()
+    selector.select(context)
+    sidecar = tmp_path / "rollouts" / "step-2.meta.json"
+    facts = json.loads(sidecar.read_text(encoding="utf-8"))
+    for entry in facts.values():
+        assert entry["answers"].pop("repeated_ids") == 2
+    sidecar.write_text(json.dumps(facts), encoding="utf-8")
+    assert "answers" in selector.select(context).report["seconds"]
 
 
 def test_missing_rewards_are_left_out_and_never_zero(tmp_path):

@@ -17,6 +17,7 @@ from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import ConfigError, TrainingError
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
+from dataflex.testing.ranks import run_ranks
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.schedule import Schedule
 from dataflex.utils.distributed import Ranks
@@ -89,6 +90,18 @@ def test_answers_are_those_of_transformers_greedy_search() -> None:
         assert answer.sample_id == sample.id
         assert answer.token_ids == expected[0, len(ids) :].tolist()
         assert answer.reward == len(answer.text) % 7 / 6
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_samples_that_share_an_id_get_their_own_answers(ranks: int) -> None:
+    dataset = tiny_dataset(5, seed=5)
+    same = TokenizedDataset(replace(example, sample=replace(example.sample, id="same")) for example in dataset)
+    expected = evaluator(dataset, metric=metric({"metric": LENGTH})).answers()
+    assert len({tuple(answer.token_ids) for answer in expected}) > 1
+    for found in run_ranks(
+        ranks, lambda rank: evaluator(same, metric=metric({"metric": LENGTH}), ranks=rank).answers()
+    ):
+        assert [(one.token_ids, one.reward) for one in found] == [(one.token_ids, one.reward) for one in expected]
 
 
 def test_both_are_reported_and_the_model_is_left_as_it_was() -> None:

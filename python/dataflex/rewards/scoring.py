@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from dataflex.rewards.base import RewardBackend, check_rewards
-from dataflex.rollouts.answers import Rollout
+from dataflex.rollouts.answers import Rollout, by_row
 from dataflex.types import RewardRequest, Sample
 from dataflex.utils.distributed import Ranks
 
@@ -18,14 +18,21 @@ def score_answers(
 ) -> list[Rollout]:
     """The answers with their rewards, asked for by the main process; one that could not be scored keeps None.
 
+    Args:
+        reward: The backend.
+        samples: The q rows of the evaluation set; ids may repeat.
+        answers: M a row, ordered by row, then by answer number.
+        ranks: The processes of the run.
+
     Raises:
         RewardError: The backend fails, or returns something else than one finite number or None an answer.
     """
-    by_id = {sample.id: sample for sample in samples}
-    requests = []
-    for answer in answers:
-        sample = by_id[answer.sample_id]
-        requests.append(RewardRequest(sample.id, sample.prompt, answer.text, sample.reference, sample.metadata))
+    rows = by_row(answers, [sample.id for sample in samples])
+    requests = [
+        RewardRequest(sample.id, sample.prompt, answer.text, sample.reference, sample.metadata)
+        for sample, own in zip(samples, rows, strict=True)
+        for answer in own
+    ]
 
     def score() -> list[float | None]:
         rewards = reward.score(requests)

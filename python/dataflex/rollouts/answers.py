@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedTokenizerBase
+
+from dataflex.errors import RolloutError
+from dataflex.types import Sample
+from dataflex.utils.distributed import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +35,17 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is answered: an evaluation sample's id and the token ids of its prompt."""
+    """What is answered.
+
+    Attributes:
+        sample_id: ``Sample.id`` of the evaluation sample.
+        token_ids: Token ids of its prompt.
+        repeat: Number of earlier samples with this id: samples that share an id draw answers of their own.
+    """
 
     sample_id: str
     token_ids: list[int]
+    repeat: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +72,67 @@ class Rollout:
     reward: float | None = None
 
 
-def answer_key(seed: int, step: int, sample_id: str, answer: int) -> bytes:
+def prompts_of(samples: Sequence[Sample], token_ids: Callable[[Sample], list[int]]) -> list[Prompt]:
+    """The prompts of evaluation samples, row by row; ids may repeat.
+
+    Args:
+        samples: The whole evaluation set: a part of it would count other repeats.
+        token_ids: Renders a sample's prompt.
+    """
+    seen: Counter[str] = Counter()
+    prompts = []
+    for sample in samples:
+        prompts.append(Prompt(sample.id, token_ids(sample), seen[sample.id]))
+        seen[sample.id] += 1
+    return prompts
+
+
+def answer_key(seed: int, step: int, prompt: Prompt, answer: int) -> bytes:
     """16 bytes that seed the random numbers of one answer."""
-    return hashlib.blake2b(f"{seed}\0{step}\0{sample_id}\0{answer}".encode(), digest_size=16).digest()
+    repeat = f"\0{prompt.repeat}" if prompt.repeat else ""
+    return hashlib.blake2b(f"{seed}\0{step}\0{prompt.sample_id}\0{answer}{repeat}".encode(), digest_size=16).digest()
+
+
+def by_row(answers: Sequence[Rollout], ids: Sequence[str]) -> list[list[Rollout]]:
+    """The M answers of each row of the evaluation set.
+
+    Rows are told by the order of the answers, never by their ids, which a dataset made by hand may repeat.
+
+    Args:
+        answers: q * M answers, ordered by row, then by answer number.
+        ids: The ids of the q rows.
+
+    Raises:
+        RolloutError: The answers are not M to each of these rows in their order.
+    """
+    count = len(answers) // len(ids) if ids else 0
+    expected = [(sample_id, number) for sample_id in ids for number in range(count)]
+    if [(answer.sample_id, answer.answer) for answer in answers] != expected:
+        got = ", ".join(answer.sample_id for answer in answers[:5])
+        raise RolloutError(
+            f"expected as many answers to each of the {len(ids)} rows of the evaluation set, in their order "
+            f"({', '.join(ids[:5])}, ...); got {len(answers)}, to {got}, ..."
+        )
+    return [list(answers[row * count : (row + 1) * count]) for row in range(len(ids))]
+
+
+def gather_answers(own: Sequence[Rollout], prompts: Sequence[Prompt], ranks: Ranks) -> list[Rollout]:
+    """The answers to all prompts, of which each rank has drawn those to its share (``ranks.share(prompts)``).
+
+    Args:
+        own: This rank's answers, ordered by prompt, then by answer number.
+        prompts: All prompts.
+        ranks: The processes that share them.
+
+    Returns:
+        Answers ordered by prompt, then by answer number, on every rank.
+    """
+    ids = [prompt.sample_id for prompt in prompts]
+    parts = [
+        iter(by_row([Rollout(**fields) for fields in part], ids[rank :: ranks.count]))
+        for rank, part in enumerate(ranks.gather([asdict(answer) for answer in own]))
+    ]
+    return [answer for row in range(len(prompts)) for answer in next(parts[row % ranks.count])]
 
 
 def rollout(

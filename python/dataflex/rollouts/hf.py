@@ -69,16 +69,16 @@ def sample_answers(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [jobs[job] for job in chosen]
-            streams = [answer_stream(seed, step, prompt.sample_id, answer) for prompt, answer in batch]
+            streams = [answer_stream(seed, step, prompt, answer) for prompt, answer in batch]
             drawn = _draw_batch(model, tokenizer, batch, sampling, stop_token_ids, streams)
             found.update(zip(chosen, drawn, strict=True))
             bar.update(len(batch))
     return [found[job] for job in range(len(jobs))]
 
 
-def answer_stream(seed: int, step: int, sample_id: str, answer: int) -> np.random.Generator:
+def answer_stream(seed: int, step: int, prompt: Prompt, answer: int) -> np.random.Generator:
     """The uniform numbers of one answer: a Philox generator keyed by its arguments."""
-    key = np.frombuffer(answer_key(seed, step, sample_id, answer), dtype=np.uint64)
+    key = np.frombuffer(answer_key(seed, step, prompt, answer), dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
 

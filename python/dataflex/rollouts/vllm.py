@@ -127,7 +127,7 @@ class VllmSampler:
             RolloutError: The engine does not start or fails, or its model is not the one in training.
         """
         jobs = [(prompt, answer) for prompt in prompts for answer in range(answers_per_prompt)]
-        keys = [answer_key(seed, step, prompt.sample_id, answer) for prompt, answer in jobs]
+        keys = [answer_key(seed, step, prompt, answer) for prompt, answer in jobs]
         adapter = folder / f"vllm-adapter-{os.getpid()}"  # each rank has its own
         try:
             engine = self._started(model, prompts, sampling)

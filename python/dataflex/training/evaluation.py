@@ -8,7 +8,7 @@ and all of them get the outcome for every sample.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -27,7 +27,8 @@ from dataflex.models.model import undisturbed
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.metric import MetricReward
 from dataflex.rewards.scoring import score_answers
-from dataflex.rollouts import Prompt, Rollout, Sampling, sample_answers
+from dataflex.rollouts import Rollout, Sampling, sample_answers
+from dataflex.rollouts.answers import gather_answers, prompts_of
 from dataflex.types import Autocast, RewardRequest, Sample
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import progress_bar
@@ -169,16 +170,12 @@ class Evaluator:
         """
         if self.metric is None:
             raise TrainingError("there is no metric to score answers with", hint="set eval_metric")
-        samples = self.dataset.samples
+        samples, longest = self.dataset.samples, self.metric.max_prompt_length
+        prompts = prompts_of(samples, lambda one: self.template.encode_prompt(one.prompt, one.tools, longest))
         own = sample_answers(
             self.model,
             self.tokenizer,
-            [
-                Prompt(
-                    sample.id, self.template.encode_prompt(sample.prompt, sample.tools, self.metric.max_prompt_length)
-                )
-                for sample in self.ranks.share(samples)
-            ],
+            self.ranks.share(prompts),
             Sampling(temperature=1.0, max_new_tokens=self.metric.max_new_tokens, top_k=1),
             answers_per_prompt=1,
             stop_token_ids=self.template.stop_token_ids(self.tokenizer),
@@ -188,10 +185,7 @@ class Evaluator:
             autocast=self.autocast,
             show_progress=self.ranks.is_main,
         )
-        drawn = self.ranks.gather([asdict(answer) for answer in own])
-        by_sample = {fields["sample_id"]: Rollout(**fields) for part in drawn for fields in part}
-        ordered = [by_sample[sample.id] for sample in samples]
-        return score_answers(self.metric.reward, samples, ordered, self.ranks)
+        return score_answers(self.metric.reward, samples, gather_answers(own, prompts, self.ranks), self.ranks)
 
 
 def _has_loss(labels: Sequence[int]) -> bool:

@@ -16,6 +16,7 @@ from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import score_answers
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
+from dataflex.rollouts.answers import gather_answers, prompts_of
 from dataflex.rollouts.vllm import VllmSampler
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.nice.config import NiceConfig
@@ -82,10 +83,13 @@ class Answers:
         Raises:
             RewardError: The reward backend failed.
         """
-        asked = {
+        prompts = self.prompts(context, samples)
+        asked: dict[str, Any] = {
             "data": context.eval_dataset.fingerprint if context.eval_dataset else None,
-            "prompts": fingerprint([[sample.id, self.prompt_ids(context, sample)] for sample in samples]),
+            "prompts": fingerprint([[prompt.sample_id, prompt.token_ids] for prompt in prompts]),
         }
+        if repeats := sum(prompt.repeat > 0 for prompt in prompts):
+            asked["repeated_ids"] = repeats  # what was stored without this fact mixed up the answers of one id
         judged = {"samples": fingerprint([[sample.id, sample.messages, dict(sample.metadata)] for sample in samples])}
         name = Path("rollouts") / f"step-{context.step}.jsonl"
         if self._config.replay_rewards is not None:
@@ -113,30 +117,25 @@ class Answers:
         answers = ranks.main_first(file.answered)
         if answers is None:
             with watch.phase("answers"):
-                answers = self._shared(context, samples)
+                answers = self._shared(context, prompts)
             ranks.on_main(partial(file.write_answers, answers))
         with watch.phase("rewards"):
             scored = score_answers(self.reward, samples, answers, ranks)
         ranks.on_main(partial(file.write, scored))
         return scored
 
-    def _shared(self, context: SelectionContext, samples: Sequence[Sample]) -> list[Rollout]:
+    def _shared(self, context: SelectionContext, prompts: Sequence[Prompt]) -> list[Rollout]:
         """M answers to each prompt, not yet scored, of which every rank draws its share."""
         ranks = context.ranks
         if self._config.rollout_backend == "vllm":  # one engine for all ranks
-            drawn = [ranks.on_main(lambda: [asdict(answer) for answer in self.sample(context, samples)])]
-        else:
-            own = self.sample(context, ranks.share(samples), progress=ranks.is_main)
-            drawn = ranks.gather([asdict(answer) for answer in own])
-        by_sample: dict[str, list[Rollout]] = {sample.id: [] for sample in samples}
-        for answer in (Rollout(**fields) for part in drawn for fields in part):
-            by_sample[answer.sample_id].append(answer)
-        return [answer for answers in by_sample.values() for answer in answers]
+            drawn = ranks.on_main(lambda: [asdict(answer) for answer in self.sample(context, prompts)])
+            return [Rollout(**fields) for fields in drawn]
+        own = self.sample(context, ranks.share(prompts), progress=ranks.is_main)
+        return gather_answers(own, prompts, ranks)
 
-    def sample(self, context: SelectionContext, samples: Sequence[Sample], *, progress: bool = True) -> list[Rollout]:
+    def sample(self, context: SelectionContext, prompts: Sequence[Prompt], *, progress: bool = True) -> list[Rollout]:
         """M answers to each prompt, not yet scored."""
         config = self._config
-        prompts = [Prompt(sample.id, self.prompt_ids(context, sample)) for sample in samples]
         sampling = Sampling(
             config.generation_temperature, config.max_new_tokens, config.generation_top_k, config.generation_top_p
         )
@@ -160,6 +159,10 @@ class Answers:
         order = sorted(rows, key=lambda row: len(prompts[row].prompt_ids))
         size = max(1, self._config.rollout_batch_size // self._config.mc_samples)
         return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def prompts(self, context: SelectionContext, samples: Sequence[Sample]) -> list[Prompt]:
+        """The prompts of the evaluation set, row by row."""
+        return prompts_of(samples, lambda sample: self.prompt_ids(context, sample))
 
     def prompt_ids(self, context: SelectionContext, sample: Sample) -> list[int]:
         """Token ids of a sample's prompt, cut from the left."""

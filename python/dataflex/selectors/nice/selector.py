@@ -29,6 +29,7 @@ from dataflex.gradients.store import FeatureStore
 from dataflex.projection.projector import Projector
 from dataflex.rewards.scoring import reward_facts
 from dataflex.rollouts import Rollout
+from dataflex.rollouts.answers import by_row
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.gradient import EVALUATION, GradientSelector, Targets, split_answered
 from dataflex.selectors.nice.answers import Answers
@@ -84,6 +85,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         """
         samples = context.eval_dataset.samples if context.eval_dataset else []
         prompts = [self._stand_in(context, row) for row in range(len(samples))]
+        asked = self.answers.prompts(context, samples)
         gradients = PolicyFeatures(
             context,
             prompts,
@@ -96,7 +98,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
             lengths=[len(prompt.prompt_ids) for prompt in prompts],
             prepare=lambda: None,
             batches=lambda rows: self.answers.batches(prompts, rows),
-            compute=lambda rows: self.answers.sample(context, [samples[row] for row in rows], progress=False),
+            compute=lambda rows: self.answers.sample(context, [asked[row] for row in rows], progress=False),
         )
         lengths = [len(prompt.answers) * (len(prompt.prompt_ids) + len(prompt.answers[0])) for prompt in prompts]
         return Plan(
@@ -142,13 +144,10 @@ class NiceSelector(GradientSelector[NiceConfig]):
         self, context: SelectionContext, samples: Sequence[Sample], rollouts: Sequence[Rollout]
     ) -> list[WeightedPrompt]:
         """Prompts whose scored answers have at least one advantage that is not zero."""
-        answers: dict[str, list[Rollout]] = {}
-        for rollout in rollouts:
-            if rollout.reward is not None:
-                answers.setdefault(rollout.sample_id, []).append(rollout)
+        answers = by_row(rollouts, [sample.id for sample in samples])
         prompts = []
-        for row, sample in enumerate(samples):
-            scored = answers.get(sample.id, [])
+        for row, (sample, own) in enumerate(zip(samples, answers, strict=True)):
+            scored = [rollout for rollout in own if rollout.reward is not None]
             weights = advantages([float(rollout.reward or 0.0) for rollout in scored], self.config.baseline)
             if not any(weights):
                 continue
@@ -199,11 +198,12 @@ NO_SIGNAL_HINT = (
 
 def no_signal_message(samples: Sequence[Sample], rollouts: Sequence[Rollout], baseline: Baseline) -> str:
     """Says that a round has no signal, with a few answers to look at."""
-    prompts = {sample.id: sample.prompt[-1]["content"] for sample in samples if sample.prompt}
+    rows = by_row(rollouts, [sample.id for sample in samples])
+    pairs = [(sample, rollout) for sample, own in zip(samples, rows, strict=True) for rollout in own]
     shown = [
-        f"    {rollout.sample_id}: {prompts.get(rollout.sample_id, '')[:60]!r} -> {rollout.text[:60]!r} "
+        f"    {sample.id}: {(sample.prompt[-1]['content'] if sample.prompt else '')[:60]!r} -> {rollout.text[:60]!r} "
         f"reward {'missing' if rollout.reward is None else rollout.reward}"
-        for rollout in rollouts[:5]
+        for sample, rollout in pairs[:5]
     ]
     facts = reward_facts(rollouts)
     return (
