@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import datetime
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -136,3 +138,12 @@ def test_buffers_count_if_they_are_saved():
     assert second != first
     model.kept[1] = 2
     assert of(model) != second
+
+
+def test_values_that_json_lacks_count_whole():
+    long = np.arange(5000)  # its repr leaves the middle out
+    other = long.copy()
+    other[2500] = 0
+    assert fingerprint.fingerprint([long]) == fingerprint.fingerprint([long.copy()]) != fingerprint.fingerprint([other])
+    assert fingerprint.fingerprint([datetime.date(2024, 1, 2)]) == fingerprint.fingerprint(["2024-01-02"])
+    assert fingerprint.fingerprint([{1, 2}]) == fingerprint.fingerprint([{2, 1}])  # no plain form: its repr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import json
 
 import datasets
@@ -156,14 +157,37 @@ def test_several_sources_keep_their_columns_and_are_read_again_as_one(tmp_path):
     assert [sample.messages for sample in found] == [chosen.samples[index].messages for index in chosen.indices]
 
 
-def test_values_without_a_form_in_json_are_named(tmp_path):
-    data = datasets.Dataset.from_list(
-        [row | {"day": datetime.date(2024, 1, i + 1)} for i, row in enumerate(alpaca_rows(4))]
-    )
-    chosen = select(data, num_samples=1)
-    row = chosen.rows[0]
-    with pytest.raises(DataError, match=rf"row {row}, column 'day': .*\n.*to_dataset"):
+def test_values_that_json_lacks_are_written_in_a_plain_form_and_read_again(tmp_path):
+    extra = {
+        "day": datetime.datetime(2024, 1, 2, 3),
+        "price": decimal.Decimal("1.10"),
+        "raw": b"\xff\xfe",
+        "score": float("nan"),
+        "nested": {"days": [datetime.date(2024, 1, 2)]},
+    }
+    data = datasets.Dataset.from_list([row | extra for row in alpaca_rows(4)])
+    data.to_parquet(tmp_path / "a.parquet")
+    for source in (data, str(tmp_path / "a.parquet"), [row | extra | {"n": np.int64(3)} for row in alpaca_rows(4)]):
+        chosen = select(source, num_samples=2)
+        chosen.write_jsonl(tmp_path / "s.jsonl", overwrite=True)
+        lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()
+        for row in [json.loads(line, parse_constant=pytest.fail) for line in lines]:
+            assert row["day"] == "2024-01-02T03:00:00"
+            assert (row["price"], row["raw"], row["score"]) == ("1.10", "//4=", None)
+            assert row["nested"] == {"days": ["2024-01-02"]}
+            assert row.get("n", 3) == 3
+        again = load_samples(tmp_path / "s.jsonl")
+        assert [sample.messages for sample in again] == [sample.messages for sample in chosen.chosen]
+
+
+def test_values_without_a_form_in_json_are_named_for_all_rows(tmp_path):
+    chosen = select([row | {"made": object()} for row in alpaca_rows(8)], num_samples=7)
+    with pytest.raises(DataError, match=r"^7 rows cannot be written as JSON:\n  list of rows, row ") as caught:
         chosen.write_jsonl(tmp_path / "s.jsonl")
+    lines = caught.value.message.split("\n")
+    assert "column 'made': <object object at " in lines[1]
+    assert lines[-1] == "  ... and 2 more"
+    assert "to_dataset" in caught.value.hint
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dataflex.data.plain import plain
 from dataflex.errors import DataError
 from dataflex.types import Message, Role, ToolCall
 
@@ -67,7 +68,7 @@ def _tool(item: Any) -> dict[str, Any]:
     function = item.get("function") if isinstance(item, Mapping) and item.get("function") is not None else item
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise DataError(f"tools has {shown(item)}, expected a function definition with a 'name'")
-    return {"type": "function", "function": dict(function)}
+    return {"type": "function", "function": plain(function)}
 
 
 def tool_calls_of(value: Any, what: str) -> list[ToolCall]:
@@ -97,7 +98,7 @@ def _tool_call(call: Any, what: str) -> ToolCall:
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise DataError(f"{what} has arguments {shown(arguments)}, expected an object")
-    return {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
+    return {"type": "function", "function": {"name": function["name"], "arguments": plain(arguments)}}
 
 
 def assistant_message(content: str, item: Mapping[str, Any], calls: list[ToolCall] | None = None) -> Message:

@@ -17,6 +17,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dataflex.data.plain import plain
+from dataflex.errors import DataError
 from dataflex.models.model import autocast_dtype, base_model, trainable_parameters
 from dataflex.types import Autocast
 
@@ -63,8 +65,15 @@ def state_fingerprint(model: nn.Module, autocast: Autocast, optimizer: torch.opt
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON-able value; what JSON does not know, a date for example, counts by its ``repr``."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
+    """SHA-256 of a JSON-able value; what JSON lacks counts by its plain form or, without one, by its ``repr``."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain_or_repr).encode()).hexdigest()
+
+
+def _plain_or_repr(value: Any) -> Any:
+    try:
+        return plain(value)
+    except DataError:
+        return repr(value)
 
 
 def _facts(model: nn.Module, autocast: Autocast) -> dict[str, Any]:
