@@ -271,13 +271,15 @@ PACKAGE = Path(__file__).parents[2] / "python" / "dataflex"
 COLUMNS = {
     **dict.fromkeys(("projection", "testing"), 0),
     **dict.fromkeys(("config", "version", "gradients", "retrieval", "doctor"), 1),
-    **dict.fromkeys(("errors", "plugins", "models", "selectors", "training", "offline", "evaluation", "cli"), 2),
+    **dict.fromkeys(
+        ("visible", "errors", "plugins", "models", "selectors", "training", "offline", "evaluation", "cli"), 2
+    ),
     **dict.fromkeys(("data", "types", "rollouts", "rewards"), 3),
     **dict.fromkeys(("utils", "report"), 4),
 }
 """Where a room stands from left to right; its floor follows from the imports."""
 FILLS = {
-    **dict.fromkeys(("plugins", "utils", "types", "errors", "version"), SLATE),
+    **dict.fromkeys(("plugins", "utils", "types", "errors", "visible", "version"), SLATE),
     **dict.fromkeys(("rollouts", "rewards"), PURPLE),
     **dict.fromkeys(("cli", "report", "doctor", "evaluation", "testing", "config"), GREEN),
 }

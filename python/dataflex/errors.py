@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dataflex.visible import visible
+
 
 class DataflexError(Exception):
     """Root of all errors that dataflex raises on purpose.
+
+    Characters that act on a terminal are written out (:mod:`dataflex.visible`): a message may quote data, paths and
+    servers, and Python prints it as it is.
 
     Args:
         message: What happened, what was found, what was expected.
@@ -18,9 +23,9 @@ class DataflexError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = visible(message, lines=True)
+        self.hint = None if hint is None else visible(hint, lines=True)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
@@ -34,7 +39,8 @@ class ConfigError(DataflexError):
     """
 
     def __init__(self, problems: str | Iterable[str], *, hint: str | None = None) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        given = [problems] if isinstance(problems, str) else problems
+        self.problems = [visible(problem, lines=True) for problem in given]
         super().__init__("\n".join(self.problems), hint=hint)
 
 

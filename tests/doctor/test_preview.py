@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from dataflex.cli import cli
 from dataflex.data import ChatTemplate
-from dataflex.doctor.preview import marked, visible
+from dataflex.doctor.preview import marked
 from dataflex.testing import tiny_samples, tiny_tokenizer
 from helpers.doctor import write_project
 
@@ -44,7 +45,11 @@ def test_colour_replaces_the_brackets() -> None:
 
 
 def test_data_cannot_steer_the_terminal() -> None:
-    assert visible("a\x1b[2Jb\tc\nd\x07") == "a\\x1b[2Jb\tc\nd\\x07"
+    tokenizer = tiny_tokenizer()
+    (sample,) = tiny_samples(1)
+    hostile = replace(sample, messages=({"role": "assistant", "content": "a\x1b[2Jb\tc\nd\x07"},))
+    row = ChatTemplate.load("chatml", tokenizer).encode(hostile, 128)
+    assert "a\\x1b[2Jb\tc\nd\\x07" in marked(row, tokenizer, colour=False)
 
 
 @pytest.mark.usefixtures("project")

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import html as html_module
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import DataError
 from dataflex.report.run import NO_TASK, print_report, read_report
 from dataflex.selectors.base import Selection
@@ -105,3 +108,28 @@ def test_the_selection_file_names_rows_and_ranks(tmp_path):
     assert columns["chosen"] == [True, False, False, True]
     assert columns["id"] == [sample.id for sample in dataset.samples]
     assert columns["score"] == [0.0, 1.0, 2.0, 3.0]
+
+
+HOSTILE = ["[/]", "[red]x[/red]", ":smile:", "\x1b[2J", "\x9b31m", "‮gpj", "a\nb", "<b>&", "x" * 500]
+
+
+def test_names_of_any_kind_are_text_in_the_tables_and_on_the_page(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    examples = [
+        replace(example, sample=replace(example.sample, metadata={"task": name}))
+        for example, name in zip(tiny_dataset(9), HOSTILE, strict=True)
+    ]
+    report = {"seconds": {"[/red]\x1b[2J": 1.0}}
+    selection = Selection(np.arange(4), None, "[/link]", 1, 1, report)
+    folder = tmp_path / "[bold]run"
+    write_selection(folder / "selections" / "step-1.parquet", selection, TokenizedDataset(examples), "task")
+    write_json(folder / "all_results.json", {"seconds": {"selection": 2.0}, "\x1b[2J": "[/red]\x1b[2J"})
+    print_report(folder)
+    printed, html = capsys.readouterr().out, (folder / "report.html").read_text(encoding="utf-8")
+    assert not {"\x1b", "\x9b", "‮"} & set(printed + html)
+    for name in ("[/]", "[red]x[/red]", ":smile:", r"\x1b[2J", r"\x9b31m", r"\u202egpj", r"a\nb", "<b>&"):
+        assert name in printed
+        assert html_module.escape(name) in html
+    assert "[/link]: 1 selection" in printed
+    assert "[/red]" in printed
+    assert "[bold]run" in printed

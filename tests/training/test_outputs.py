@@ -5,7 +5,7 @@ import pytest
 
 from dataflex.errors import SelectionError
 from dataflex.selectors.base import Selection
-from dataflex.training.outputs import check_agreement, check_selection, selection_statistics
+from dataflex.training.outputs import check_agreement, check_selection, selection_statistics, write_model_card
 
 
 def selection(indices, scores=None, **report):
@@ -59,3 +59,12 @@ def test_statistics_of_a_selection():
 
 def test_statistics_without_scores_and_before_the_second_selection():
     assert selection_statistics(selection([3, 1]), []) == {"selection_round": 2, "selected": 2}
+
+
+def test_the_model_card_shows_every_fact_as_text(tmp_path):
+    folder = tmp_path / "*run*"
+    write_model_card(folder, {"base_model": "a/b\x1b[2J", "task [x](http://e)": "one\n| two | <img src=x>"})
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "\x1b" not in card
+    assert "# \\*run\\*" in card
+    assert r"| task \[x\](http\://e) | one\\n\| two \| \<img src=x\> |" in card

@@ -30,6 +30,8 @@ from dataflex.cli.train import train
 from dataflex.cli.version import version
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.plugins.installed import may_have_plugins
+from dataflex.utils.console import echo
+from dataflex.utils.shown import one_record
 
 logger = logging.getLogger("dataflex")
 
@@ -58,7 +60,7 @@ class _Cli(click.Group):
             return super().invoke(ctx)
         except DataflexError as error:
             if ctx.params["traceback"]:
-                click.echo(traceback.format_exc(), err=True, nl=False)
+                echo(traceback.format_exc().rstrip("\n"), err=True)
             _print_error(error)
             ctx.exit(1)
 
@@ -77,11 +79,11 @@ class _Cli(click.Group):
 
 
 class _StderrHandler(logging.Handler):
-    """Writes one line a record; what is not information carries its level."""
+    """Writes one record after another; what is not information carries its level, further lines are indented."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        click.echo(f"{level}{self.format(record)}", err=True)
+        echo(one_record(f"{level}{self.format(record)}"), err=True)
 
 
 @contextmanager
@@ -101,12 +103,12 @@ def _logging(level: int) -> Iterator[None]:
 
 def _print_error(error: DataflexError) -> None:
     if isinstance(error, ConfigError) and len(error.problems) > 1:
-        text = "\n  ".join([f"{len(error.problems)} problems", *error.problems])
+        text = "\n".join([f"{len(error.problems)} problems", *error.problems])
     else:
         text = error.message
-    click.echo(f"{click.style('error:', fg='red')} {text}", err=True)
+    click.echo(f"{click.style('error:', fg='red')} {one_record(text)}", err=True)
     if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+        click.echo(f"hint: {one_record(error.hint)}", err=True)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})

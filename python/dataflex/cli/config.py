@@ -7,7 +7,7 @@ import logging
 import click
 
 from dataflex.cli.run_file import load_run, run_file
-from dataflex.utils.console import print_json
+from dataflex.utils.console import echo, print_json
 
 logger = logging.getLogger("dataflex")
 
@@ -24,7 +24,7 @@ def validate(config: str, overrides: tuple[str, ...]) -> None:
     run = load_run(config, overrides)
     for warning in run.warnings():
         logger.warning("%s", warning)
-    click.echo(f"{config} is valid")
+    echo(f"{config} is valid")
 
 
 @config_group.command()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dataflex.utils.console import print_json
+from dataflex.utils.console import echo, print_json
+from dataflex.utils.shown import shown
 
 if TYPE_CHECKING:
     from dataflex.doctor.check import Check
@@ -46,10 +47,11 @@ def _print(checks: Sequence[Check]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         status = click.style(check.status.upper(), fg=_COLOURS[check.status])
-        first, *more = check.detail.splitlines() or [""]
-        click.echo("\n".join([f"{status}  {check.name.ljust(width)}  {first}", *(f"      {line}" for line in more)]))
+        name, detail = shown(check.name.ljust(width)), shown(check.detail, lines=True)
+        first, *more = detail.split("\n")
+        click.echo("\n".join([f"{status}  {name}  {first}", *(f"      {line}" for line in more)]))
     fixes = [check for check in checks if check.fix and check.status != "pass"]
     if fixes:
-        click.echo("\nwhat to do")
+        echo("\nwhat to do")
     for check in fixes:
-        click.echo(f"  {check.name}: {check.fix}")
+        echo(f"  {check.name}: {check.fix}")

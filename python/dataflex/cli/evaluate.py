@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dataflex.cli.run_file import run_file
-from dataflex.utils.console import print_json
+from dataflex.utils.console import echo, print_json
 
 
 @click.command(name="eval")
@@ -47,4 +47,4 @@ def evaluate(
     if as_json:
         print_json(found.to_json())
     else:
-        click.echo("\n".join(found.lines()))
+        echo("\n".join(found.lines()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dataflex.errors import PluginError
-from dataflex.utils.console import print_json, print_table
+from dataflex.utils.console import echo, print_json, print_table
 
 if TYPE_CHECKING:
     from dataflex.plugins.registry import Component, PluginInfo, Registry
@@ -48,7 +48,7 @@ def list_plugins(as_json: bool) -> None:
     print_table(["kind", "name", "plugin", "version", "summary"], [list(row.values()) for row in rows])
     for plugin in found.plugins:
         if not plugin.error and plugin.distribution not in {row["plugin"] for row in rows}:
-            click.echo(f"\n{_heading(plugin)}: no components; hooks: {', '.join(found.hooks(plugin))}")
+            echo(f"\n{_heading(plugin)}: no components; hooks: {', '.join(found.hooks(plugin))}")
     for plugin in broken:
         _echo_broken(plugin)
 
@@ -81,8 +81,8 @@ def show_plugin(name: str, as_json: bool) -> None:
 
 def _echo_component(found: Registry, component: Component) -> None:
     version, parameters = _summary(found, component)["version"], _parameters(component)
-    click.echo(f"{component.kind} {component.name}: {component.summary}")
-    click.echo(f"from {component.plugin} {version}, {component.target}")
+    echo(f"{component.kind} {component.name}: {component.summary}")
+    echo(f"from {component.plugin} {version}, {component.target}")
     if parameters:
         rows = [[row["name"], row["type"], _default(row), row["description"]] for row in parameters]
         print_table(["parameter", "type", "default", "description"], rows)
@@ -92,14 +92,14 @@ def _echo_plugin(found: Registry, plugin: PluginInfo) -> None:
     if plugin.error:
         _echo_broken(plugin)
         return
-    click.echo(f"plugin {_heading(plugin)}; hooks: {', '.join(found.hooks(plugin))}")
+    echo(f"plugin {_heading(plugin)}; hooks: {', '.join(found.hooks(plugin))}")
     rows = [[component.kind, component.name, component.summary] for component in _components_of(found, plugin)]
     if rows:
         print_table(["kind", "name", "summary"], rows)
 
 
 def _echo_broken(plugin: PluginInfo) -> None:
-    click.echo(f"\nbroken: {_heading(plugin)}\n{plugin.error}".rstrip())
+    echo(f"\nbroken: {_heading(plugin)}\n{plugin.error}".rstrip())
 
 
 def _heading(plugin: PluginInfo) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from dataflex.cli.run_file import load_run, run_file
+from dataflex.utils.console import echo
 
 logger = logging.getLogger("dataflex")
 
@@ -67,8 +68,8 @@ def select(
 
         with tempfile.TemporaryDirectory(dir=output.parent if output and output.parent.exists() else None) as folder:
             found = dry_run_from_config(run, Path(folder), num_samples=num, checkpoint=checkpoint)
-        click.echo("\n".join(found.lines()))
+        echo("\n".join(found.lines()))
     elif output is not None:
         chosen = select_from_config(run, output, num_samples=num, checkpoint=checkpoint, overwrite=overwrite)
         if is_main_process():
-            click.echo(f"{len(chosen.indices):,} of {len(chosen.samples):,} rows are in {output}")
+            echo(f"{len(chosen.indices):,} of {len(chosen.samples):,} rows are in {output}")

@@ -15,6 +15,7 @@ from dataflex.config.fields import RunFields
 from dataflex.config.paths import absolute_if_found
 from dataflex.utils.messages import redact
 from dataflex.version import __version__
+from dataflex.visible import ACTING_IN_LINES
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "pydantic")
 """Distributions whose versions can change the outcome of a run."""
@@ -47,7 +48,10 @@ def git_revision() -> str | None:
 def replayable_yaml(config: RunFields) -> str:
     """See :meth:`RunConfig.to_yaml`."""
     values = redact(_resolved(config))
-    return _header() + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    if ACTING_IN_LINES.search(text):  # all that is not ASCII is then escaped in quotes, and still means the same
+        text = yaml.safe_dump(values, sort_keys=False, width=120)
+    return _header() + text
 
 
 def _header() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from dataflex.data.plain import plain
 from dataflex.errors import DataError
 from dataflex.types import Message, Role, ToolCall
+from dataflex.utils.shown import quoted
 
 _LOSS_KEYS = ("loss_weight", "weight")
 
@@ -153,5 +154,4 @@ def _json(text: str, what: str) -> Any:
 
 def shown(value: Any) -> str:
     """``value`` for an error message, not too long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return quoted(value)

@@ -11,6 +11,7 @@ import numpy as np
 from dataflex.data.encoding import IGNORE_INDEX, Encoded
 from dataflex.data.templates import ChatTemplate
 from dataflex.types import Sample
+from dataflex.utils.shown import listed
 
 ROWS = 1000
 """Rows that are looked at where nothing else is said: seconds of work for any data."""
@@ -61,9 +62,8 @@ class Look:
 
     def _named(self, places: Sequence[int]) -> str:
         """How many, and the first of them by id."""
-        ids = ", ".join(self.samples[place].id for place in places[:5])
-        more = ", ..." if len(places) > 5 else ""
-        return f"{len(places):,}" + (f" (ids {ids}{more})" if places else "")
+        ids = listed((self.samples[place].id for place in places), 5)
+        return f"{len(places):,}" + (f" (ids {ids})" if places else "")
 
 
 def look(samples: Sequence[Sample], template: ChatTemplate, cutoff_len: int, rows: int = ROWS) -> Look:

@@ -5,7 +5,6 @@ The text is decoded from the token ids, so it is what the model sees: special to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
@@ -21,8 +20,8 @@ from dataflex.errors import ConfigError
 from dataflex.models.model import load_tokenizer
 from dataflex.training.run import load_rows
 from dataflex.types import Sample
+from dataflex.utils.shown import shown
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 MARKS = ("[[", "]]")
 """Around what is learnt, where there is no colour."""
 
@@ -62,7 +61,7 @@ def _heading(seen: Look, place: int) -> str:
     row = seen.encoded[place]
     cut = ", cut" if row.truncated else ""
     heading = f"row {sample.row} (id {sample.id}): {len(row.input_ids)} tokens, {learnt_tokens(row)} learnt{cut}"
-    return visible(heading)
+    return shown(heading)
 
 
 def marked(row: Encoded, tokenizer: PreTrainedTokenizerBase, *, colour: bool) -> str:
@@ -70,14 +69,9 @@ def marked(row: Encoded, tokenizer: PreTrainedTokenizerBase, *, colour: bool) ->
     pairs = [(label != IGNORE_INDEX, token) for token, label in zip(row.input_ids, row.labels, strict=True)]
     parts = []
     for learnt, run in groupby(pairs, key=itemgetter(0)):
-        text = visible(str(tokenizer.decode([token for _, token in run])))
+        text = shown(tokenizer.decode([token for _, token in run]), lines=True)
         if colour:
             parts.append(click.style(text, fg="green", bold=True) if learnt else click.style(text, dim=True))
         else:
             parts.append(f"{MARKS[0]}{text}{MARKS[1]}" if learnt else text)
     return "".join(parts)
-
-
-def visible(text: str) -> str:
-    """Text with its control characters written out, but for line breaks and tabs: data must not steer a terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -31,6 +31,7 @@ from dataflex.models.model import recomputing, trainable_parameters, undisturbed
 from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.types import Autocast
 from dataflex.utils.distributed import Ranks
+from dataflex.utils.shown import listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -288,5 +289,6 @@ class GradientFeatures(ABC):
 def report_broken(what: str, ids: Sequence[str]) -> None:
     """Warn about samples whose gradient is not finite, by id."""
     if ids:
-        shown = ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")
-        logger.warning("%d %s samples have a gradient that is not finite and are left out: %s", len(ids), what, shown)
+        logger.warning(
+            "%d %s samples have a gradient that is not finite and are left out: %s", len(ids), what, listed(ids)
+        )

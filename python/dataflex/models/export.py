@@ -19,6 +19,7 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ModelError
 from dataflex.models.model import base_model, load_adapter, load_model, load_tokenizer
 from dataflex.utils.files import atomic_directory
+from dataflex.utils.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, targ
     with atomic_directory(target) as staged:
         model.save_pretrained(staged, max_shard_size=f"{config.export_size}GB")
         tokenizer.save_pretrained(staged)
-        merged = "".join(f"- `{adapter}`\n" for adapter in config.adapter_name_or_path or [])
+        base = shown(config.model_name_or_path, target="markdown")
+        merged = "".join(f"- {shown(adapter, target='markdown')}\n" for adapter in config.adapter_name_or_path or [])
         card = [
             "---",
             "library_name: transformers",
@@ -112,9 +114,9 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, targ
             "- dataflex",
             "---",
             "",
-            f"# {target.name}",
+            f"# {shown(target.name, target='markdown')}",
             "",
-            f"`{config.model_name_or_path}`" + (", with these adapters merged into it:\n" if merged else ""),
+            base + (", with these adapters merged into it:\n" if merged else ""),
             merged,
         ]
         (staged / "README.md").write_text("\n".join(card), encoding="utf-8")

@@ -13,6 +13,7 @@ import numpy as np
 from dataflex.config import versions
 from dataflex.offline.selection import OfflineSelection
 from dataflex.types import group_names
+from dataflex.utils.shown import shown
 
 NO_TASK = "(none)"
 
@@ -35,7 +36,7 @@ def subset_card(name: str, selection: OfflineSelection, facts: Mapping[str, Any]
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": ", ".join(f"{package} {number}" for package, number in versions().items()),
     }
-    lines = ["---", "tags:", "- dataflex", "- data-selection", "---", "", f"# {name}", ""]
+    lines = ["---", "tags:", "- dataflex", "- data-selection", "---", "", f"# {shown(name, target='markdown')}", ""]
     lines += ["A subset that was selected with dataflex. Every row is a row of its source with one more key:", ""]
     lines += [
         "- `_dataflex.score`: the selector's score, null if it has none",
@@ -77,7 +78,7 @@ def _groups(selection: OfflineSelection, column: str) -> list[str]:
     if set(names) == {NO_TASK}:
         return []
     total, chosen = Counter(names), Counter(names[index] for index in selection.indices.tolist())
-    lines = [f"| {column} | candidates | chosen | share of the chosen |", "|---|---|---|---|"]
+    lines = [f"| {_cell(column)} | candidates | chosen | share of the chosen |", "|---|---|---|---|"]
     for name in sorted(total, key=lambda name: (-chosen[name], name)):
         share = chosen[name] / len(selection.indices)
         lines.append(f"| {_cell(name)} | {total[name]:,} | {chosen[name]:,} | {share:.1%} |")
@@ -86,6 +87,7 @@ def _groups(selection: OfflineSelection, column: str) -> list[str]:
 
 def _block(language: str, text: str) -> list[str]:
     """A fenced block that its own content cannot end."""
+    text = shown(text, lines=True)
     longest = max((len(run) for run in _backtick_runs(text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}{language}", text, fence, ""]
@@ -96,4 +98,4 @@ def _backtick_runs(text: str) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("\n", " ").replace("|", "\\|")
+    return shown(value, target="markdown")

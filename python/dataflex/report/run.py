@@ -14,11 +14,15 @@ import pyarrow.parquet as pq
 from jinja2 import Environment
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dataflex.errors import DataError
 from dataflex.utils.files import write_text
+from dataflex.utils.shown import shown
 
 NO_TASK = "(none)"
+CELL = 80
+"""Longest name in a table, in characters."""
 OUTPUTS = {
     "adapter_model.safetensors": "adapter",
     "selections": "scores and ranks of all candidates, a file a selection",
@@ -138,33 +142,34 @@ def print_report(output_dir: Path) -> None:
     """
     report = read_report(output_dir)
     write_html(report)
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     if report.groups:
         console.print(_group_table(report))
     console.print(_time_table(report.seconds))
-    console.print(f"outputs in [bold]{report.output_dir}[/bold]", highlight=False)
+    console.print("outputs in", Text(shown(report.output_dir), style="bold"))
     for name, meaning in OUTPUTS.items():
         if (output_dir / name).exists():
-            console.print(f"  {name:<28}{meaning}", highlight=False)
+            console.print(f"  {name:<28}{meaning}")
 
 
 def write_html(report: RunReport) -> None:
     """Write ``report.html``: one file, no scripts, every value escaped."""
     source = files("dataflex.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    text = Environment(autoescape=True).from_string(source).render(report=report)
+    page = Environment(autoescape=True, finalize=shown).from_string(source)
+    text = page.render(report=report)
     write_text(report.output_dir / "report.html", text)
 
 
 def _group_table(report: RunReport) -> Table:
     rounds = len(report.selections)
     name = report.selections[0].facts.get("selector", "?")
-    table = Table(title=f"{name}: {rounds} selection{'s' if rounds > 1 else ''}", title_justify="left")
+    table = Table(title=Text(f"{shown(name, 60)}: {rounds} selection{'s' if rounds > 1 else ''}"), title_justify="left")
     for column in ("task", "rows", "share", "selected", "share of selected", "lift", "mean score"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for row in report.groups:
         score = "-" if row.mean_score is None else f"{row.mean_score:+.4f}"
         cells = [str(row.candidates), f"{row.share:.1%}", str(row.selected), f"{row.selected_share:.1%}"]
-        table.add_row(row.task, *cells, f"{row.lift:.2f}x", score)
+        table.add_row(Text(shown(row.task, CELL)), *cells, f"{row.lift:.2f}x", score)
     return table
 
 
@@ -173,7 +178,7 @@ def _time_table(seconds: Mapping[str, float]) -> Table:
     table.add_column("phase")
     table.add_column("seconds", justify="right")
     for name, value in seconds.items():
-        table.add_row(name, f"{value:.1f}")
+        table.add_row(Text(shown(name, CELL)), f"{value:.1f}")
     table.add_section()
     table.add_row("total", f"{sum(seconds.values()):.1f}")
     return table

@@ -16,6 +16,7 @@ from pydantic import Field
 from dataflex.errors import RewardError
 from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.types import RewardRequest
+from dataflex.utils.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def settle(
 
 
 def _listed(failures: Sequence[tuple[RewardRequest, Failure]]) -> str:
-    lines = [f"sample {request.sample_id!r}: {failure.reason}" for request, failure in failures[:SHOWN_FAILURES]]
+    lines = [f"sample {request.sample_id!r}: {shown(failure.reason)}" for request, failure in failures[:SHOWN_FAILURES]]
     if len(failures) > SHOWN_FAILURES:
         lines.append(f"and {len(failures) - SHOWN_FAILURES} more")
     return "; ".join(lines)

@@ -31,6 +31,7 @@ from dataflex.models.losses import mean_losses
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.utils.progress import Stopwatch
+from dataflex.utils.shown import listed
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,10 @@ class DrawSelector(Selector[DrawConfigT]):
         usable, weights = self.weigh(context, losses, stream)
         unusable = [context.train_dataset[int(row)].sample.id for row in np.flatnonzero(~usable)]
         if unusable:
-            shown = ", ".join(unusable[:10]) + (", ..." if len(unusable) > 10 else "")
             logger.warning(
-                "%d training samples have a loss that is not finite and are left out: %s", len(unusable), shown
+                "%d training samples have a loss that is not finite and are left out: %s",
+                len(unusable),
+                listed(unusable),
             )
         indices = self.draw(weights.weights, usable, context.num_samples, stream)
         report = {

@@ -41,6 +41,7 @@ from dataflex.selectors.base import Selection, SelectionContext, Selector, Selec
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample, group_names
 from dataflex.utils.progress import Stopwatch
+from dataflex.utils.shown import listed
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class GradientSelector(Selector[GradientConfigT]):
             )
         if without:
             logger.warning(
-                "%d evaluation samples have no reference answer and are left out: %s", len(without), _shown(without)
+                "%d evaluation samples have no reference answer and are left out: %s", len(without), listed(without)
             )
         assert context.eval_dataset is not None
         dataset = context.eval_dataset.select(answered)
@@ -242,7 +243,7 @@ class GradientSelector(Selector[GradientConfigT]):
         facts = {"not_finite": [samples[row].id for row in not_finite], "zero": [samples[row].id for row in zero]}
         report_broken("evaluation", facts["not_finite"])
         if zero:
-            logger.warning("%d evaluation samples have a gradient of zero: %s", len(zero), _shown(facts["zero"]))
+            logger.warning("%d evaluation samples have a gradient of zero: %s", len(zero), listed(facts["zero"]))
         groups = group_names(samples, self.config.task_column)
         return target_directions(store.blocks(), aggregate, groups, leave_out=set(not_finite)), facts
 
@@ -307,13 +308,9 @@ def report_unusable(scores: Scores, samples: Sequence[Sample]) -> None:
     report_broken("training", [samples[row].id for row in scores.not_finite])
     if scores.zero:
         ids = [samples[row].id for row in scores.zero]
-        logger.warning("%d training samples have a gradient of zero and are left out: %s", len(ids), _shown(ids))
+        logger.warning("%d training samples have a gradient of zero and are left out: %s", len(ids), listed(ids))
 
 
 def candidate_facts(scores: Scores) -> dict[str, int]:
     """Counts of the candidates, for the report."""
     return {"total": len(scores.values), "not_finite": len(scores.not_finite), "zero": len(scores.zero)}
-
-
-def _shown(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:10]) + (", ..." if len(ids) > 10 else "")

@@ -18,6 +18,7 @@ from dataflex.selectors.base import Selection
 from dataflex.types import group_names
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_path, write_text
+from dataflex.utils.shown import shown
 
 SELECTION_METADATA = b"dataflex"
 
@@ -113,7 +114,7 @@ def write_model_card(output_dir: Path, facts: Mapping[str, Any]) -> None:
     lines = ["---", "library_name: peft", "tags:", "- dataflex", "- lora"]
     if facts.get("base_model"):
         lines.append(f"base_model: {json.dumps(str(facts['base_model']))}")
-    lines += ["---", "", f"# {output_dir.name}", ""]
+    lines += ["---", "", f"# {_cell(output_dir.name)}", ""]
     lines.append("An adapter that was fine-tuned with dataflex: training samples were selected while it was trained.")
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items() if value is not None]
@@ -122,4 +123,4 @@ def write_model_card(output_dir: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("\n", " ").replace("|", "\\|")
+    return shown(value, target="markdown")

@@ -24,6 +24,7 @@ from dataflex.models.losses import summed_loss
 from dataflex.models.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 from dataflex.utils.distributed import Ranks
+from dataflex.utils.shown import listed
 
 
 class Stepper:
@@ -76,8 +77,7 @@ class Stepper:
         loss = self._backward(examples, tokens)
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss of step {number} is {loss}; samples: "
-                f"{', '.join(example.sample.id for example in examples[:10])}",
+                f"the loss of step {number} is {loss}; samples: {listed(example.sample.id for example in examples)}",
                 hint="a smaller learning rate, bf16 in place of fp16, or a look at these samples",
             )
         values = {"loss": loss / tokens, "learning_rate": float(self._scheduler.get_last_lr()[0])}

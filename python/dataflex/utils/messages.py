@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
+from dataflex.utils.shown import quoted
+
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
@@ -80,11 +82,7 @@ def shown(value: Any, key: str = "") -> str:
     """``value`` for a message: short and without secrets."""
     if value is None:
         return "nothing (null)"
-    try:
-        text = repr(redact(value, key))
-    except ValueError:  # an integer of more digits than Python prints
-        text = f"a huge {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return quoted(redact(value, key))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dataflex.utils.shown import shown
+
 LOG_INTERVAL_SECONDS = 15.0
 TERMINAL_INTERVAL_SECONDS = 0.2
 
@@ -32,7 +34,7 @@ def progress_bar(
     interval = TERMINAL_INTERVAL_SECONDS if sys.stderr.isatty() else LOG_INTERVAL_SECONDS
     return tqdm(
         total=total,
-        desc=description,
+        desc=shown(description),
         unit=unit,
         initial=initial,
         disable=disable,

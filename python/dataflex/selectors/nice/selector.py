@@ -37,6 +37,7 @@ from dataflex.selectors.nice.config import NiceConfig
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample
 from dataflex.utils.progress import Stopwatch
+from dataflex.utils.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +201,9 @@ def no_signal_message(samples: Sequence[Sample], rollouts: Sequence[Rollout], ba
     """Says that a round has no signal, with a few answers to look at."""
     rows = by_row(rollouts, [sample.id for sample in samples])
     pairs = [(sample, rollout) for sample, own in zip(samples, rows, strict=True) for rollout in own]
-    shown = [
-        f"    {sample.id}: {(sample.prompt[-1]['content'] if sample.prompt else '')[:60]!r} -> {rollout.text[:60]!r} "
+    answers = [
+        f"    {shown(sample.id, 60)}: {(sample.prompt[-1]['content'] if sample.prompt else '')[:60]!r} -> "
+        f"{rollout.text[:60]!r} "
         f"reward {'missing' if rollout.reward is None else rollout.reward}"
         for sample, rollout in pairs[:5]
     ]
@@ -209,5 +211,5 @@ def no_signal_message(samples: Sequence[Sample], rollouts: Sequence[Rollout], ba
     return (
         f"no evaluation prompt carries a signal: {facts['scored']} of {facts['answers']} answers have a reward, "
         f"between {facts['min']} and {facts['max']}, and with baseline {baseline!r} every advantage is zero; "
-        "the first answers:\n" + "\n".join(shown)
+        "the first answers:\n" + "\n".join(answers)
     )

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dataflex.offline.card import subset_card
+from dataflex.offline.selection import OfflineSelection, RowSource
+from dataflex.testing import tiny_samples
+
+
+def test_the_card_shows_names_facts_and_reports_as_text() -> None:
+    samples = [
+        type(sample)(sample.id, sample.row, sample.messages, metadata={"task": name})
+        for sample, name in zip(tiny_samples(3), ["[x](http://e)", "a|b\nc", "\x1b[2J"], strict=True)
+    ]
+    selection = OfflineSelection(
+        np.arange(2), None, "mine", 0, 1, {"judge": "\u202e````"}, samples=samples, source=RowSource(Path("rows.jsonl"))
+    )
+    card = subset_card("*s*.jsonl", selection, {"model": "<b>\x9b"}, "dataset: '\x1b'", "task")
+    assert not {"\x1b", "\x9b", "\u202e"} & set(card)
+    assert "# \\*s\\*.jsonl" in card
+    assert r"| \[x\](http\://e) | 1 | 1 | 50.0% |" in card
+    assert r"| a\|b\\nc | 1 | 1 | 50.0% |" in card
+    assert r"| model | \<b\>\\x9b |" in card
+    assert "`````json" in card
