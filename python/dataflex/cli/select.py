@@ -14,12 +14,11 @@ logger = logging.getLogger("dataflex")
 
 
 def _count(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    """``5%`` and ``0.05`` are a share (float), ``500`` is a number (int)."""
+    from dataflex.config.values import count_or_share
+
     del ctx, param
     try:
-        if value.endswith("%"):
-            return float(value[:-1]) / 100
-        return int(value) if value.isdigit() else float(value)
+        return count_or_share(value)
     except ValueError as error:
         raise click.BadParameter(f"expected a number (500) or a share (5%), got {value!r}") from error
 

@@ -27,6 +27,18 @@ def whole_steps(cycle_steps: int, num_train_epochs: float) -> int:
     return math.ceil(round(cycle_steps * num_train_epochs, 6))
 
 
+def count_or_share(text: str) -> float:
+    """``5%`` and ``0.05`` are a share (float), ``500`` is a number (int).
+
+    Raises:
+        ValueError: The text is neither.
+    """
+    text = text.strip()
+    if text.endswith("%"):
+        return float(text[:-1]) / 100
+    return int(text) if text.isdecimal() else float(text)
+
+
 def _integer(value: Any) -> Any:
     """``1e3`` is an integer to whoever wrote it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -63,12 +75,16 @@ def _targets(value: Any) -> Any:
     return names
 
 
-def _trackers(value: Any) -> list[str]:
+def tracker_names(value: Any) -> list[str]:
     """Accept a name, a comma-separated text, a list, none or null (``no`` is false to YAML)."""
     names = [] if value is None or value is False else _strings(value)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"expected none or names of trackers, got {shown(value)}")
-    names = [name for name in names if name != "none"]
+    return [name for name in names if name != "none"]
+
+
+def _trackers(value: Any) -> list[str]:
+    names = tracker_names(value)
     for name in names:
         if name not in TRACKERS:
             raise ValueError(f"expected none or some of {', '.join(TRACKERS)}, got {name!r}{nearest(name, TRACKERS)}")

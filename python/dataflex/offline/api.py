@@ -13,26 +13,27 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
-from dataflex.errors import SelectionError
+from dataflex.errors import ConfigError, SelectionError
 from dataflex.models.model import Precision
 from dataflex.offline.context import at_checkpoint, build_context, launched_ranks, resolve_count, shared_folder
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.static import score_checkpoints
-from dataflex.plugins.registry import registry
 from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.selectors.less import LessSelector
-from dataflex.training.inputs import as_dataset, as_template
+from dataflex.training.inputs import as_dataset, as_selector, as_template, as_tokenizer, check_model
 from dataflex.training.outputs import check_agreement, check_selection
+from dataflex.utils.aliases import also_called
 
 
+@also_called(tokenizer="processing_class")
 def select(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    processing_class: PreTrainedTokenizerBase,
     train_dataset: Any,
     eval_dataset: Any = None,
     *,
     selector: str | Selector[Any] = "less",
-    num_samples: float,
+    num_samples: float | str,
     checkpoint: str | Path | None = None,
     template: str | ChatTemplate | None = None,
     cutoff_len: int = 2048,
@@ -49,12 +50,12 @@ def select(
 
     Args:
         model: Causal language model with trainable parameters (a peft model, as a rule), on the device to compute on.
-        tokenizer: Its tokenizer.
+        processing_class: Its tokenizer; may be called ``tokenizer``.
         train_dataset: Candidates: rows (``datasets.Dataset``, list of dicts) in a known form, a file, a name in
             ``dataset_info.json``, or a tokenised dataset.
         eval_dataset: What the selection is for, in the same forms; None for selectors without a target.
         selector: Name of a registered selector, or one that is built already.
-        num_samples: How many candidates: a number (int) or a share (float up to 1).
+        num_samples: How many candidates: a number (int) or a share (float up to 1, or text as ``"5%"``).
         checkpoint: Folder ``checkpoint-STEP`` of a training run: its weights are used, and the optimizer's moments
             that ``gradient_type: adam`` needs. None: the weights of ``model``, and no moments.
         template: Chat template by name; None: the tokenizer's own.
@@ -71,13 +72,15 @@ def select(
         CheckpointError: The checkpoint is damaged or of another model.
         DataError: Rows of no known form.
         ConfigError: A parameter of the selector is wrong.
+        ModelError: What was passed as model or tokenizer is none.
 
     Example:
         >>> chosen = dataflex.select(model, tokenizer, rows, targets, num_samples=0.05, gradient_type="sgd")
         >>> subset = chosen.to_dataset()
     """
-    built = _build(selector, params)
-    inputs = _Inputs(model, tokenizer, as_template(template, tokenizer), cutoff_len, seed, precision, dataset_dir)
+    _refuse_arguments(params)
+    built = as_selector(selector, params)
+    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir)
     try:
         with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
             return _finish(run_selector(built, context, checkpoint), context, train_dataset, dataset_dir)
@@ -85,14 +88,15 @@ def select(
         built.close()
 
 
+@also_called(tokenizer="processing_class")
 def less_static(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    processing_class: PreTrainedTokenizerBase,
     train_dataset: Any,
     eval_dataset: Any,
     checkpoints: Sequence[str | Path],
     *,
-    num_samples: float,
+    num_samples: float | str,
     learning_rates: Sequence[float] | None = None,
     template: str | ChatTemplate | None = None,
     cutoff_len: int = 2048,
@@ -115,12 +119,12 @@ def less_static(
 
     Args:
         model: The model that the checkpoints belong to; its weights are restored afterwards.
-        tokenizer: Its tokenizer.
+        processing_class: Its tokenizer; may be called ``tokenizer``.
         train_dataset: Candidates; as for :func:`select`.
         eval_dataset: Target examples with reference answers.
         checkpoints: Folders ``checkpoint-STEP`` that the trainer wrote, with optimizer state unless
             ``gradient_type="sgd"``; one at the end of each epoch in the paper.
-        num_samples: How many candidates: a number (int) or a share (float up to 1).
+        num_samples: How many candidates: a number (int) or a share (float up to 1, or text as ``"5%"``).
         learning_rates: One a checkpoint, in any unit; None: the mean that its run has logged for its epoch.
         template: As for :func:`select`.
         cutoff_len: Longest sample in tokens.
@@ -140,8 +144,9 @@ def less_static(
         >>> chosen = dataflex.less_static(model, tokenizer, rows, targets, ["out/checkpoint-100", "out/checkpoint-200"],
         ...                               num_samples=0.05)
     """
+    _refuse_arguments(params)
     selector = LessSelector(**params)
-    inputs = _Inputs(model, tokenizer, as_template(template, tokenizer), cutoff_len, seed, precision, dataset_dir)
+    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir)
     with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
         selection = score_checkpoints(selector, context, [Path(path) for path in checkpoints], learning_rates)
         check_agreement(selection, context.ranks)
@@ -188,6 +193,22 @@ class _Inputs:
     precision: Precision
     dataset_dir: str | Path | None
 
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        processing_class: Any,
+        template: str | ChatTemplate | None,
+        cutoff_len: int,
+        seed: int,
+        precision: Precision,
+        dataset_dir: str | Path | None,
+    ) -> _Inputs:
+        """Checked model and tokenizer, and the template by its name."""
+        check_model(model)
+        tokenizer = as_tokenizer(processing_class)
+        return cls(model, tokenizer, as_template(template, tokenizer), cutoff_len, seed, precision, dataset_dir)
+
     def dataset(self, data: Any, *, keep_unlabelled: bool = False) -> TokenizedDataset:
         """Tokenise."""
         folder = None if self.dataset_dir is None else Path(self.dataset_dir)
@@ -196,7 +217,7 @@ class _Inputs:
 
 @contextmanager
 def _context(
-    inputs: _Inputs, train_dataset: Any, eval_dataset: Any, num_samples: float, output_dir: str | Path | None
+    inputs: _Inputs, train_dataset: Any, eval_dataset: Any, num_samples: float | str, output_dir: str | Path | None
 ) -> Iterator[SelectionContext]:
     """The context, with a temporary output folder where none is named."""
     ranks = launched_ranks()
@@ -229,12 +250,19 @@ def as_offline(selection: Selection, candidates: TokenizedDataset, source: RowSo
     return OfflineSelection(**vars(selection), samples=candidates.samples, source=source)
 
 
-def _build(selector: str | Selector[Any], params: dict[str, Any]) -> Selector[Any]:
-    if isinstance(selector, str):
-        built: Selector[Any] = registry().get("selector", selector).from_params(params)
-        return built
-    if params:
-        raise SelectionError(
-            f"parameters ({', '.join(params)}) need the name of a selector, not one that is built already"
-        )
-    return selector
+_ADVICE = {
+    "args": "learning_rate and the like act on training only; here there are seed, precision, template, cutoff_len",
+    "bf16": 'precision="bf16"',
+    "fp16": 'precision="fp16"',
+    "max_length": "cutoff_len",
+    "max_seq_length": "cutoff_len",
+    "num_train_samples": "num_samples",
+}
+"""Arguments of training that people write here, and what to write instead."""
+
+
+def _refuse_arguments(params: dict[str, Any]) -> None:
+    """Raise ConfigError for arguments that no selector has and that are called something else here; all of them."""
+    wrong = [f"{name} is no argument here: {_ADVICE[name]}" for name in params if name in _ADVICE]
+    if wrong:
+        raise ConfigError(wrong)

@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dataflex.config.values import count_or_share
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import SelectionError
@@ -52,12 +53,17 @@ def shared_folder(ranks: Ranks, wanted: Path | None) -> Iterator[Path]:
         ranks.barrier()  # before the main process removes it
 
 
-def resolve_count(wanted: float, candidates: int) -> int:
-    """Number of samples: a share of the candidates (a float up to 1) or a number (an int).
+def resolve_count(wanted: float | str, candidates: int) -> int:
+    """Number of samples: a share of the candidates (a float up to 1, or ``5%``) or a number (an int).
 
     Raises:
-        SelectionError: Nothing would be selected, or more than there is.
+        SelectionError: It is neither, nothing would be selected, or more than there is.
     """
+    if isinstance(wanted, str):
+        try:
+            wanted = count_or_share(wanted)
+        except ValueError as error:
+            raise SelectionError(f"num_samples: expected a number (500) or a share (5%), got {wanted!r}") from error
     share = isinstance(wanted, float)
     if share and not 0 < wanted <= 1:
         raise SelectionError(f"num_samples {wanted} is not a share of the candidates, above 0 and up to 1")

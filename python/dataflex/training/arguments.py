@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dataflex.config.deepspeed import read_deepspeed
-from dataflex.config.values import DDP_TIMEOUT_SECONDS, BestMetric, EnvironmentName, EvalMetric, GreaterIsBetter
+from dataflex.config.known import ADVICE as KEY_ADVICE
+from dataflex.config.known import RENAMED
+from dataflex.config.values import (
+    DDP_TIMEOUT_SECONDS,
+    BestMetric,
+    EnvironmentName,
+    EvalMetric,
+    GreaterIsBetter,
+    tracker_names,
+)
 from dataflex.errors import ConfigError
-from dataflex.plugins.configurable import validation_lines
+from dataflex.utils.messages import explain_all, shown
+
+ADVICE = {
+    "model_name_or_path": "the model itself goes to the trainer: df.Trainer(model, ...)",
+    "precision": "bf16=True or fp16=True",
+    "save_strategy": KEY_ADVICE["save_strategy"],
+    "train_batch_size": "per_device_train_batch_size",
+    "warmup_step": "it belongs to the schedule: df.Schedule(warmup_step=..., update_step=..., update_times=...)",
+    "update_step": "it belongs to the schedule: df.Schedule(warmup_step=..., update_step=..., update_times=...)",
+    "update_times": "it belongs to the schedule: df.Schedule(warmup_step=..., update_step=..., update_times=...)",
+}
+"""What to write in place of an argument that does not exist, beyond the nearest name."""
+_RENAMED = {
+    **RENAMED,
+    "max_length": "cutoff_len",
+    "gradient_clipping": "max_grad_norm",
+    "scheduler": "lr_scheduler_type",
+}
+
+
+def _no_limit(value: Any) -> Any:
+    """Transformers writes -1 for no limit."""
+    return None if value == -1 else value
+
+
+def _deepspeed_content(value: Any) -> Any:
+    return read_deepspeed(str(value)) if isinstance(value, str | Path) else value
 
 
 class SwanlabOptions(BaseModel):
@@ -48,6 +83,9 @@ class TrainingArguments(BaseModel):
     per_device_train_batch_size: int = Field(1, ge=1, description="samples of one forward pass on one device")
     gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes of one optimizer step")
     num_train_epochs: float = Field(1.0, gt=0, description="how often the schedule is gone through")
+    max_steps: Annotated[int | None, BeforeValidator(_no_limit)] = Field(
+        None, ge=1, description="optimizer steps of the run, in place of num_train_epochs; null or -1: by epochs"
+    )
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's first moment")
@@ -56,6 +94,9 @@ class TrainingArguments(BaseModel):
     max_grad_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
     lr_scheduler_type: str = Field("cosine", description="name of a transformers scheduler")
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="share of the steps in which the learning rate rises")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="the same as a number of optimizer steps; null: by warmup_ratio"
+    )
     bf16: bool = Field(False, description="mixed precision in bfloat16")
     fp16: bool = Field(False, description="mixed precision in float16")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
@@ -66,7 +107,9 @@ class TrainingArguments(BaseModel):
     save_total_limit: int | None = Field(None, ge=1, description="checkpoints to keep; null: all")
     save_only_model: bool = Field(False, description="checkpoints without optimizer state: smaller, not resumable")
     plot_loss: bool = Field(True, description="draw training_loss.png")
-    report_to: list[str] = Field(default_factory=list, description="names of accelerate's trackers")
+    report_to: Annotated[list[str], BeforeValidator(tracker_names)] = Field(
+        default_factory=list, description="none, or names of accelerate's trackers"
+    )
     run_name: str | None = Field(None, description="name of the run in trackers; null: made up by them")
     swanlab: SwanlabOptions = Field(SwanlabOptions(), description="what the tracker swanlab is started with")
     eval_strategy: Literal["no", "steps", "epoch"] = Field("no", description="when to evaluate")
@@ -85,14 +128,16 @@ class TrainingArguments(BaseModel):
     early_stopping_steps: int | None = Field(None, ge=1, description="evaluations without progress before the end")
     early_stopping_min_delta: float = Field(0.0, ge=0, description="smallest change that is an improvement")
     ddp_timeout: int = Field(DDP_TIMEOUT_SECONDS, ge=1, description="seconds that processes wait for each other")
-    deepspeed: dict[str, Any] | None = Field(None, description="DeepSpeed's settings: ZeRO stage 1 or 2")
+    deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(_deepspeed_content)] = Field(
+        None, description="DeepSpeed's settings or their JSON file: ZeRO stage 1 or 2"
+    )
     task_column: str = Field("task", description="column that groups samples in reports")
 
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError([f"training argument {line}" for line in validation_lines(error, type(self))]) from error
+            raise ConfigError([f"training argument {line}" for line in _lines(error)]) from error
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingArguments:
@@ -110,3 +155,17 @@ class TrainingArguments(BaseModel):
     def mixed_precision(self) -> Literal["no", "bf16", "fp16"]:
         """The name that accelerate gives to the precision of the forward pass."""
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """One line a wrong argument; of one that does not exist, what to write in its place."""
+    lines = []
+    for problem, (path, text) in zip(error.errors(), explain_all(error, TrainingArguments), strict=True):
+        name = str(path[-1]) if path else ""
+        if problem["type"] == "extra_forbidden" and len(path) == 1:
+            if name in ADVICE:
+                text = f"unknown key {shown(name)}: {ADVICE[name]}"
+            elif name in _RENAMED:
+                text = f"unknown key {shown(name)}: it is called {_RENAMED[name]} here"
+        lines.append(text)
+    return lines

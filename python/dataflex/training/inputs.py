@@ -2,14 +2,164 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers import TrainingArguments as TransformersArguments
 
 from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
+from dataflex.errors import ConfigError, ModelError, SelectionError, TrainingError
+from dataflex.plugins.registry import registry
+from dataflex.selectors.base import Selector
+from dataflex.training.arguments import TrainingArguments
+from dataflex.training.foreign_arguments import from_transformers
+from dataflex.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a trainer was given, in the forms that the loop works on."""
+
+    args: TrainingArguments
+    selector: Selector[Any] | None
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    train_dataset: TokenizedDataset
+    eval_dataset: TokenizedDataset | None
+
+    @classmethod
+    def read(
+        cls,
+        model: Any,
+        processing_class: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+        selector: Any,
+        args: Any,
+        *,
+        scheduled: bool,
+    ) -> TrainingInputs:
+        """Check and convert; arguments and errors as those of :class:`dataflex.Trainer`."""
+        check_model(model)
+        args = as_arguments(args, scheduled=scheduled)
+        built = None if selector is None else as_selector(selector)
+        tokenizer = as_tokenizer(processing_class)
+        template = as_template(args.template, tokenizer)
+        training = as_dataset(train_dataset, template, args.cutoff_len)
+        held_out = None
+        if eval_dataset is not None:
+            held_out = as_dataset(eval_dataset, template, args.cutoff_len, keep_unlabelled=True)
+        return cls(args, built, tokenizer, template, training, held_out)
+
+
+def check_model(model: Any) -> None:
+    """Raise ModelError for what is no model, a name for example."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model: expected a torch module, got {type(model).__name__}",
+            hint="AutoModelForCausalLM.from_pretrained(...) with an adapter (peft.get_peft_model); df.train and the "
+            "command line load models by name",
+        )
+
+
+def as_tokenizer(processing_class: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer, or that of a processor.
+
+    Raises:
+        ModelError: There is none, or it has no token to pad with.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"processing_class: expected a tokenizer, got {type(processing_class).__name__}",
+            hint="AutoTokenizer.from_pretrained(...)",
+        )
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no padding token",
+            hint="tokenizer.pad_token = tokenizer.eos_token",
+        )
+    return tokenizer
+
+
+def as_selector(selector: Any, params: Mapping[str, Any] | None = None) -> Selector[Any]:
+    """A selector by its registered name, with parameters, or one that is built already.
+
+    Raises:
+        SelectionError: It is neither, or parameters come with one that is built already.
+        PluginError: No selector has that name.
+        ConfigError: A parameter is wrong.
+    """
+    if isinstance(selector, str):
+        built: Selector[Any] = registry().get("selector", selector).from_params(dict(params or {}))
+        return built
+    if not isinstance(selector, Selector):
+        what = f"the class {selector.__name__}" if isinstance(selector, type) else type(selector).__name__
+        raise SelectionError(
+            f"selector: expected the name of a selector or one that is built, got {what}",
+            hint='selector="less", or df.LessSelector(proj_dim=4096)',
+        )
+    if params:
+        raise SelectionError(
+            f"parameters ({', '.join(params)}) need the name of a selector, not one that is built already"
+        )
+    return selector
+
+
+def as_arguments(args: Any, *, scheduled: bool) -> TrainingArguments:
+    """The trainer's arguments: its own, transformers', or a mapping of names to values.
+
+    Args:
+        args: What was passed.
+        scheduled: The run has a schedule, which then says how many steps it has.
+
+    Raises:
+        ConfigError: Something else, or arguments that cannot be followed; all of them.
+    """
+    if isinstance(args, TrainingArguments):
+        return args
+    if isinstance(args, TransformersArguments):
+        return TrainingArguments(**from_transformers(args, scheduled=scheduled))
+    if isinstance(args, Mapping):
+        return TrainingArguments(**args)
+    raise ConfigError(
+        f"args: expected df.TrainingArguments, got {type(args).__name__}",
+        hint="df.TrainingArguments(output_dir=...); transformers.TrainingArguments are taken, too",
+    )
+
+
+def as_schedule(
+    schedule: Schedule | None, args: TrainingArguments, num_samples: int, global_batch: int, *, selects: bool
+) -> tuple[Schedule, TrainingArguments]:
+    """The schedule of a run, and its arguments with ``max_steps`` as a number of times to go through it.
+
+    Args:
+        schedule: None for plain training, whose schedule is one pass over the data.
+        args: The arguments as they were passed.
+        num_samples: n.
+        global_batch: Samples of one step.
+        selects: The run has a selector.
+
+    Raises:
+        TrainingError: There is a selector, and nothing says when to select.
+    """
+    if schedule is None:
+        if selects:
+            raise TrainingError(
+                "a run with a selector needs a schedule, which says when to select",
+                hint="schedule=df.Schedule(warmup_step=10, update_step=10, update_times=2)",
+            )
+        schedule = Schedule(warmup_step=math.ceil(num_samples / global_batch))
+    if args.max_steps is None:
+        return schedule, args
+    return schedule, args.model_copy(update={"num_train_epochs": args.max_steps / schedule.cycle_steps})
 
 
 def as_template(template: str | ChatTemplate | None, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:

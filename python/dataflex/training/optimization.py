@@ -73,7 +73,7 @@ def create_scheduler(optimizer: torch.optim.Optimizer, args: TrainingArguments, 
     return get_scheduler(
         args.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=math.ceil(args.warmup_ratio * total_steps),
+        num_warmup_steps=math.ceil(args.warmup_ratio * total_steps) if args.warmup_steps is None else args.warmup_steps,
         num_training_steps=total_steps,
     )
 

@@ -11,7 +11,7 @@ import gc
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpointer import Checkpointer
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.folder import prepare_output_dir
-from dataflex.training.inputs import as_dataset, as_template
+from dataflex.training.inputs import TrainingInputs, as_schedule
 from dataflex.training.optimization import (
     create_accelerator,
     create_optimizer,
@@ -41,9 +41,13 @@ from dataflex.training.state import RunState
 from dataflex.training.trackers import check_trackers, start_trackers
 from dataflex.training.tracking import PLOT_FILE, RunLog, plot_losses
 from dataflex.training.zero import stepper_class
+from dataflex.utils.aliases import also_called
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import write_json, write_text
 from dataflex.utils.progress import Stopwatch, progress_bar
+
+if TYPE_CHECKING:
+    import transformers
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +57,18 @@ class Trainer:
 
     Args:
         model: Causal language model with trainable parameters (a peft model, as a rule).
-        processing_class: Its tokenizer.
+        processing_class: Its tokenizer; may be called ``tokenizer``.
         train_dataset: n candidates: a tokenised dataset, or rows (``datasets.Dataset``, list of dicts) in a known form.
         eval_dataset: q samples for evaluation and for selectors with a target, or None.
-        selector: Picks the samples of each phase but the first; None trains on random samples throughout.
-        schedule: When to select; ``Schedule(warmup_step=N)`` is plain training for N steps.
-        args: Hyper-parameters.
+        selector: Picks the samples of each phase but the first: one that is built, or the name of one with its
+            defaults; None trains on random samples throughout.
+        schedule: When to select; None, without a selector, is one pass over the data an epoch.
+        args: Hyper-parameters: dataflex's, or transformers' (what has no counterpart and would change the training is
+            an error; with a schedule, the default of their ``num_train_epochs`` does not count).
 
     Raises:
         TrainingError: The run cannot succeed (sizes, trackers, processes); raised before training starts.
+        ConfigError, ModelError: Arguments, model or tokenizer cannot be used.
 
     Example:
         >>> trainer = Trainer(model, tokenizer, rows, eval_rows, NiceSelector(reward="exact_match"),
@@ -69,36 +76,35 @@ class Trainer:
         >>> results = trainer.train()
     """
 
+    @also_called(tokenizer="processing_class")
     def __init__(
         self,
         model: nn.Module,
         processing_class: PreTrainedTokenizerBase,
         train_dataset: Any,
         eval_dataset: Any = None,
-        selector: Selector[Any] | None = None,
+        selector: Selector[Any] | str | None = None,
         *,
-        schedule: Schedule,
-        args: TrainingArguments,
+        schedule: Schedule | None = None,
+        args: TrainingArguments | transformers.TrainingArguments,
     ) -> None:
-        self.args = args
-        self.schedule = schedule
-        self.selector = selector
-        self.tokenizer = processing_class
-        self.template = as_template(args.template, processing_class)
-        self.train_dataset = as_dataset(train_dataset, self.template, args.cutoff_len)
-        self.eval_dataset = (
-            None
-            if eval_dataset is None
-            else as_dataset(eval_dataset, self.template, args.cutoff_len, keep_unlabelled=True)
+        given = TrainingInputs.read(
+            model, processing_class, train_dataset, eval_dataset, selector, args, scheduled=schedule is not None
         )
-        self.phases = schedule.phases(args.num_train_epochs)
-        self.total_steps = schedule.total_steps(args.num_train_epochs)
+        self.selector, self.tokenizer, self.template = given.selector, given.tokenizer, given.template
+        self.train_dataset, self.eval_dataset = given.train_dataset, given.eval_dataset
+        args = given.args
         check_trackers(args.report_to)
         self.accelerator = create_accelerator(args)
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device)
         self.global_batch = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         )
+        self.schedule, self.args = as_schedule(
+            schedule, args, len(self.train_dataset), self.global_batch, selects=self.selector is not None
+        )
+        self.phases = self.schedule.phases(self.args.num_train_epochs)
+        self.total_steps = self.schedule.total_steps(self.args.num_train_epochs)
         self.metric = AnswerMetric.from_params(
             args.eval_metric, max_new_tokens=args.eval_max_new_tokens, max_prompt_length=args.cutoff_len
         )
@@ -108,9 +114,8 @@ class Trainer:
             enable_gradient_checkpointing(self.model)
         self.optimizer = create_optimizer(self.model, args)
         self.scheduler = create_scheduler(self.optimizer, args, self.total_steps)
-        self.checkpointer = Checkpointer(
-            self.model, self.tokenizer, self.optimizer, self.scheduler, self.accelerator, selector, args, self.ranks
-        )
+        parts = (self.model, self.tokenizer, self.optimizer, self.scheduler, self.accelerator)
+        self.checkpointer = Checkpointer(*parts, self.selector, self.args, self.ranks)
         self.state = RunState()
         self.watch = Stopwatch()
         self.run_config: str | None = None
@@ -151,9 +156,9 @@ class Trainer:
 
     def _start(self) -> None:
         """Make the output folder ready, go on from a checkpoint where that is wanted, open log and trackers."""
-        source = self.ranks.on_main(lambda: _text(prepare_output_dir(self.args)))
+        source = self.ranks.on_main(lambda: str(prepare_output_dir(self.args) or ""))
         facts = self._facts()
-        if source is not None:
+        if source:
             self.state = self.checkpointer.restore(Path(source), facts)
             self.watch.seconds = dict(self.state.seconds)
             logger.info("resuming from %s at step %d of %d", source, self.state.step, self.total_steps)
@@ -390,10 +395,6 @@ class Trainer:
             "best_step": self.state.best.step,
             "seconds": dict(self.watch.seconds),
         }
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:

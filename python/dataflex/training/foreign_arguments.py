@@ -1,0 +1,196 @@
+"""Arguments of transformers' Trainer (and of subclasses, as TRL's ``SFTConfig``) in the trainer's own terms.
+
+What means the same is taken over as it is. What would change the training and has no counterpart is an error, all of
+it at once; what only concerns how transformers' own loop works is named in one line and left aside. Arguments that
+stand at their class's default are never spoken of: nobody wrote them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from transformers import TrainingArguments as TransformersArguments
+
+from dataflex.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+SAME = (
+    "output_dir",
+    "seed",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "bf16",
+    "fp16",
+    "gradient_checkpointing",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "save_only_model",
+    "report_to",
+    "run_name",
+    "eval_strategy",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "ddp_timeout",
+    "deepspeed",
+)
+"""Arguments of one name and one meaning."""
+RENAMED = {"max_length": "cutoff_len", "max_seq_length": "cutoff_len"}
+"""TRL's arguments of another name and the same meaning."""
+READ = (
+    *SAME,
+    *RENAMED,
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "warmup_ratio",
+    "eval_steps",
+    "resume_from_checkpoint",
+    "optim",
+    "overwrite_output_dir",
+)
+STEPS = ("logging_steps", "save_steps", "eval_steps")
+"""Numbers of steps, where transformers takes a share of the run below 1, too."""
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+"""Names of torch's AdamW; fused or not, its step is the same."""
+ADVICE = {
+    "save_strategy": "checkpoints come every save_steps, before each selection and at the end",
+    "logging_strategy": "the loss is logged every logging_steps",
+    "label_smoothing_factor": "the loss is the plain cross-entropy",
+    "lr_scheduler_kwargs": "schedulers have transformers' own defaults",
+    "packing": "samples are trained one by one, as they are selected one by one",
+    "data_seed": "seed is the seed of everything",
+    "fsdp": "parameters cannot be sharded",
+}
+"""What to say about an argument without a counterpart."""
+HARMLESS = (
+    "dataloader_",
+    "hub_",
+    "log_",
+    "ddp_",
+    "push_",
+    "include_",
+    "trackio_",
+    "eval_",
+    "logging_",
+    "save_",
+    "torch_",
+)
+HARMLESS_NAMES = (
+    "batch_eval_metrics",
+    "debug",
+    "disable_tqdm",
+    "do_eval",
+    "do_predict",
+    "do_train",
+    "enable_jit_checkpoint",
+    "full_determinism",
+    "gradient_checkpointing_kwargs",
+    "ignore_data_skip",
+    "label_names",
+    "length_column_name",
+    "local_rank",
+    "prediction_loss_only",
+    "project",
+    "remove_unused_columns",
+    "restore_callback_states_from_checkpoint",
+    "skip_memory_metrics",
+    "tf32",
+    "trackio_bucket_id",
+    "trackio_space_id",
+    "trackio_static_space_id",
+    "use_cache",
+    "use_cpu",
+    "use_liger_kernel",
+    "liger_kernel_config",
+)
+"""Arguments (and beginnings of names) that change how transformers' loop works, not what a step computes."""
+
+
+def from_transformers(args: TransformersArguments, *, scheduled: bool) -> dict[str, Any]:
+    """The values of :class:`dataflex.TrainingArguments` that say the same.
+
+    Args:
+        args: transformers' arguments, or those of a subclass.
+        scheduled: The run has a schedule, which then says how many steps it has.
+
+    Raises:
+        ConfigError: Arguments that would change the training and have no counterpart; all of them.
+    """
+    defaults = _defaults(type(args))
+    changed = {name: value for name, value in _values(args).items() if value != defaults.get(name)}
+    problems = [*_problems(args, changed, scheduled=scheduled)]
+    if problems:
+        raise ConfigError(
+            [f"args: transformers' {problem}" for problem in problems],
+            hint="df.TrainingArguments has the names of what can be changed",
+        )
+    idle = [name for name in changed if name not in READ]
+    if idle:
+        said = "; ".join(f"{name} ({ADVICE[name]})" if name in ADVICE else name for name in idle)
+        logger.warning("arguments of transformers that do not act here: %s", said)
+    return _taken(_values(args), scheduled=scheduled)
+
+
+def _taken(values: dict[str, Any], *, scheduled: bool) -> dict[str, Any]:
+    taken = {name: values[name] for name in SAME if values.get(name) is not None}
+    taken |= {ours: values[theirs] for theirs, ours in RENAMED.items() if values.get(theirs) is not None}
+    taken |= {name: int(taken[name]) for name in ("logging_steps", "save_steps")}
+    taken["overwrite_output_dir"] = bool(values.get("overwrite_output_dir"))
+    taken["resume_from_checkpoint"] = values.get("resume_from_checkpoint") or False
+    if values["eval_steps"] is not None:
+        taken["eval_steps"] = int(values["eval_steps"])
+    warmup = values.get("warmup_steps") or 0
+    if warmup >= 1:
+        taken["warmup_steps"] = int(warmup)
+    else:
+        taken["warmup_ratio"] = warmup or values.get("warmup_ratio") or 0.0
+    taken["max_steps"] = values["max_steps"]
+    taken["num_train_epochs"] = 1.0 if scheduled else values["num_train_epochs"]
+    return taken
+
+
+def _problems(args: TransformersArguments, changed: dict[str, Any], *, scheduled: bool) -> Iterator[str]:
+    if scheduled and "num_train_epochs" in changed and args.max_steps <= 0:
+        yield (
+            f"num_train_epochs={args.num_train_epochs} counts passes over the data, and this run has as many steps as "
+            "its schedule: leave it out; df.TrainingArguments(num_train_epochs=...) repeats the schedule"
+        )
+    optimizer = getattr(args.optim, "value", args.optim)
+    if optimizer not in ADAMW:
+        yield f"optim={optimizer!r}: the optimizer is torch's AdamW ({' or '.join(ADAMW)})"
+    for name in STEPS:
+        value = getattr(args, name)
+        if value is not None and not float(value).is_integer():
+            yield f"{name}={value} is a share of the run, expected a number of steps"
+    if isinstance(args.warmup_steps, float) and args.warmup_steps > 1 and not args.warmup_steps.is_integer():
+        yield f"warmup_steps={args.warmup_steps}: expected a whole number of steps or a share below 1"
+    for name, value in changed.items():
+        if name not in READ and not name.startswith(HARMLESS) and name not in HARMLESS_NAMES:
+            advice = f": {ADVICE[name]}" if name in ADVICE else ""
+            yield f"{name}={value!r} has no counterpart here{advice}"
+
+
+def _values(args: TransformersArguments) -> dict[str, Any]:
+    """Plain values of all fields; members of an enumeration by their value."""
+    found = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in found.items()}
+
+
+def _defaults(kind: type[TransformersArguments]) -> dict[str, Any]:
+    """What arguments of this class hold where nothing but the folder was written; some are settled as it is made."""
+    return _values(kind(output_dir="unused"))
