@@ -71,6 +71,48 @@ def test_rows_that_a_type_cannot_hold_are_refused(tmp_path, scale):
     assert store.missing() == []
 
 
+@pytest.mark.parametrize("value", [1e30, 1e-23])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_whose_squares_leave_float32_are_refused_too(tmp_path, value, dtype):
+    """They were stored as inf and 0: a norm in float32 finds no difference."""
+    store = FeatureStore(tmp_path / "s", {}, 2, 8, 2, "float16")
+    with pytest.raises(StoreError, match="2 rows from row 0 on do not fit float16"):
+        store.write(0, torch.full((2, 8), value, dtype=dtype))
+    assert store.missing() == [(0, 2)]
+
+
+def test_float64_rows_that_float32_cannot_hold_are_refused(tmp_path):
+    store = FeatureStore(tmp_path / "s", {}, 1, 2, 1)
+    for value in (1e50, 1e-60):
+        with pytest.raises(StoreError, match="do not fit float32"):
+            store.write(0, torch.full((1, 2), value, dtype=torch.float64))
+    store.write(0, torch.full((1, 2), 1e30, dtype=torch.float64))
+
+
+def test_swapped_shards_are_found(tmp_path, caplog):
+    store, values = filled(tmp_path / "s", rows=8)
+    first, second = files_of(store)
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    again = FeatureStore(tmp_path / "s", {"state": "a", "projection": {"seed": 1}}, 8, 3, 4)
+    with pytest.raises(StoreError, match=r"holds other rows: \[4, 8\]"):
+        again.load()
+    assert again.missing() == [(0, 4), (4, 8)]
+    assert f"{first} is damaged: it holds other rows: [4, 8]; rows 0 to 3 are computed again" in caplog.text
+    filled(tmp_path / "s", rows=8)
+    assert torch.equal(again.load(), values[:8])
+
+
+def test_a_store_of_an_earlier_format_is_computed_again_and_said(tmp_path, caplog):
+    store, _ = filled(tmp_path / "s")
+    manifest = json.loads((store.path / "manifest.json").read_text(encoding="utf-8"))
+    (store.path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}), encoding="utf-8")
+    again = FeatureStore(tmp_path / "s", {"state": "a", "projection": {"seed": 1}}, 10, 3, 4)
+    assert len(again.missing()) == 3
+    assert "format differs: 2 on disk, 3 now" in caplog.text
+
+
 def test_a_store_goes_on_where_it_stopped(tmp_path):
     first = FeatureStore(tmp_path / "s", {"state": "a"}, 10, 3, 4)
     first.write(4, torch.ones(4, 3))
