@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -165,13 +166,58 @@ def _listed(failures: Sequence[tuple[RewardRequest, Failure]]) -> str:
     return "; ".join(lines)
 
 
-def check_rewards(rewards: Sequence[float | None], requests: Sequence[RewardRequest], backend: str) -> None:
-    """Raise RewardError unless there is one finite number or None a request."""
-    if len(rewards) != len(requests):
-        raise RewardError(f"reward backend {backend!r} returned {len(rewards)} rewards for {len(requests)} requests")
-    for reward, request in zip(rewards, requests, strict=True):
-        if reward is not None and not isfinite(reward):
-            raise RewardError(
-                f"reward backend {backend!r} returned {reward!r} for sample {request.sample_id!r}, expected a finite "
-                "number, or None for an answer that cannot be scored"
-            )
+def checked_rewards(rewards: object, requests: Sequence[RewardRequest], backend: str) -> list[float | None]:
+    """What a backend returned, as plain floats and None.
+
+    Args:
+        rewards: What ``score`` returned.
+        requests: What it was asked.
+        backend: Its name, for messages.
+
+    Raises:
+        RewardError: It is not one finite number or None a request; all that are not are counted, a few are shown.
+    """
+    found = _listed_values(rewards)
+    if found is None:
+        raise RewardError(f"reward backend {backend!r} returned {_short(rewards)}, expected a list of numbers")
+    if len(found) != len(requests):
+        raise RewardError(f"reward backend {backend!r} returned {len(found)} rewards for {len(requests)} requests")
+    numbers = [_number(reward) for reward in found]
+    wrong = [
+        f"{_short(reward)} for sample {request.sample_id!r}"
+        for reward, number, request in zip(found, numbers, requests, strict=True)
+        if reward is not None and number is None
+    ]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN_FAILURES} more" if len(wrong) > SHOWN_FAILURES else ""
+        raise RewardError(
+            f"reward backend {backend!r} returned {', '.join(wrong[:SHOWN_FAILURES])}{more}, expected finite numbers, "
+            "or None for an answer that cannot be scored",
+            hint="return plain floats: float(tensor), float(text)",
+        )
+    return numbers
+
+
+def _listed_values(values: object) -> list[object] | None:
+    """What a list, an array or a tensor holds; None for what has no values in an order."""
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
+        return None
+    try:
+        return list(values)
+    except TypeError:  # a tensor without dimensions says that it can be iterated over
+        return None
+
+
+def _number(value: object) -> float | None:
+    """A real number (also numpy's) as a float; None for what is none, or not finite."""
+    if not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond 1e308
+        return None
+    return number if isfinite(number) else None
+
+
+def _short(value: object) -> str:
+    return f"{repr(value)[:60]} ({type(value).__name__})"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import mean
 from typing import Any
 
-from dataflex.rewards.base import RewardBackend, check_rewards
+from dataflex.rewards.base import RewardBackend, checked_rewards
 from dataflex.rollouts.answers import Rollout, by_row
 from dataflex.types import RewardRequest, Sample
 from dataflex.utils.distributed import Ranks
@@ -35,9 +35,7 @@ def score_answers(
     ]
 
     def score() -> list[float | None]:
-        rewards = reward.score(requests)
-        check_rewards(rewards, requests, reward.name)
-        return rewards
+        return checked_rewards(reward.score(requests), requests, reward.name)
 
     return [replace(answer, reward=value) for answer, value in zip(answers, ranks.on_main(score), strict=True)]
 
@@ -49,7 +47,7 @@ def reward_facts(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "answers": len(rollouts),
         "scored": len(scored),
         "missing": len(rollouts) - len(scored),
-        "mean": fmean(scored) if scored else None,
+        "mean": float(mean(scored)) if scored else None,
         "min": min(scored, default=None),
         "max": max(scored, default=None),
         "finished": sum(rollout.finished for rollout in rollouts),
