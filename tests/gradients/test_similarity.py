@@ -82,6 +82,36 @@ def test_a_row_counts_unless_it_is_broken_somewhere_or_zero_everywhere():
     assert (scores.not_finite, scores.zero) == ([0], [1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("k", "d"), [(4096, 1), (4096, 7), (33, 2), (1, 1)])
+def test_equal_rows_have_equal_bits_in_any_block_and_ties_go_to_the_smaller_index(k, d, dtype):
+    generator = torch.Generator().manual_seed(k + d)
+    row = torch.randn(k, generator=generator).to(dtype)
+    n = 45
+    candidates = torch.randn(n, k, generator=generator).to(dtype)
+    same = [0, 3, 17, 31, 32, 40, 44]
+    candidates[same] = row
+    directions = target_directions(blocks(torch.randn(d, k, generator=generator)), "max")
+    found = []
+    for size in (1, 3, 8, 32, 45):
+        found.append(influence_scores([Influence(blocks(candidates, size), directions)], n).values)
+        assert len({found[-1][index] for index in same}) == 1
+        order = top_k(found[-1], n).tolist()
+        assert [index for index in order if index in same] == same
+    assert all(np.array_equal(scores, found[0]) for scores in found)
+    full = candidates.double() / candidates.double().norm(dim=1, keepdim=True) @ directions.T
+    np.testing.assert_allclose(found[0], full.amax(dim=1).numpy(), rtol=0, atol=2e-11)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "max", "task_max"])
+@pytest.mark.parametrize("targets", [[[0.0, 0.0]] * 2, [[1.0, 2.0], [-1.0, -2.0]]])
+def test_targets_without_a_direction_are_no_signal(targets, aggregate):
+    if aggregate == "max" and targets[0][0]:
+        pytest.skip("opposite targets are two directions")
+    with pytest.raises(SelectionError, match=r"no evaluation sample carries a signal: .* 2 targets"):
+        target_directions(blocks(torch.tensor(targets)), aggregate, ["a", "a"])
+
+
 def test_targets_must_be_usable():
     with pytest.raises(SelectionError, match="no evaluation sample is left to"):
         target_directions(blocks(torch.zeros((0, 4))))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from dataflex.errors import ConfigError, GradientError, RewardError, RolloutErro
 from dataflex.gradients.advantages import advantages
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import policy_gradient, sample_gradient
+from dataflex.gradients.policy import PolicyFeatures
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.projection.adam import adam_normalize
 from dataflex.rewards.scoring import score_answers
@@ -165,6 +167,43 @@ def test_a_failing_reward_stops_the_selection(tmp_path):
             tiny_nice(reward=Fixed(rewards)).select(tiny_context(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        (
+            torch.tensor([0.5] * 9),
+            r"tensor\(0\.5000\) \(Tensor\) for sample '\w+', .* and 4 more, expected finite numbers",
+        ),
+        (["0.5"] * 9, r"'0\.5' \(str\) for sample"),
+        ([0.5] * 8 + [10**400], r"10+ \(int\) for sample"),
+        ([0.5] * 8 + [0.5j], r"0\.5j \(complex\) for sample"),
+        ("123456789", r"returned '123456789' \(str\), expected a list"),
+        (torch.tensor(0.5), r"returned tensor\(0\.5000\) \(Tensor\), expected a list"),
+        ({"a": 0.5}, r"\(dict\), expected a list"),
+        (None, r"returned None \(NoneType\), expected a list"),
+    ],
+)
+def test_rewards_that_are_no_numbers_are_named(tmp_path, rewards, message):
+    class Odd(EchoReward):
+        def score(self, requests):
+            return rewards
+
+    with pytest.raises(RewardError, match=message):
+        tiny_nice(reward=Odd()).select(tiny_context(tmp_path))
+    assert len(stored_rollouts(tmp_path)) == 9  # the answers are kept
+
+
+def test_numbers_of_other_packages_are_rewards(tmp_path):
+    class Array(EchoReward):
+        def score(self, requests):
+            return np.linspace(0, 1, len(requests), dtype=np.float32)
+
+    tiny_nice(reward=Array()).select(tiny_context(tmp_path))
+    assert [answer.reward for answer in stored_rollouts(tmp_path)] == [i / 8 for i in range(9)]
+    tiny_nice(reward=Fixed([np.float32(0.5), np.int64(1), True])).select(tiny_context(tmp_path / "b"))
+    assert [answer.reward for answer in stored_rollouts(tmp_path / "b")] == [0.5, 1.0, 1.0] * 3
+
+
 def test_wrong_number_of_rewards_is_refused(tmp_path):
     class Short(EchoReward):
         def score(self, requests):
@@ -189,6 +228,27 @@ def test_no_signal_may_use_the_reference_answers(tmp_path, caplog):
     assert selection.report["target"] == "reference answers"
     assert selection.report["prompts"] == {"total": 3, "with_signal": 0, "not_finite": [], "zero": []}
     assert "no evaluation prompt carries a reward signal" in caplog.text
+
+
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out", "mean_std"])
+@pytest.mark.parametrize("exponent", [-1000, -150, 130, 1000])
+def test_the_size_of_rewards_does_not_matter(tmp_path, baseline, exponent):
+    """Float32 weights of a loss would be 0 or inf, and the first rows selected with a score of 0."""
+    rewards = [0.25, 1.0, 0.5, 0.125]
+    context = tiny_context(tmp_path)
+    expected = tiny_nice(reward=Fixed(rewards), baseline=baseline).select(context)
+    scaled = Fixed([math.ldexp(reward, exponent) for reward in rewards])
+    found = tiny_nice(reward=scaled, baseline=baseline).select(replace(context, output_dir=tmp_path / "scaled"))
+    assert np.array_equal(found.scores, expected.scores)
+    assert found.report["rewards"]["mean"] == math.ldexp(expected.report["rewards"]["mean"], exponent)
+
+
+def test_features_of_zero_are_no_signal(tmp_path, monkeypatch):
+    monkeypatch.setattr(PolicyFeatures, "features", lambda self, items: torch.zeros(len(items), 256))
+    context = tiny_context(tmp_path)
+    with pytest.raises(SelectionError, match=r"no evaluation sample carries a signal: .*3 targets"):
+        tiny_nice().select(context)
+    assert not (tmp_path / "features" / "step-2" / "train").exists()  # no candidate's gradient was computed
 
 
 def test_prompts_without_signal_are_counted(tmp_path):

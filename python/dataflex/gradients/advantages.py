@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Literal
 
 Baseline = Literal["none", "leave_one_out", "mean_std"]
+
+
+def unit_scale(values: Sequence[float]) -> list[float]:
+    """The values times the power of two that brings the largest to [1/2, 1); zeros stay zeros.
+
+    A prompt counts by the direction of its gradient, which a factor does not change; rewards of 1e-60 or 1e60 would be
+    zero or infinite as float32 weights of a loss.
+    """
+    largest = max(map(abs, values), default=0.0)
+    exponent = math.frexp(largest)[1]
+    return [math.ldexp(value, -exponent) for value in values]
 
 
 def advantages(rewards: Sequence[float], baseline: Baseline) -> list[float]:

@@ -12,7 +12,8 @@ maximum, as in LESS:
 
     s_i = max_d sum_c eta_c <phi_ci / |phi_ci|, direction_cd>.
 
-Features stream by in blocks and are converted to float64 a block at a time.
+Features stream by in blocks. Inner products are exact sums (:mod:`dataflex.gradients.products`), so that equal rows
+have equal scores whatever block they lie in, and ties go to the smaller index.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dataflex.errors import SelectionError
+from dataflex.gradients.products import cosines, split_rows
 
 Aggregate = Literal["mean", "max", "task_max"]
 Blocks = Iterable[tuple[int, Tensor]]
@@ -105,7 +107,8 @@ def target_directions(
         ``(1, k)``, ``(targets, k)`` or ``(tasks, k)`` float64; tasks in the order of their first target.
 
     Raises:
-        SelectionError: No target is left (of a task), one is not finite, or a task is missing.
+        SelectionError: No target is left (of a task), one is not finite, a task is missing, or there is no signal: the
+            targets' features are all zero or cancel out, so that every candidate would score 0.
     """
     names = _group_of_each(aggregate, groups)
     order = {name: place for place, name in enumerate(dict.fromkeys(names))}
@@ -126,6 +129,7 @@ def target_directions(
     directions = torch.stack([sums[group] / counts[group] for group in sorted(sums)])
     if not torch.isfinite(directions).all():
         raise SelectionError("evaluation features hold values that are not finite; leave those rows out first")
+    _check_signal(directions, sum(counts.values()))
     return directions
 
 
@@ -139,17 +143,17 @@ def influence_scores(parts: Sequence[Influence], num_rows: int) -> Scores:
     values = np.full(num_rows, -np.inf)
     not_finite: list[int] = []
     zero: list[int] = []
+    directions = [split_rows(part.directions) for part in parts]
     for states in zip(*(part.blocks for part in parts), strict=True):
         start = states[0][0]
         if len({(first, len(features)) for first, features in states}) > 1:
             raise ValueError("the model states' features must come in the same blocks")
         total, finite, nonzero = None, torch.tensor(True), torch.tensor(False)
-        for part, (_, features) in zip(parts, states, strict=True):
-            rows = features.to(torch.float64)  # (rows, k)
-            norms = torch.linalg.vector_norm(rows, dim=1)
-            cosines = (rows @ part.directions.T) / norms.masked_fill(norms == 0, 1.0)[:, None]  # (rows, d)
-            total = part.weight * cosines if total is None else total + part.weight * cosines
-            finite, nonzero = finite & norms.isfinite(), nonzero | (norms > 0)
+        for part, own, (_, features) in zip(parts, directions, states, strict=True):
+            rows = split_rows(features)
+            weighted = part.weight * cosines(rows, own)  # (rows, d)
+            total = weighted if total is None else total + weighted
+            finite, nonzero = finite & rows.finite, nonzero | rows.nonzero
         assert total is not None
         best = total.amax(dim=1).masked_fill(~(finite & nonzero), float("-inf"))
         values[start : start + len(best)] = best.numpy()
@@ -170,6 +174,16 @@ def top_k(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
             f"{count} samples are to be selected and {usable} of {len(scores)} candidates have a usable score"
         )
     return np.argsort(-scores, kind="stable")[:count].astype(np.int64)
+
+
+def _check_signal(directions: Tensor, targets: int) -> None:
+    if not directions.any():
+        raise SelectionError(
+            f"no evaluation sample carries a signal: the gradient features of the {targets} targets are all zero or "
+            "cancel out, and every candidate would score 0",
+            hint="do the trained parameters change the model's answers at all? look at them, at the evaluation set and "
+            "at the rewards",
+        )
 
 
 def _group_of_each(aggregate: Aggregate, groups: Sequence[str | None]) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from torch import Tensor
 
 from dataflex.errors import CheckpointError, SelectionError
 from dataflex.gradients.features import report_broken
@@ -99,8 +101,6 @@ def _compare(
 ) -> tuple[list[Influence], dict[str, Any]]:
     """What the candidates' features are compared with at each checkpoint, and the facts for the report."""
     samples = states[0].samples
-    aggregate = selector.aggregate_rule(samples)
-    groups = group_names(samples, selector.config.task_column)
     unusual = [unusual_rows(state.evaluation.blocks()) for state in states]
     # A target that is broken at one checkpoint would leave another mean there: it is left out of all of them.
     broken = sorted({row for not_finite, _ in unusual for row in not_finite})
@@ -109,14 +109,24 @@ def _compare(
     report_broken("evaluation", ids["not_finite"])
     parts = []
     for state, weight in zip(states, weights, strict=True):
-        directions = target_directions(state.evaluation.blocks(), aggregate, groups, leave_out=set(broken))
-        parts.append(Influence(state.train.blocks(), directions, weight))
-    return parts, {"targets": {"answered": len(samples), **ids}, "aggregate": aggregate}
+        parts.append(Influence(state.train.blocks(), _directions(selector, state.evaluation, samples, broken), weight))
+    return parts, {"targets": {"answered": len(samples), **ids}, "aggregate": selector.aggregate_rule(samples)}
+
+
+def _directions(
+    selector: LessSelector, evaluation: FeatureStore, samples: Sequence[Sample], leave_out: Collection[int]
+) -> Tensor:
+    """Directions ``(d, k)`` of the targets at one checkpoint."""
+    groups = group_names(samples, selector.config.task_column)
+    return target_directions(evaluation.blocks(), selector.aggregate_rule(samples), groups, leave_out=set(leave_out))
 
 
 def _features(selector: LessSelector, context: SelectionContext, projector: Projector, watch: Stopwatch) -> _State:
     with watch.phase("evaluation gradients"):
         evaluation, samples = selector.reference_features(context, projector)
+        not_finite, _ = unusual_rows(evaluation.blocks())
+        # Without a direction there is an error here, before the candidates' gradients.
+        _directions(selector, evaluation, samples, not_finite)
     with watch.phase("training gradients"):
         train = selector.training_features(context, projector)
     return _State(context.step, train, evaluation, samples)

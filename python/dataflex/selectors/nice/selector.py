@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import SelectionError
-from dataflex.gradients.advantages import Baseline, advantages
+from dataflex.gradients.advantages import Baseline, advantages, unit_scale
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
 from dataflex.gradients.store import FeatureStore
 from dataflex.projection.projector import Projector
@@ -149,7 +149,8 @@ class NiceSelector(GradientSelector[NiceConfig]):
         prompts = []
         for row, (sample, own) in enumerate(zip(samples, answers, strict=True)):
             scored = [rollout for rollout in own if rollout.reward is not None]
-            weights = advantages([float(rollout.reward or 0.0) for rollout in scored], self.config.baseline)
+            rewards = unit_scale([float(rollout.reward or 0.0) for rollout in scored])
+            weights = unit_scale(advantages(rewards, self.config.baseline))
             if not any(weights):
                 continue
             if self.config.length_normalize:
