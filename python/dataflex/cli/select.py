@@ -30,7 +30,7 @@ def _count(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--checkpoint",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A checkpoint-STEP folder: its weights and optimizer are used.",
+    help="A checkpoint-STEP folder, of dataflex, transformers or TRL: its weights and optimizer are used.",
 )
 @click.option("--dry-run", is_flag=True, help="Time a few batches and predict time, memory and disk.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier selection.")

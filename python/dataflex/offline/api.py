@@ -56,8 +56,9 @@ def select(
         eval_dataset: What the selection is for, in the same forms; None for selectors without a target.
         selector: Name of a registered selector, or one that is built already.
         num_samples: How many candidates: a number (int) or a share (float up to 1, or text as ``"5%"``).
-        checkpoint: Folder ``checkpoint-STEP`` of a training run: its weights are used, and the optimizer's moments
-            that ``gradient_type: adam`` needs. None: the weights of ``model``, and no moments.
+        checkpoint: Folder ``checkpoint-STEP`` of a training run (this package's, transformers' or TRL's): its weights
+            are used, and the optimizer's moments that ``gradient_type: adam`` needs. None: the weights of ``model``,
+            and no moments.
         template: Chat template by name; None: the tokenizer's own.
         cutoff_len: Longest sample in tokens.
         seed: Seed of selectors that draw.
@@ -122,7 +123,7 @@ def less_static(
         processing_class: Its tokenizer; may be called ``tokenizer``.
         train_dataset: Candidates; as for :func:`select`.
         eval_dataset: Target examples with reference answers.
-        checkpoints: Folders ``checkpoint-STEP`` that the trainer wrote, with optimizer state unless
+        checkpoints: Folders ``checkpoint-STEP`` that the trainer, or transformers', wrote, with optimizer state unless
             ``gradient_type="sgd"``; one at the end of each epoch in the paper.
         num_samples: How many candidates: a number (int) or a share (float up to 1, or text as ``"5%"``).
         learning_rates: One a checkpoint, in any unit; None: the mean that its run has logged for its epoch.

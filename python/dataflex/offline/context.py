@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,8 +21,8 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import SelectionError
 from dataflex.models.model import DTYPES, Precision, trainable_parameters
+from dataflex.offline.checkpoints import check_adapter, open_checkpoint
 from dataflex.selectors.base import SelectionContext
-from dataflex.training import checkpoint
 from dataflex.types import Autocast
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.launch import process_count
@@ -112,31 +112,22 @@ def at_checkpoint(context: SelectionContext, directory: Path, *, needs_optimizer
 
     Args:
         context: Context of a selection without a checkpoint.
-        directory: The checkpoint.
+        directory: The checkpoint: dataflex's own, or one of transformers' Trainer.
         needs_optimizer: A checkpoint without the optimizer's state will not do.
 
     Raises:
         CheckpointError: The checkpoint is damaged, of another model, or lacks the optimizer's state.
     """
-    state = checkpoint.read_state(directory)
+    source = open_checkpoint(directory)
+    check_adapter(directory, context.model)
     before = _weights(context.model)
     try:
-        checkpoint.load_weights(directory, context.model)
-        has_optimizer = state is not None or needs_optimizer  # the latter raises what is missing
-        restored = checkpoint.load_optimizer(directory, context.model) if has_optimizer else None
-        yield replace(context, step=_steps_taken(directory, state), optimizer=restored)
+        source.load_weights(context.model)
+        yield replace(context, step=source.step, optimizer=source.optimizer(context.model, needed=needs_optimizer))
     finally:
         with torch.no_grad():
             for tensor, value in before:
                 tensor.copy_(value)
-
-
-def _steps_taken(directory: Path, state: Mapping[str, Any] | None) -> int:
-    """Optimizer steps of a checkpoint; without a state (``save_only_model``) those of its name, 0 if that has none."""
-    if state is not None:
-        return int(state["step"])
-    name = directory.resolve().name.removeprefix(checkpoint.PREFIX)
-    return int(name) if name.isdigit() else 0
 
 
 def _weights(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -18,7 +18,9 @@ from dataflex.errors import CheckpointError, SelectionError
 from dataflex.gradients.features import report_broken
 from dataflex.gradients.similarity import Influence, influence_scores, target_directions, top_k, unusual_rows
 from dataflex.gradients.store import FeatureStore
+from dataflex.offline.checkpoints import open_checkpoint
 from dataflex.offline.context import at_checkpoint
+from dataflex.offline.transformers_checkpoint import TransformersCheckpoint
 from dataflex.projection.projector import Projector
 from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.gradient import candidate_facts, report_unusable
@@ -147,13 +149,17 @@ def _weights(checkpoints: Sequence[Path], learning_rates: Sequence[float] | None
 def logged_rate(directory: Path) -> float:
     """Mean learning rate, over the logged steps, of the epoch that a checkpoint lies in.
 
-    An epoch is one cycle of the run's schedule. The entries come from the log of the checkpoint's run, or, if that is
-    gone, from the checkpoint itself, which knows those before it.
+    An epoch is one cycle of the run's schedule, and a pass over the data in a run of transformers' Trainer. The entries
+    come from the log of the checkpoint's run, or, if that is gone, from the checkpoint itself, which knows those before
+    it.
 
     Raises:
         CheckpointError: The checkpoint has no state, or no step of its epoch was logged.
     """
     hint = "pass learning_rates, one a checkpoint"
+    source = open_checkpoint(directory)
+    if isinstance(source, TransformersCheckpoint):
+        return source.logged_rate()
     state = read_state(directory)
     if state is None:
         raise CheckpointError(f"{directory} was saved with save_only_model: it knows no learning rates", hint=hint)
