@@ -71,19 +71,23 @@ class Sample:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """The turns before the last assistant turn (all turns if there is none)."""
-        last = self._last_assistant()
-        return self.messages if last is None else self.messages[:last]
+        """The turns that the model answers: all, without the last if that is the assistant's.
+
+        A conversation that ends with a user's or a tool's turn is asked as it stands.
+        """
+        return self.messages[:-1] if self._answered else self.messages
 
     @property
     def reference(self) -> str | None:
-        """The text of the last assistant turn, or None."""
-        last = self._last_assistant()
-        return None if last is None else self.messages[last]["content"]
+        """The text of the answer to :attr:`prompt`; None if there is none, or if it only calls functions."""
+        if not self._answered:
+            return None
+        answer = self.messages[-1]
+        return None if answer.get("tool_calls") and not answer["content"].strip() else answer["content"]
 
-    def _last_assistant(self) -> int | None:
-        turns = [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
-        return turns[-1] if turns else None
+    @property
+    def _answered(self) -> bool:
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
 
 
 @dataclass(frozen=True, slots=True)
