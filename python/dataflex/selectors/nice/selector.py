@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import SelectionError
@@ -27,6 +27,7 @@ from dataflex.gradients.advantages import Baseline, advantages, unit_scale
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
 from dataflex.gradients.store import FeatureStore
 from dataflex.projection.projector import Projector
+from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import reward_facts
 from dataflex.rollouts import Rollout
 from dataflex.rollouts.answers import by_row
@@ -60,11 +61,17 @@ class NiceSelector(GradientSelector[NiceConfig]):
         """What draws and scores the answers."""
         return Answers(self.config, self.work_dir)
 
+    @property
+    def reward(self) -> RewardBackend[Any]:
+        """The reward backend, built on first use; the doctor checks it."""
+        return self.answers.reward
+
     def check(self, context: SelectionContext) -> None:
         """Check projection, optimizer, evaluation set and reward backend before training starts.
 
         Raises:
             SelectionError: One of them does not allow a selection; the hint says what to do.
+            ModelError: Prompts with their longest answers have more tokens than the model has positions.
         """
         super().check(context)
         assert context.eval_dataset is not None
@@ -75,7 +82,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
                 "on_no_signal 'reference' needs reference answers, and no evaluation sample has one",
                 hint="add answers to eval_dataset, or use on_no_signal: raise",
             )
-        self.answers.check(context.model)
+        self.answers.check(context)
         if self.config.generation_top_p < 1 or self.config.generation_top_k > 0:
             logger.warning("a truncated sampling distribution (top_p, top_k) biases the policy gradient of NICE")
 
