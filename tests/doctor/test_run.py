@@ -18,9 +18,10 @@ from dataflex.gradients.memory import bytes_per_token
 from dataflex.models.losses import mean_losses
 from dataflex.models.model import add_lora, load_model
 from dataflex.selectors.random import RandomSelector
-from dataflex.testing import tiny_samples, tiny_tokenizer
+from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.training.checkpoint import PREFIX, checkpoints
 from helpers.doctor import write_project
+from helpers.families import family_model
 from helpers.runs import tiny_trainer
 
 
@@ -54,6 +55,7 @@ def test_a_sound_run_passes_everything() -> None:
             "evaluation set",
             "schedule",
             "model",
+            "tokens and positions",
             "memory",
             "disk, checkpoints",
             "disk, features",
@@ -248,3 +250,41 @@ def test_the_command_checks_installation_and_run() -> None:
     assert done.exit_code == 1
     assert "FAIL  schedule" in done.stdout
     assert "what to do\n" in done.stdout
+
+
+@pytest.mark.usefixtures("project")
+def test_tokens_beyond_the_embedding() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<a>"])  # 385 tokens, the embedding has 384 rows
+    tokenizer.save_pretrained("model")
+    (check,) = [check for check in checks() if check.name == "tokens and positions"]
+    assert (check.status, check.detail) == (
+        "warn",
+        "the tokenizer has 385 tokens, the model's embedding 384 rows; no row that was looked at uses one beyond",
+    )
+    with Path("target.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "say <a>", "completion": "a"}) + "\n")
+    detail = failures()["tokens and positions"].detail
+    assert detail.startswith("evaluation set: 1 of 5 rows use tokens beyond the model's embedding of 384 rows (the ")
+    assert ": row 4 uses token 384 ('<a>'); " in detail
+
+
+@pytest.mark.usefixtures("project")
+def test_rows_and_answers_beyond_the_positions() -> None:
+    def found(*overrides: str) -> list[tuple[str, str]]:
+        of_all = checks(*overrides)
+        return [(check.status, check.detail) for check in of_all if check.name == "tokens and positions"]
+
+    tiny_model(max_position_embeddings=16).save_pretrained("model")
+    rows = found()
+    assert [status for status, _ in rows] == ["warn", "warn"]  # rotary positions go on
+    assert "training set: 12 of 12 are longer than the 16 positions that the model was trained with" in rows[0][1]
+    family_model("gpt2", n_positions=64).save_pretrained("model")
+    assert found()[0] == ("pass", "embedding of 384 rows, 64 positions")
+    ((status, detail),) = found("eval_metric={metric: exact_match}", "eval_strategy=epoch", "eval_max_new_tokens=60")
+    assert status == "fail"
+    assert detail.startswith("evaluation prompts with their longest answers: 4 of 4 are longer than the 64 positions")
+    nice = ("component_name=nice", "component_params={reward: exact_match, max_new_tokens: 60}")
+    ((status, detail),) = found(*nice)
+    assert status == "fail"
+    assert detail.endswith("lower max_new_tokens or max_prompt_length")

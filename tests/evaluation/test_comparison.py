@@ -137,3 +137,10 @@ def test_a_comparison_without_rows_of_one_quantity_still_prints() -> None:
     lines = Comparison("d", 2, 10, estimates(scored, resamples=10, seed=0), scored).lines()
     assert lines[0].split() == ["model", "eval_x", "eval_x", "-", "base"]
     assert "0.5000 [" in lines[1]
+
+
+@pytest.mark.usefixtures("project")
+def test_a_model_without_room_for_a_row_is_not_evaluated() -> None:
+    tiny_model(vocab_size=100).save_pretrained("model")
+    with pytest.raises(ModelError, match=r"evaluation set: .* use tokens beyond the model's embedding of 100 rows"):
+        compare(run_config(), [])

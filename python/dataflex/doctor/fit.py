@@ -27,6 +27,7 @@ from dataflex.doctor.check import Check
 from dataflex.errors import ModelError
 from dataflex.gradients.memory import available_bytes, kept_bytes
 from dataflex.gradients.store import DTYPES
+from dataflex.models.bounds import Bounds
 from dataflex.models.model import base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
@@ -48,13 +49,15 @@ class Outline:
         base_bytes: Size of the frozen weights.
         bytes_per_token: Activations that a token of a row takes at the most, gradient checkpointing taken into account;
             0 if that is not known.
-        unknown: Why it is not.
+        bounds: Tokens and positions that the model has room for.
+        unknown: Why the activations are not known.
     """
 
     parameters: int
     trainable: int
     base_bytes: int
     bytes_per_token: float
+    bounds: Bounds
     unknown: str | None = None
 
 
@@ -71,6 +74,7 @@ def outline(config: RunConfig, tokens: int) -> Outline:
     base = outline_model(
         config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
     )
+    bounds = Bounds.of(base)
     with torch.device("meta"):
         if config.adapter_name_or_path is None:
             model: nn.Module = add_new_adapter(base, config)
@@ -87,6 +91,7 @@ def outline(config: RunConfig, tokens: int) -> Outline:
         trainable=trainable,
         base_bytes=sum(value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad),
         bytes_per_token=per_token,
+        bounds=bounds,
         unknown=unknown,
     )
 

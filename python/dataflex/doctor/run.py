@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.config import RunConfig, load_config
 from dataflex.data.templates import ChatTemplate
+from dataflex.doctor.bounds import bounds_checks
 from dataflex.doctor.check import Check, attempt
 from dataflex.doctor.fit import Outline, disk_checks, memory_check, outline
 from dataflex.doctor.look import Look, learnt_tokens, look
@@ -28,6 +29,7 @@ from dataflex.training.run import build_schedule, build_selector, load_rows
 from dataflex.training.schedule import Phase
 from dataflex.types import Sample
 
+TRAINING, EVALUATION = "training set", "evaluation set"
 SHOWN = 160
 """Characters of the row that a check shows."""
 MANY = 0.1
@@ -40,7 +42,14 @@ class _Data:
 
     training: list[Sample]
     evaluation: list[Sample] | None
-    seen: Look
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    looks: dict[str, Look]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training row that was looked at."""
+        return max(self.looks[TRAINING].lengths)
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -69,9 +78,10 @@ def diagnose_run(config: RunConfig) -> Iterator[Check]:
         phases = build_schedule(config, len(data.training)).phases(config.num_train_epochs)
         yield _schedule(config, phases, len(data.training))
         name = config.model_name_or_path
-        found = yield from attempt("model", lambda: outline(config, max(data.seen.lengths)), _described(name))
+        found = yield from attempt("model", lambda: outline(config, data.longest), _described(name))
         if found is not None:
-            yield memory_check(config, found, max(data.seen.lengths), selector)
+            yield from bounds_checks(config, found.bounds, data.tokenizer, data.template, data.looks, selector)
+            yield memory_check(config, found, data.longest, selector)
             yield from disk_checks(config, found, data.rows, phases, selector)
     finally:
         if selector is not None:
@@ -129,10 +139,11 @@ def _data(config: RunConfig) -> Generator[Check, None, _Data | None]:
     if template is None:
         return None
     training, evaluation = rows
-    seen = yield from _labels("training set", training, template, config, tokenizer)
+    seen = {TRAINING: (yield from _labels(TRAINING, training, template, config, tokenizer))}
     if evaluation:
-        yield from _labels("evaluation set", evaluation, template, config, None)
-    return None if seen is None else _Data(training, evaluation, seen)
+        seen[EVALUATION] = yield from _labels(EVALUATION, evaluation, template, config, None)
+    looks = {name: found for name, found in seen.items() if found is not None}
+    return _Data(training, evaluation, tokenizer, template, looks) if TRAINING in looks else None
 
 
 def _counted(rows: tuple[list[Sample], list[Sample] | None]) -> str:

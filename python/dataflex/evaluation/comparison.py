@@ -28,6 +28,7 @@ from dataflex.models.model import load_adapter, load_model, load_tokenizer
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
 from dataflex.training.evaluation import AnswerMetric, Evaluator
+from dataflex.training.preflight import model_findings
 from dataflex.training.run import evaluation_samples
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import write_text
@@ -160,7 +161,7 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
 
     Raises:
         ConfigError: The run has no evaluation data.
-        ModelError: A model or adapter cannot be loaded.
+        ModelError: A model or adapter cannot be loaded, or has no room for a row.
         TrainingError: There is nothing to compare: no reference answers and no metric.
         RewardError: An answer could not be scored.
     """
@@ -199,6 +200,7 @@ def _evaluate_all(
     model = load_model(
         config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
     )
+    model_findings(model, tokenizer, template, None, dataset, metric).raise_or_warn()
     if torch.cuda.is_available():
         model.to(torch.device("cuda"))  # type: ignore[arg-type]  # a decorator of transformers hides the signature
 

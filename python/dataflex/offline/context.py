@@ -20,6 +20,7 @@ from dataflex.config.values import count_or_share
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import SelectionError
+from dataflex.models.bounds import examine
 from dataflex.models.model import DTYPES, Precision, trainable_parameters
 from dataflex.offline.checkpoints import check_adapter, open_checkpoint
 from dataflex.selectors.base import SelectionContext
@@ -86,7 +87,12 @@ def build_context(
     precision: Precision,
     ranks: Ranks,
 ) -> SelectionContext:
-    """The context of a single selection: step 0, round 1 of 1, no optimizer."""
+    """The context of a single selection: step 0, round 1 of 1, no optimizer.
+
+    Raises:
+        ModelError: A row has tokens, or is longer, than the model has room for.
+    """
+    examine(model, tokenizer, {"candidates": train_dataset, "evaluation set": eval_dataset}).raise_or_warn()
     return SelectionContext(
         model=model,
         tokenizer=tokenizer,

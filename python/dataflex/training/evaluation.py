@@ -27,7 +27,7 @@ from dataflex.models.model import undisturbed
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.metric import MetricReward
 from dataflex.rewards.scoring import score_answers
-from dataflex.rollouts import Rollout, Sampling, sample_answers
+from dataflex.rollouts import Prompt, Rollout, Sampling, sample_answers
 from dataflex.rollouts.answers import gather_answers, prompts_of
 from dataflex.types import Autocast, RewardRequest, Sample
 from dataflex.utils.distributed import Ranks
@@ -70,6 +70,11 @@ class AnswerMetric:
         if params is None:
             return None
         return cls(metric_key(params), MetricReward.from_params(dict(params)), max_new_tokens, max_prompt_length)
+
+    def prompts(self, template: ChatTemplate, samples: Sequence[Sample]) -> list[Prompt]:
+        """What the model is asked, sample by sample."""
+        longest = self.max_prompt_length
+        return prompts_of(samples, lambda sample: template.encode_prompt(sample.prompt, sample.tools, longest))
 
     def check(self, samples: Sequence[Sample]) -> None:
         """Score every sample's own reference, so that what cannot be scored is known before there are answers.
@@ -170,8 +175,8 @@ class Evaluator:
         """
         if self.metric is None:
             raise TrainingError("there is no metric to score answers with", hint="set eval_metric")
-        samples, longest = self.dataset.samples, self.metric.max_prompt_length
-        prompts = prompts_of(samples, lambda one: self.template.encode_prompt(one.prompt, one.tools, longest))
+        samples = self.dataset.samples
+        prompts = self.metric.prompts(self.template, samples)
         own = sample_answers(
             self.model,
             self.tokenizer,

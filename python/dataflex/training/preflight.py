@@ -7,10 +7,15 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
 from dataflex.config.idle import step_warnings
 from dataflex.config.values import LOSS, evaluated_keys
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataflexError
+from dataflex.models.bounds import Bounds, Findings, examine
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.evaluation import AnswerMetric
@@ -77,6 +82,34 @@ def evaluation_problems(
             metric.check(eval_dataset.samples)
         except DataflexError as error:
             yield f"eval_metric: {error.message}"
+
+
+def model_findings(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    training: TokenizedDataset | None,
+    evaluation: TokenizedDataset | None,
+    metric: AnswerMetric | None,
+) -> Findings:
+    """Which rows and prompts have tokens, or are longer, than the model has room for.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        template: Renders the prompts.
+        training: Training set.
+        evaluation: Evaluation set.
+        metric: The metric of the model's answers to the evaluation set; None: there is none.
+    """
+    found = examine(model, tokenizer, {"training set": training, "evaluation set": evaluation})
+    if metric is not None and evaluation:
+        prompts = metric.prompts(template, evaluation.samples)
+        lengths = [len(prompt.token_ids) + metric.max_new_tokens for prompt in prompts]
+        found.check_lengths(
+            Bounds.of(model), "evaluation prompts with their longest answers", lengths, "lower eval_max_new_tokens"
+        )
+    return found
 
 
 def sharding_problems(args: TrainingArguments, processes: int) -> Iterator[str]:

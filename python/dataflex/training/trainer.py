@@ -108,7 +108,7 @@ class Trainer:
         self.metric = AnswerMetric.from_params(
             args.eval_metric, max_new_tokens=args.eval_max_new_tokens, max_prompt_length=args.cutoff_len
         )
-        self._check()
+        self._check(model)
         self.model = model.to(self.accelerator.device)
         if args.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
@@ -194,32 +194,29 @@ class Trainer:
         """The model as it is on the evaluation set: ``eval_loss`` (nats a token) and the metric, if there is one."""
         if self.eval_dataset is None:
             raise TrainingError("there is no evaluation set", hint="pass eval_dataset")
-        return Evaluator(
-            self.model,
-            self.tokenizer,
-            self.template,
-            self.eval_dataset,
-            self.args.per_device_eval_batch_size,
-            self.accelerator.autocast,
-            self.ranks,
-            self.metric,
-        ).evaluate()
+        inputs = self.model, self.tokenizer, self.template, self.eval_dataset, self.args.per_device_eval_batch_size
+        return Evaluator(*inputs, self.accelerator.autocast, self.ranks, self.metric).evaluate()
 
     def idle_settings(self) -> list[tuple[str, str]]:
         """Arguments that never act in this run: the argument, and why."""
         return preflight.idle_settings(self.args, self.schedule)
 
-    def _check(self) -> None:
+    def _check(self, model: nn.Module) -> None:
         """Everything that can be known to go wrong before the first step, at once."""
+        fit = preflight.model_findings(
+            model, self.tokenizer, self.template, self.train_dataset, self.eval_dataset, self.metric
+        )
         problems = [
             *preflight.selection_problems(
                 self.args, self.schedule, self.selector, len(self.train_dataset), self.eval_dataset, self.global_batch
             ),
             *preflight.evaluation_problems(self.args, self.eval_dataset, self.metric),
             *preflight.sharding_problems(self.args, self.ranks.count),
+            *fit.problems,
         ]
         if problems:
             raise TrainingError("; ".join(problems))
+        fit.warn()
 
     def _facts(self) -> dict[str, Any]:
         """What a resumed run must share with the one that it goes on from."""

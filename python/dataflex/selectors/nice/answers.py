@@ -9,9 +9,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dataflex.gradients.policy import WeightedPrompt
+from dataflex.models.bounds import Bounds, Findings
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import score_answers
@@ -59,17 +58,24 @@ class Answers:
     def _vllm_sampler(self) -> VllmSampler:
         return VllmSampler(self._config.rollout_backend_params)
 
-    def check(self, model: nn.Module) -> None:
-        """See that the reward backend and the engine that draws answers can work.
+    def check(self, context: SelectionContext) -> None:
+        """See that the reward backend and what draws answers can work.
 
         Raises:
             RewardError: The backend cannot score.
             RolloutError: The engine cannot draw this model's answers.
+            ModelError: Prompts with their longest answers have more tokens than the model has positions.
         """
-        if self._config.replay_rewards is None:
-            self.reward.check()
-            if self._config.rollout_backend == "vllm":
-                self._vllm_sampler.check(model)
+        if self._config.replay_rewards is not None:
+            return
+        self.reward.check()
+        if self._config.rollout_backend == "vllm":
+            self._vllm_sampler.check(context.model)
+        samples = context.eval_dataset.samples if context.eval_dataset else []
+        lengths = [len(prompt.token_ids) + self._config.max_new_tokens for prompt in self.prompts(context, samples)]
+        found, what = Findings(), "evaluation prompts with their longest answers"
+        found.check_lengths(Bounds.of(context.model), what, lengths, "lower max_new_tokens or max_prompt_length")
+        found.raise_or_warn()
 
     def close(self) -> None:
         """Free the reward backend and the engine."""
