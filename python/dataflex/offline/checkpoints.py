@@ -34,8 +34,8 @@ class OwnCheckpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._state = checkpoint.read_state(directory)
-        name = directory.resolve().name.removeprefix(checkpoint.PREFIX)
-        self.step = int(self._state["step"]) if self._state else int(name) if name.isdecimal() else 0
+        named = checkpoint.named_step(directory.resolve()) or 0
+        self.step = int(self._state["step"]) if self._state else named
 
     def load_weights(self, model: nn.Module) -> None:
         """Put the adapter, or the whole model, into ``model``."""

@@ -7,11 +7,10 @@ built aside and renamed into place; one that does not match its manifest is pass
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
-import shutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataflex.errors import CheckpointError
+from dataflex.models.identity import file_digest
 from dataflex.models.model import trainable_parameters
 from dataflex.utils.distributed import Ranks
-from dataflex.utils.files import atomic_directory
+from dataflex.utils.files import atomic_directory, remove_folder
+from dataflex.utils.foreign import JSON, foreign
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ OPTIMIZER = "optimizer.safetensors"
 RNG = "rng.safetensors"
 ADAPTER = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
+_NAME = re.compile(PREFIX + "(0|[1-9][0-9]*)")
 ADAM_SETTINGS = ("betas", "eps")
 """What the moments cannot be interpreted without; the trainer's groups share them."""
 
@@ -73,7 +75,7 @@ def save_checkpoint(
             whole = {**(state or {}), "optimizer_steps": steps, "adam": settings, "python_rng": _python_rng()}
             (staged / STATE).write_text(json.dumps(whole, allow_nan=False), encoding="utf-8")
         files = sorted(path for path in staged.rglob("*") if path.is_file())
-        sums = {str(path.relative_to(staged)): _sha256(path) for path in files}
+        sums = {str(path.relative_to(staged)): file_digest(path) for path in files}
         (staged / MANIFEST).write_text(json.dumps({"step": step, "files": sums}, indent=2), encoding="utf-8")
 
 
@@ -124,7 +126,10 @@ def read_state(directory: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{directory}: {problem}", hint="name a folder checkpoint-STEP that the trainer wrote")
     if not (directory / STATE).exists():
         return None
-    state: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
+    with foreign(CheckpointError, f"cannot read the state of {directory}", JSON):
+        state = json.loads((directory / STATE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict):
+        raise CheckpointError(f"the state of {directory} is {type(state).__name__}, expected a mapping")
     return state
 
 
@@ -160,8 +165,14 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
-    found = [path for path in output_dir.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    steps = {path: step for path in output_dir.glob(f"{PREFIX}*") if (step := named_step(path)) is not None}
+    return sorted(steps, key=steps.__getitem__)
+
+
+def named_step(directory: Path) -> int | None:
+    """The step that a checkpoint folder's name gives; None for what is no checkpoint folder."""
+    found = _NAME.fullmatch(directory.name)
+    return int(found[1]) if found and directory.is_dir() else None
 
 
 def prune_checkpoints(output_dir: Path, limit: int | None, newest: Path) -> None:
@@ -170,28 +181,48 @@ def prune_checkpoints(output_dir: Path, limit: int | None, newest: Path) -> None
         found = checkpoints(output_dir)
         kept = found[: found.index(newest) + 1][-limit:]
         for directory in set(found) - set(kept):
-            shutil.rmtree(directory)
+            remove_folder(directory)
 
 
 def damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        sums = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"its manifest cannot be read ({type(error).__name__})"
-    for name, expected in sums.items():
-        file = directory / name
-        if not file.exists():
-            return f"{name} is missing"
-        if _sha256(file) != expected:
-            return f"{name} was altered or is torn"
+        sums = _manifest(directory)["files"]
+        for name, expected in sums.items():
+            file = directory / name
+            if not file.exists():
+                return f"{name} is missing"
+            with foreign(CheckpointError, f"{name} cannot be read"):
+                digest = file_digest(file)
+            if digest != expected:
+                return f"{name} was altered or is torn"
+    except CheckpointError as error:
+        return error.message
     return None
 
 
 def noted_step(directory: Path) -> int | None:
     """The step that :func:`save_checkpoint` noted."""
-    step: int | None = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["step"]
+    step: int | None = _manifest(directory)["step"]
     return step
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    """``step`` and ``files``, the digests by name.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds something else.
+    """
+    file = directory / MANIFEST
+    with foreign(CheckpointError, "its manifest cannot be read", JSON):
+        found = json.loads(file.read_text(encoding="utf-8"))
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, dict) or not files or not all(isinstance(digest, str) for digest in files.values()):
+        raise CheckpointError("its manifest lists no files with their digests")
+    step = found.get("step")
+    if not (step is None or type(step) is int):
+        raise CheckpointError(f"its manifest gives the step as {step!r}")
+    return {"step": step, "files": files}
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -250,8 +281,3 @@ def _restore_rng(tensors: dict[str, Tensor], python: dict[str, Any], ranks: Rank
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = python["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

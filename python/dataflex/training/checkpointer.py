@@ -25,6 +25,7 @@ from dataflex.utils.files import atomic_directory
 logger = logging.getLogger(__name__)
 
 BEST_MODEL = "best_model"
+WITHOUT_BEST = "load_best_model_at_end: false goes on without it"
 
 
 @dataclass(slots=True)
@@ -95,7 +96,13 @@ class Checkpointer:
         if not stored.is_dir():
             raise CheckpointError(
                 f"{source} belongs to a run whose best model (step {state.best.step}) is not in {stored}",
-                hint="load_best_model_at_end: false goes on without it",
+                hint=WITHOUT_BEST,
+            )
+        problem = checkpoint.damage(stored)
+        if problem:
+            raise CheckpointError(
+                f"the best model of the run (step {state.best.step}), {stored}, is damaged: {problem}",
+                hint=WITHOUT_BEST,
             )
         if stored.resolve() != own.resolve():
             with atomic_directory(own) as staged:
@@ -142,5 +149,13 @@ class Checkpointer:
         self.ranks.on_main(lambda: checkpoint.save_checkpoint(directory, self.model, self.tokenizer, step=step))
 
     def load_best(self) -> None:
-        """Load the weights that :meth:`save_best` kept last."""
-        checkpoint.load_weights(self.args.output_dir / BEST_MODEL, self.model)
+        """Load the weights that :meth:`save_best` kept last.
+
+        Raises:
+            CheckpointError: They are not what was saved.
+        """
+        directory = self.args.output_dir / BEST_MODEL
+        problem = self.ranks.on_main(lambda: checkpoint.damage(directory))
+        if problem:
+            raise CheckpointError(f"the best model, {directory}, is damaged: {problem}", hint=WITHOUT_BEST)
+        checkpoint.load_weights(directory, self.model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
 from dataflex.errors import CheckpointError, TrainingError
@@ -12,6 +11,7 @@ from dataflex.training.checkpoint import checkpoints, last_checkpoint, read_stat
 from dataflex.training.checkpointer import BEST_MODEL
 from dataflex.training.trackers import TENSORBOARD_DIR
 from dataflex.training.tracking import LOG_FILE, PLOT_FILE
+from dataflex.utils.files import remove_folder
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _prepare_for(source: Path, args: TrainingArguments) -> Path:
             hint="overwrite_output_dir: true gives them up, resume_from_checkpoint: true goes on from the last one",
         )
     for path in later:
-        shutil.rmtree(path)
+        remove_folder(path)
     return source
 
 
@@ -87,6 +87,6 @@ def _clear(args: TrainingArguments, otherwise: str) -> None:
         )
     for path in [*checkpoints(out), *(out / name for name in LEFTOVERS)]:
         if path.is_dir():
-            shutil.rmtree(path)
+            remove_folder(path)
         else:
             path.unlink(missing_ok=True)

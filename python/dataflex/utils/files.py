@@ -63,6 +63,16 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder that is whole at its place, or gone: it is renamed aside first, and then removed.
+
+    What a kill leaves is a temporary folder, not half of what was there.
+    """
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    path.replace(aside)
+    shutil.rmtree(aside)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8 atomically."""
     with atomic_path(path) as temporary:

@@ -59,7 +59,7 @@ def _number(name: str, default: int | None, problems: list[str]) -> int | None:
     text = os.environ.get(name)
     if text is None:
         return default
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         problems.append(f"{name} must be a number, got {text!r}")
         return default
     return int(text)
