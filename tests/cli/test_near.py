@@ -92,7 +92,8 @@ def test_from_a_file_with_paths_beside_it(folder: Path, monkeypatch: pytest.Monk
     done = run("configs/near.yaml")
     assert done.exit_code == 0, done.output
     assert load_matrix(folder / "top_indices.npy").neighbors.shape == (6, 4)
-    assert "wrote top_indices.npy, top_indices.rows.npy and top_indices.json" in done.output
+    beside = "top_indices.similarities.npy, top_indices.rows.npy, top_indices.json"
+    assert f"wrote top_indices.npy; beside it {beside}" in done.output
     assert (folder / "near_cache").is_dir()
 
 

@@ -12,6 +12,7 @@ from dataflex.errors import ConfigError, DataError, DataflexError
 from dataflex.retrieval.embeddings.text import TextTemplate
 from dataflex.retrieval.index import Groups, expand
 from dataflex.retrieval.matrix import load_matrix
+from dataflex.retrieval.neighbors.base import Neighbors
 from helpers.encoders import WordEncoder
 from helpers.near import near_index, rows
 from helpers.rows import write_rows
@@ -85,7 +86,17 @@ class TestDuplicates:
 
 def test_groups_are_expanded_row_by_row_and_cut() -> None:
     groups = Groups(np.array([5, 0, 3, 9, 1]), np.array([0, 1, 4]), np.array([1, 3, 1]))
-    assert expand(np.array([[1, 2, 0], [2, 0, 1]]), groups, 4).tolist() == [[0, 3, 9, 1], [1, 5, 0, 3]]
+    cosines = np.array([[0.9, 0.5, 0.1], [0.8, 0.7, 0.6]], dtype=np.float32)
+    rows, similarities = expand(Neighbors(np.array([[1, 2, 0], [2, 0, 1]]), cosines), groups, 4)
+    assert rows.tolist() == [[0, 3, 9, 1], [1, 5, 0, 3]]
+    for row, numbers in enumerate(rows.tolist()):
+        groups_of = [next(g for g in range(3) if number in group_rows(groups, g)) for number in numbers]
+        places = [[1, 2, 0], [2, 0, 1]][row]
+        assert similarities[row].tolist() == [cosines[row][places.index(group)] for group in groups_of]
+
+
+def group_rows(groups, number):
+    return groups.rows[groups.start[number] : groups.start[number] + groups.size[number]].tolist()
 
 
 def test_max_k_beyond_the_candidates_is_an_error_before_any_work(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,25 @@ def test_the_matrix_is_a_plain_array_of_int64(path: Path) -> None:
         "top_indices.npy",
         "top_indices.rows.npy",
     ]
+
+
+def test_similarities_are_kept_sealed_and_may_be_missing(path: Path) -> None:
+    assert load_matrix(path).similarities is None
+    cosines = np.array([[0.9, 0.5, 0.1], [0.8, 0.7, 0.6]], dtype=np.float32)
+    replace(matrix(), similarities=cosines).save(path)
+    found = load_matrix(path).similarities
+    assert found is not None
+    np.testing.assert_array_equal(found, cosines)
+    np.save(path.with_suffix(".similarities.npy"), cosines * 2)
+    with pytest.raises(SelectionError, match=r"similarities\.npy is not the file that .*json describes"):
+        load_matrix(path)
+    matrix().save(path)
+    assert load_matrix(path).similarities is None
+    assert not path.with_suffix(".similarities.npy").exists()
+
+
+def test_the_walk_takes_queries_in_the_order_that_is_asked_for() -> None:
+    assert matrix([[4, 1, 2, 5], [3, 4, 1, 0]]).walk(np.array([1, 0])).tolist() == [3, 4, 1, 2, 0, 5]
 
 
 def test_the_walk_goes_rank_by_rank_and_skips_repeats() -> None:

@@ -42,6 +42,33 @@ def test_each_update_takes_from_the_top_rank_by_rank(path: Path, tmp_path: Path)
     assert selected(selector, tmp_path, num_samples=6, round=2) == WALK
 
 
+def test_where_rows_are_fewer_than_targets_chance_by_seed_decides_and_it_is_said(tmp_path: Path, caplog) -> None:
+    dataset = tiny_dataset(12, seed=0)
+    selector = NearSelector(indices_path=save(tmp_path / "m.npy", dataset, [[row] for row in range(12)]))
+    with caplog.at_level(logging.WARNING):
+        selector.check(tiny_context(tmp_path, num_samples=12))
+    assert caplog.text == ""
+    with caplog.at_level(logging.WARNING):
+        selector.check(tiny_context(tmp_path, num_samples=3))
+    assert "3 rows are asked for and there are 12 target rows" in caplog.text
+    heard = [
+        tuple(selected(selector, tmp_path, num_samples=3, seed=seed, round=round_number))
+        for seed in range(4)
+        for round_number in (1, 2)
+    ]
+    assert len(set(heard)) == len(heard)
+    assert tuple(selected(selector, tmp_path, num_samples=3, seed=2, round=1)) == heard[4]
+    assert len({row for rows in heard for row in rows}) >= 10
+
+
+def test_advance_keeps_one_order_for_all_updates(tmp_path: Path) -> None:
+    dataset = tiny_dataset(12, seed=0)
+    path = save(tmp_path / "m.npy", dataset, [[row] for row in range(12)])
+    selector = NearSelector(indices_path=path, advance=True)
+    taken = [selected(selector, tmp_path, num_samples=4, seed=5, round=number) for number in (1, 2, 3)]
+    assert sorted(row for rows in taken for row in rows) == list(range(12))
+
+
 def test_scores_are_minus_the_best_rank(path: Path, tmp_path: Path) -> None:
     selection = NearSelector(indices_path=path).select(tiny_context(tmp_path))
     assert selection.scores is not None

@@ -29,8 +29,15 @@ from dataflex.retrieval.embeddings.base import Encoder
 from dataflex.retrieval.embeddings.cache import Embedded, embed_texts
 from dataflex.retrieval.embeddings.encoders import open_encoder
 from dataflex.retrieval.embeddings.text import TextTemplate
-from dataflex.retrieval.matrix import NearMatrix, dataset_facts, rows_path, sample_digests, sidecar_path
-from dataflex.retrieval.neighbors.base import NeighborIndex
+from dataflex.retrieval.matrix import (
+    NearMatrix,
+    dataset_facts,
+    rows_path,
+    sample_digests,
+    sidecar_path,
+    similarities_path,
+)
+from dataflex.retrieval.neighbors.base import NeighborIndex, Neighbors
 from dataflex.retrieval.neighbors.choose import IndexSettings, choose_index
 from dataflex.types import Sample
 from dataflex.utils.progress import Stopwatch, progress_bar
@@ -114,7 +121,8 @@ class NearIndex:
             if self._given_encoder is None:
                 encoder.close()
         matrix.save(self.path)
-        logger.info("wrote %s, %s and %s", self.path, rows_path(self.path).name, sidecar_path(self.path).name)
+        beside = (similarities_path(self.path), rows_path(self.path), sidecar_path(self.path))
+        logger.info("wrote %s; beside it %s", self.path, ", ".join(file.name for file in beside))
         return matrix
 
     def _build(self, encoder: Encoder) -> NearMatrix:
@@ -127,8 +135,10 @@ class NearIndex:
             targets = embed_texts(queries.texts, encoder, self.cache_dir, description="embedding queries")
         with watch.phase("search"):
             found, index = self._search(vectors, targets)
-        neighbors = expand(found, candidates.groups(vectors.place), config.max_K)[targets.place]
+        neighbors, similarities = expand(found, candidates.groups(vectors.place), config.max_K)
+        neighbors, similarities = neighbors[targets.place], similarities[targets.place]
         samples = candidates.all_samples
+        sides = (("candidates", vectors), ("queries", targets))
         facts = {
             "metric": "cosine",
             "queries": dataset_facts(queries.source, queries.all_samples),
@@ -136,13 +146,15 @@ class NearIndex:
             "max_K": config.max_K,
             "encoder": {"name": config.embed_model, **encoder.identity(), "dim": vectors.vectors.shape[1]},
             "text": {"template": config.text_template, "query_template": config.query_template},
+            "seen": {name: part.coverage.to_json() for name, part in sides if part.coverage is not None},
+            "similarity": {"first": _mean(similarities[:, 0]), "last": _mean(similarities[:, -1])},
             "index": index.describe(),
             "seconds": watch.seconds,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": _versions(),
         }
         rows = np.array([sample.row for sample in samples], dtype=np.int64)
-        return NearMatrix(neighbors, rows, sample_digests(samples), facts)
+        return NearMatrix(neighbors, rows, sample_digests(samples), facts, similarities)
 
     def _candidate_rows(self) -> _Rows:
         config = self.config
@@ -180,7 +192,7 @@ class NearIndex:
         text = f"max_K: {wanted} neighbours of each query are asked for, there are {count} candidates{less}"
         raise ConfigError(self.config.origin.at(text, "max_K"), hint=f"max_K: {count} or less")
 
-    def _search(self, candidates: Embedded, queries: Embedded) -> tuple[NDArray[np.int64], NeighborIndex]:
+    def _search(self, candidates: Embedded, queries: Embedded) -> tuple[Neighbors, NeighborIndex]:
         """Nearest distinct candidates of each distinct query, ``(u, K)`` rows of ``candidates.vectors``."""
         config = self.config
         k = min(config.max_K, len(candidates.vectors))
@@ -195,12 +207,15 @@ class NearIndex:
         )
         name = f"{candidates.digest[:16]}-m{settings.m}-ef{settings.ef_construction}-seed{settings.seed}.hnsw"
         index = choose_index(candidates.vectors, queries.vectors, k, settings, path=self.cache_dir / "index" / name)
-        found = np.empty((len(queries.vectors), k), dtype=np.int64)
-        with progress_bar(len(found), f"searching ({index.kind})", unit="query") as bar:
-            for start in range(0, len(found), SEARCH_ROWS):
+        parts: list[Neighbors] = []
+        with progress_bar(len(queries.vectors), f"searching ({index.kind})", unit="query") as bar:
+            for start in range(0, len(queries.vectors), SEARCH_ROWS):
                 block = queries.vectors[start : start + SEARCH_ROWS]
-                found[start : start + len(block)] = index.search(block, k).indices
+                parts.append(index.search(block, k))
                 bar.update(len(block))
+        found = Neighbors(
+            np.concatenate([part.indices for part in parts]), np.concatenate([part.similarities for part in parts])
+        )
         return found, index
 
     def _load(self, spec: Spec, split: str, max_samples: int | None) -> list[Sample]:
@@ -232,25 +247,27 @@ class Groups:
     size: NDArray[np.int64]
 
 
-def expand(found: NDArray[np.int64], groups: Groups, k: int) -> NDArray[np.int64]:
+def expand(found: Neighbors, groups: Groups, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The first k rows of the groups that ``found`` names, group by group.
 
     Args:
-        found: ``(q, g)`` int64 numbers of distinct groups that hold at least k rows together.
+        found: ``(q, g)`` numbers of distinct groups that hold at least k rows together, with their cosines.
         groups: The rows of each group.
         k: Rows of each query.
 
     Returns:
-        ``(q, k)`` int64 row numbers.
+        ``(q, k)`` int64 row numbers and their ``(q, k)`` float32 cosines.
     """
-    expanded = np.empty((len(found), k), dtype=np.int64)
-    for query, numbers in enumerate(found):
+    expanded = np.empty((len(found.indices), k), dtype=np.int64)
+    similarities = np.empty(expanded.shape, dtype=np.float32)
+    for query, numbers in enumerate(found.indices):
         sizes = groups.size[numbers]
         before = np.cumsum(sizes) - sizes
         taken = np.clip(k - before, 0, sizes)  # the last group may be cut
         offsets = np.arange(k) - np.repeat(before, taken)
         expanded[query] = groups.rows[np.repeat(groups.start[numbers], taken) + offsets]
-    return expanded
+        similarities[query] = np.repeat(found.similarities[query], taken)
+    return expanded, similarities
 
 
 @dataclass(frozen=True)
@@ -301,6 +318,10 @@ class _Rows:
         order = np.lexsort((rows, place))
         size = np.bincount(place)
         return Groups(rows[order], np.cumsum(size) - size, size)
+
+
+def _mean(values: NDArray[np.float32]) -> float:
+    return round(float(values.mean(dtype=np.float64)), 6)
 
 
 def _names(spec: Spec) -> list[str]:

@@ -1,8 +1,9 @@
 """The matrix of NEAR on disk, and how it is told which training data it belongs to.
 
-Three files: ``NAME.npy`` holds the ``(n_queries, max_K)`` int64 row numbers of each query's nearest candidates,
-``NAME.rows.npy`` the ``(n, 2)`` int64 row number and content digest of every candidate, and ``NAME.json`` says what
-both were made from and seals them with their SHA-256. The digests let a training run check row by row that it
+``NAME.npy`` holds the ``(n_queries, max_K)`` int64 row numbers of each query's nearest candidates,
+``NAME.similarities.npy`` their float32 cosines in the same places (older matrices have none), ``NAME.rows.npy`` the
+``(n, 2)`` int64 row number and content digest of every candidate, and ``NAME.json`` says what they were made from and
+seals them with their SHA-256. The digests let a training run check row by row that it
 trains on the data that was searched, also where it has lost rows on the way (too long, split off for evaluation).
 """
 
@@ -35,22 +36,32 @@ class NearMatrix:
         rows: ``(n,)`` int64 row numbers of all candidates, rising; empty if they are not known.
         digests: ``(n,)`` int64 content digests of all candidates.
         facts: What the sidecar says.
+        similarities: ``(q, max_K)`` float32 cosines of ``neighbors``; None in a matrix that was saved without.
     """
 
     neighbors: NDArray[np.int64]
     rows: NDArray[np.int64]
     digests: NDArray[np.int64]
     facts: dict[str, Any] = field(default_factory=dict)
+    similarities: NDArray[np.float32] | None = None
 
     def save(self, path: Path) -> None:
-        """Write the three files, the sealing sidecar last."""
+        """Write the files, the sealing sidecar last."""
         table = np.stack([self.rows, self.digests], axis=1)
         seals = {"matrix": _write_array(path, self.neighbors), "rows": _write_array(rows_path(path), table)}
+        if self.similarities is not None:
+            seals["similarities"] = _write_array(similarities_path(path), self.similarities)
+        else:  # those of an earlier matrix of this name would not fit
+            similarities_path(path).unlink(missing_ok=True)
         write_json(sidecar_path(path), {"format": FORMAT_VERSION, **self.facts, "sha256": seals})
 
-    def walk(self) -> NDArray[np.int64]:
-        """Distinct row numbers, rank by rank: every query's first neighbour, then every query's second, ..."""
-        ranked = self.neighbors.T.ravel()
+    def walk(self, order: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Distinct row numbers, rank by rank: every query's first neighbour, then every query's second, ...
+
+        Args:
+            order: ``(q,)`` order of the queries inside each rank; None: as they stand.
+        """
+        ranked = (self.neighbors if order is None else self.neighbors[order]).T.ravel()
         _, first = np.unique(ranked, return_index=True)
         return ranked[np.sort(first)]
 
@@ -97,10 +108,15 @@ def load_matrix(path: Path, *, verify: bool = True) -> NearMatrix:
     facts = _read_sidecar(sidecar_path(path))
     table = _read_array(rows_path(path))
     seals = facts.get("sha256")
-    for file, key in ((path, "matrix"), (rows_path(path), "rows")):
+    sealed = [(path, "matrix"), (rows_path(path), "rows")]
+    similarities = None
+    if isinstance(seals, dict) and "similarities" in seals:
+        similarities = _read_array(similarities_path(path))
+        sealed.append((similarities_path(path), "similarities"))
+    for file, key in sealed:
         if not isinstance(seals, dict) or seals.get(key) != _file_digest(file):
             raise SelectionError(f"{file} is not the file that {sidecar_path(path)} describes", hint=REBUILD)
-    matrix = NearMatrix(neighbors, table[:, 0].copy(), table[:, 1].copy(), facts)
+    matrix = NearMatrix(neighbors, table[:, 0].copy(), table[:, 1].copy(), facts, similarities)
     beyond = np.setdiff1d(neighbors, matrix.rows)
     if len(beyond):
         raise SelectionError(f"{path}: {len(beyond)} row numbers are no candidates, such as {beyond[0]}", hint=REBUILD)
@@ -128,12 +144,17 @@ def sidecar_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def similarities_path(path: Path) -> Path:
+    """The file of cosines beside a matrix."""
+    return path.with_suffix(".similarities.npy")
+
+
 def rows_path(path: Path) -> Path:
     """The file of candidates beside a matrix."""
     return path.with_suffix(".rows.npy")
 
 
-def _write_array(path: Path, values: NDArray[np.int64]) -> str:
+def _write_array(path: Path, values: NDArray[Any]) -> str:
     """Write an array and return the file's SHA-256."""
     with atomic_path(path) as temporary:
         with temporary.open("wb") as file:

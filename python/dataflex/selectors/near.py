@@ -2,7 +2,9 @@
 
 ``dataflex near`` leaves a matrix with each query's nearest candidates. The selector walks it rank by rank (every
 query's first neighbour, then every query's second, ...) and takes each row once, until it has enough: all queries get
-their say, whatever their distances. The model in training plays no part.
+their say, whatever their distances. Inside a rank the queries come in an order drawn by the run's seed, anew for each
+update unless ``advance`` goes on in the last one's: where the rows do not suffice for a whole rank, it is chance that
+decides, not the order of the file. The model in training plays no part.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class NearSelector(Selector[NearSelectorConfig]):
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
         self._taken = 0
-        self._walked: tuple[TokenizedDataset, NDArray[np.int64]] | None = None
+        self._walked: tuple[TokenizedDataset, tuple[int, int], NDArray[np.int64]] | None = None
 
     def check(self, context: SelectionContext) -> None:
         """Read the matrix and compare it with the training set.
@@ -74,10 +76,17 @@ class NearSelector(Selector[NearSelectorConfig]):
         Raises:
             SelectionError: The matrix is damaged, belongs to other data, or is too short for the selections to come.
         """
-        walk = self._walk(context.train_dataset)
+        walk = self._walk(context)
         wanted = context.total_samples if self.config.advance else context.num_samples
         if walk.size < wanted:
             raise self._too_few(walk, context, wanted)
+        queries = len(self._matrix.neighbors)
+        if wanted < queries:
+            logger.warning(
+                "%d rows are asked for and there are %d target rows: about %d of them, drawn by seed, name a row each, "
+                "and the others have no say (a larger update_step or num_samples lets all of them speak)",
+                *(wanted, queries, wanted),
+            )
 
     def select(self, context: SelectionContext) -> Selection:
         """Take the first ``num_samples`` candidates of the walk that are not taken yet.
@@ -85,7 +94,7 @@ class NearSelector(Selector[NearSelectorConfig]):
         Raises:
             SelectionError: See :meth:`check`.
         """
-        walk = self._walk(context.train_dataset)
+        walk = self._walk(context)
         start = self._taken if self.config.advance else 0
         stop = start + context.num_samples
         if stop > walk.size:
@@ -118,17 +127,19 @@ class NearSelector(Selector[NearSelectorConfig]):
             )
         return load_matrix(self.config.indices_path, verify=self.config.verify)
 
-    def _walk(self, dataset: TokenizedDataset) -> NDArray[np.int64]:
-        """Positions in ``dataset`` of the distinct neighbours, rank by rank; rows that it does not have are skipped."""
-        if self._walked is not None and self._walked[0] is dataset:
-            return self._walked[1]
-        places, walk = _positions(dataset), self._matrix.walk()
+    def _walk(self, context: SelectionContext) -> NDArray[np.int64]:
+        """Positions of the distinct neighbours, rank by rank; rows that the training set does not have are skipped."""
+        dataset, stream = context.train_dataset, (context.seed, 0 if self.config.advance else context.round)
+        if self._walked is not None and self._walked[0] is dataset and self._walked[1] == stream:
+            return self._walked[2]
+        order = np.random.default_rng(stream).permutation(len(self._matrix.neighbors))
+        places, walk = _positions(dataset), self._matrix.walk(order)
         if self.config.verify:
             self._matrix.check_samples(dataset.samples)
         else:
             _check_range(walk, places, self.config.indices_path)
         found = np.array([places[row] for row in walk.tolist() if row in places], dtype=np.int64)
-        self._walked = dataset, found
+        self._walked = dataset, stream, found
         return found
 
     def _scores(self, dataset: TokenizedDataset) -> NDArray[np.float64]:

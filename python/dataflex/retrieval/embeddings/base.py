@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dataflex.retrieval.embeddings.coverage import Coverage
+
 
 class Encoder(ABC):
     """Turns texts into vectors of one dimension d.
@@ -39,6 +41,15 @@ class Encoder(ABC):
         Raises:
             ModelError: The model cannot be loaded or fails.
         """
+
+    def coverage(self, texts: Sequence[str]) -> Coverage | None:
+        """What the encoder sees of the texts; None if it cannot say. It may load the model.
+
+        Raises:
+            ModelError: The model cannot be loaded.
+        """
+        del texts
+        return None
 
     def close(self) -> None:
         """Free what the encoder holds; it may be used again afterwards."""

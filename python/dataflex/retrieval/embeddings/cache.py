@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 from dataflex.errors import ModelError
 from dataflex.gradients.store import MANIFEST, FeatureStore
 from dataflex.retrieval.embeddings.base import Encoder
+from dataflex.retrieval.embeddings.coverage import Coverage
+from dataflex.utils.files import write_json
 from dataflex.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Grows when the same encoder and texts give other rows."""
+COVERAGE = "coverage.json"
 SHARD_ROWS = 1024
 """Texts between two writes: seconds to a minute of work on the devices that we know."""
 
@@ -40,11 +43,13 @@ class Embedded:
         vectors: ``(u, d)`` float32 of the distinct texts, rows of length 1.
         place: ``(n,)`` int64: row of ``vectors`` of each text.
         digest: SHA-256 of what the vectors were made of.
+        coverage: What the encoder sees of the distinct texts; None if it cannot say.
     """
 
     vectors: NDArray[np.float32]
     place: NDArray[np.int64]
     digest: str
+    coverage: Coverage | None = None
 
 
 def embed_texts(
@@ -72,6 +77,9 @@ def embed_texts(
     digest = _digest([json.dumps(facts, sort_keys=True)])
     folder = cache_dir / "embeddings" / digest[:16]
     store = FeatureStore(folder, facts, len(distinct), _stored_dim(folder) or encoder.dim, shard_rows)
+    seen = _coverage(folder, encoder, distinct)
+    for warning in seen.warnings() if seen is not None else ():
+        logger.warning("%s: %s", description, warning)
     missing = store.missing()
     todo = sum(stop - start for start, stop in missing)
     if not missing:
@@ -86,7 +94,7 @@ def embed_texts(
     vectors = np.empty((len(distinct), store.dim), dtype=np.float32)
     for start, rows in store.blocks():
         vectors[start : start + len(rows)] = rows.numpy()
-    return Embedded(vectors, place, digest)
+    return Embedded(vectors, place, digest, seen)
 
 
 def sorted_unique(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
@@ -108,6 +116,19 @@ def _unit_rows(vectors: NDArray[np.float32], texts: Sequence[str]) -> NDArray[np
             hint="embed_precision: fp32 rules out an overflow",
         )
     return np.asarray(wide / norms[:, None], dtype=np.float32)
+
+
+def _coverage(folder: Path, encoder: Encoder, distinct: Sequence[str]) -> Coverage | None:
+    """Counted before anything is embedded, and kept beside the vectors: a full cache needs no model."""
+    file = folder / COVERAGE
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return None if kept is None else Coverage(**kept)
+    except (OSError, ValueError, TypeError):  # not there, or torn: it is counted again
+        pass
+    found = encoder.coverage(distinct)
+    write_json(file, None if found is None else found.to_json())
+    return found
 
 
 def _stored_dim(folder: Path) -> int | None:

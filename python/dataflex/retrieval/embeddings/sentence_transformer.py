@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dataflex.errors import ModelError
 from dataflex.models.identity import model_identity
 from dataflex.retrieval.embeddings.base import Encoder
+from dataflex.retrieval.embeddings.coverage import Coverage, token_coverage
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,6 +87,12 @@ class SentenceTransformerEncoder(Encoder):
                 hint="out of memory: a smaller batch_size",
             ) from error
         return np.asarray(vectors, dtype=np.float32)
+
+    def coverage(self, texts: Sequence[str]) -> Coverage:
+        """See :meth:`Encoder.coverage`."""
+        model = self._start()
+        length = model.max_seq_length
+        return token_coverage(texts, model.tokenizer, None if length is None else int(length))
 
     def close(self) -> None:
         """Stop the processes and free the model."""

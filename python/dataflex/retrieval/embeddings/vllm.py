@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dataflex.errors import ModelError
 from dataflex.models.identity import model_identity
 from dataflex.retrieval.embeddings.base import Encoder
+from dataflex.retrieval.embeddings.coverage import Coverage, token_coverage
 from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 _NEEDED_BY = "embed_method: vllm"
@@ -75,6 +76,11 @@ class VllmEncoder(Encoder):
                 hint="embed_method: sentence-transformer encodes every model of that package",
             ) from error
         return np.asarray([output.outputs.embedding for output in outputs], dtype=np.float32)
+
+    def coverage(self, texts: Sequence[str]) -> Coverage:
+        """See :meth:`Encoder.coverage`."""
+        engine = self._started()
+        return token_coverage(texts, engine.get_tokenizer(), int(engine.model_config.max_model_len))
 
     def close(self) -> None:
         """Stop the engine and free its memory."""
