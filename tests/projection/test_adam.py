@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflex.errors import GradientError
-from dataflex.projection.adam import AdamMoments, adam_bound, adam_normalize
+from dataflex.projection.adam import AdamMoments, AdamVariant, adam_bound, adam_normalize
 from helpers.projections import gradients, moments
 
 
@@ -39,6 +40,9 @@ def settings(**changes: Any) -> dict[str, Any]:
         ({"betas": (0.9,)}, "betas must be two numbers"),
         ({"eps": -1e-8}, "eps must be a finite number of at least 0, got -1e-08"),
         ({"eps": math.nan}, "eps must be a finite number"),
+        ({"rates": ((2, 1.0),)}, "rates must end at 3, each after the one before"),
+        ({"rates": ((2, 1.0), (2, 1.0), (3, 0.5))}, "rates must end at 3"),
+        ({"rates": ((3, 2.0),)}, "rates must be in [0, 1.0]"),
         ({"variant": "adam"}, "variant must be one of adamw, less, got 'adam'"),
     ],
 )
@@ -61,6 +65,34 @@ def test_slice_keeps_settings_and_shares_memory() -> None:
     assert part.settings == whole.settings
     assert part.exp_avg.data_ptr() == whole.exp_avg[3:].data_ptr()
     assert torch.equal(part.exp_avg_sq, whole.exp_avg_sq[3:7])
+
+
+def with_rates(whole: AdamMoments, *rates: tuple[int, float]) -> AdamMoments:
+    return replace(whole, largest_rate=max(rate for _, rate in rates), rates=rates)
+
+
+def test_slices_and_runs_keep_the_rates_of_their_parameters() -> None:
+    whole = with_rates(moments(10), (3, 0.5), (4, 2.0), (10, 1.0))
+    assert whole.slice(0, 3).rates == ((3, 0.5),)
+    assert whole.slice(2, 6).rates == ((1, 0.5), (2, 2.0), (4, 1.0))
+    assert whole.slice(5, 10).rates == ((5, 1.0),)
+    assert whole.slice(4, 4).rates == ()
+    assert [(start, stop, run.rates) for start, stop, run in whole.slice(2, 6).runs()] == [
+        (0, 1, ((1, 0.5),)),
+        (1, 2, ((1, 2.0),)),
+        (2, 4, ((2, 1.0),)),
+    ]
+    with pytest.raises(GradientError, match="3 learning rates have no common constants"):
+        whole.constants()
+
+
+@pytest.mark.parametrize("variant", ["adamw", "less"])
+def test_a_rate_multiplies_the_step(variant: AdamVariant) -> None:
+    plain = moments(500, variant)
+    rated = with_rates(plain, (100, 0.3), (400, 1.7), (500, 0.0))
+    grads = gradients(4, 500)
+    expected = adam_normalize(grads, plain) * torch.tensor([0.3] * 100 + [1.7] * 300 + [0.0] * 100)
+    torch.testing.assert_close(adam_normalize(grads, rated), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_constants_are_rounded_once_from_float64() -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,6 +153,29 @@ def test_features_do_not_depend_on_the_split_in_blocks(
 
 
 @needs_native
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher", "gaussian", "identity"])
+def test_learning_rates_of_groups_are_part_of_the_features(backend: str, kind: str) -> None:
+    """LoRA+: B learns 16 times as fast as A, so its part of a step is 16 times as large."""
+    count = 3001
+    adam = replace(moments(count), largest_rate=1.9, rates=((1000, 0.119), (2000, 1.9), (count, 0.119)))
+    grads = gradients(3, count)
+    projector = Projector(count if kind == "identity" else 256, kind=kind)
+    whole = projector.project(grads, adam)
+    accumulator = projector.accumulator(3)
+    for start, stop in itertools.pairwise((0, 900, 1000, 2500, count)):
+        accumulator.add(grads[:, start:stop], start, adam.slice(start, stop))
+    if kind == "gaussian":
+        torch.testing.assert_close(accumulator.features(), whole, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(accumulator.features(), whole)
+    expected = projector.project(adam_normalize(grads, adam))
+    assert float((whole - expected).norm() / expected.norm()) < 1e-3
+    with torch_only():
+        assert kind == "gaussian" or torch.equal(projector.project(grads, adam), whole)
+    with pytest.raises(ProjectionError, match="largest rate"):
+        accumulator.add(grads, count, moments(count))
+
+
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("variant", [None, "adamw"])
 def test_features_do_not_depend_on_the_number_of_threads(threads: None, rows: int, variant: AdamVariant | None) -> None:
@@ -265,6 +289,8 @@ def test_moments_of_the_run_do_not_saturate(backend: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Projector(128).project(grads, adam).isfinite().all()
+        fast = replace(adam, largest_rate=31.0, rates=((1, 31.0),))
+        assert Projector(128).project(grads, fast).isfinite().all()
 
 
 # Identity, spec, fallback

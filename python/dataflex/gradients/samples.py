@@ -45,7 +45,9 @@ class SampleFeatures(GradientFeatures):
         adam = adam_moments(context.model, context.optimizer, adam_variant) if gradient_type == "adam" else None
         super().__init__(context, projector, adam=adam, batch_tokens=batch_tokens)
         self._dataset = dataset
-        self._gradient = {"type": gradient_type, "adam_variant": adam_variant if adam else None}
+        self._gradient: dict[str, Any] = {"type": gradient_type, "adam_variant": adam_variant if adam else None}
+        if adam is not None:
+            self._gradient |= {"betas": adam.betas, "eps": adam.eps, "rates": adam.rates}
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -15,13 +15,18 @@ Bound. Whatever gradients the optimizer has seen, Cauchy-Schwarz gives for both 
 
 (7.27 for betas 0.9, 0.999). It is the limit of t to infinity; at finite t the bound is smaller (1 at the first step).
 It holds for m and v of one run that started at zero.
+
+Parameters with learning rates of their own (LoRA+, arXiv 2402.12354) step by u times rate / mean rate, up to a factor
+that all share: the rates are part of b1 and 1 - b1 where the first moment is formed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal, get_args
 
 import numpy as np
@@ -44,6 +49,8 @@ class AdamMoments:
         betas: The optimizer's (b1, b2), each in [0, 1).
         eps: The optimizer's eps, at least 0.
         variant: Which formula normalises with them.
+        largest_rate: The largest learning rate of any parameter of the model over the mean of all; it bounds u.
+        rates: ``(end, rate over mean rate)`` of consecutive runs of parameters, the last ends at p; empty: 1 for all.
 
     Raises:
         GradientError: Every attribute that is not as above, all at once.
@@ -55,6 +62,8 @@ class AdamMoments:
     betas: tuple[float, float]
     eps: float
     variant: AdamVariant = "adamw"
+    largest_rate: float = 1.0
+    rates: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         problems = [*self._tensor_problems(), *self._setting_problems()]
@@ -66,24 +75,44 @@ class AdamMoments:
 
     def slice(self, start: int, stop: int) -> AdamMoments:
         """The moments of parameters ``start`` to ``stop`` (views, no copy)."""
-        return AdamMoments(
-            self.exp_avg[start:stop], self.exp_avg_sq[start:stop], self.step, self.betas, self.eps, self.variant
-        )
+        rates: list[tuple[int, float]] = []
+        for end, rate in self.rates[bisect_right(self.rates, start, key=itemgetter(0)) :]:
+            if start < stop:
+                rates.append((min(end, stop) - start, rate))
+            if end >= stop:
+                break
+        return AdamMoments(self.exp_avg[start:stop], self.exp_avg_sq[start:stop], *self.settings, tuple(rates))
+
+    def runs(self) -> Iterator[tuple[int, int, AdamMoments]]:
+        """``(start, stop, moments)`` of the consecutive runs of parameters that share a learning rate."""
+        if len(self.rates) <= 1:
+            yield 0, len(self), self
+            return
+        start = 0
+        for end, _ in self.rates:
+            yield start, end, self.slice(start, end)
+            start = end
 
     @property
-    def settings(self) -> tuple[int, tuple[float, float], float, AdamVariant]:
-        """Everything but the tensors: what the blocks of one gradient must share."""
-        return self.step, self.betas, self.eps, self.variant
+    def settings(self) -> tuple[int, tuple[float, float], float, AdamVariant, float]:
+        """Everything but tensors and rates: what the blocks of one gradient must share."""
+        return self.step, self.betas, self.eps, self.variant, self.largest_rate
 
     def constants(self) -> tuple[float, float, float, float, float, float, float]:
         """b1, 1 - b1, b2, 1 - b2, 1 / (1 - b1^(t+1)), 1 / (1 - b2^(t+1)), eps.
 
         Each is computed in float64 and rounded to float32 once (``1 - b2`` in float32 would be 1.3e-5 off). Kernels
-        multiply by the reciprocals of the bias corrections.
+        multiply by the reciprocals of the bias corrections. b1 and 1 - b1 are times the run's learning rate.
+
+        Raises:
+            GradientError: The parameters have several learning rates: each of :meth:`runs` has its own constants.
         """
+        if len(self.rates) > 1:
+            raise GradientError(f"moments with {len(self.rates)} learning rates have no common constants: use runs()")
+        rate = self.rates[0][1] if self.rates else 1.0
         b1, b2 = self.betas
         corrections = (1 / (1 - b1 ** (self.step + 1)), 1 / (1 - b2 ** (self.step + 1)))
-        values = np.array([b1, 1 - b1, b2, 1 - b2, *corrections, self.eps], dtype=np.float32)
+        values = np.array([b1 * rate, (1 - b1) * rate, b2, 1 - b2, *corrections, self.eps], dtype=np.float32)
         b1, c1, b2, c2, r1, r2, eps = values.tolist()
         return b1, c1, b2, c2, r1, r2, eps
 
@@ -109,6 +138,11 @@ class AdamMoments:
             problems.append(f"eps must be a finite number of at least 0, got {self.eps}")
         if self.variant not in get_args(AdamVariant):
             problems.append(f"variant must be one of {', '.join(get_args(AdamVariant))}, got {self.variant!r}")
+        ends = [0, *(end for end, _ in self.rates)]
+        if self.rates and (ends[-1] != len(self) or sorted(set(ends)) != ends):
+            problems.append(f"rates must end at {len(self)}, each after the one before, got {self.rates}")
+        if not all(0 <= rate <= self.largest_rate < math.inf for _, rate in self.rates):
+            problems.append(f"rates must be in [0, {self.largest_rate}], got {self.rates}")
         return problems
 
 
@@ -122,7 +156,11 @@ def adam_normalize(grads: Tensor, adam: AdamMoments) -> Tensor:
     Returns:
         ``(b, p)`` float32 u; NaN where the denominator overflows (|g| beyond 1e20).
     """
-    return normalize(grads.detach(), adam.exp_avg, adam.exp_avg_sq, adam.constants(), adam.variant)
+    parts = [
+        normalize(grads.detach()[:, start:stop], run.exp_avg, run.exp_avg_sq, run.constants(), run.variant)
+        for start, stop, run in adam.runs()
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def normalize(grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, constants: Sequence[float], variant: str) -> Tensor:

@@ -17,7 +17,7 @@ from pydantic import Field
 from dataflex.errors import RewardError
 from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.types import RewardRequest
-from dataflex.utils.shown import shown
+from dataflex.utils.shown import quoted, shown
 
 logger = logging.getLogger(__name__)
 
@@ -220,4 +220,4 @@ def _number(value: object) -> float | None:
 
 
 def _short(value: object) -> str:
-    return f"{repr(value)[:60]} ({type(value).__name__})"
+    return f"{quoted(value, 60)} ({type(value).__name__})"

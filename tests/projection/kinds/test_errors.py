@@ -83,9 +83,9 @@ def test_blocks_on_another_device_are_refused() -> None:
 def test_blocks_must_share_their_settings() -> None:
     accumulator = Projector(128).accumulator(1)
     accumulator.add(torch.zeros(1, 4), 0, moments(4))
-    with pytest.raises(ProjectionError, match="must share step, betas, eps and variant"):
+    with pytest.raises(ProjectionError, match="must share step, betas, eps, variant and largest rate"):
         accumulator.add(torch.zeros(1, 4), 4, moments(4, steps=6))
-    with pytest.raises(ProjectionError, match="must share step, betas, eps and variant"):
+    with pytest.raises(ProjectionError, match="must share step, betas, eps, variant and largest rate"):
         accumulator.add(torch.zeros(1, 4), 4)
 
 

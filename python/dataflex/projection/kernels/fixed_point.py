@@ -27,9 +27,9 @@ SCHEMA = "Tensor exponents, Tensor(a!) sums, Tensor(b!) not_finite, Tensor(c!) s
 """The arguments of an operator that adds to integer sums."""
 
 
-def adam_exponent(betas: tuple[float, float], limit: int) -> int:
-    """The exponent of Adam-normalised rows: the largest with bound * 2^e <= limit, 0.1 % kept in hand."""
-    return math.floor(math.log2(limit / (adam_bound(betas) * (1 + 2**-10))))
+def adam_exponent(betas: tuple[float, float], limit: int, largest_rate: float = 1.0) -> int:
+    """The exponent of Adam-normalised rows: the largest with bound * largest rate * 2^e <= limit, 0.1 % in hand."""
+    return math.floor(math.log2(limit / (adam_bound(betas) * largest_rate * (1 + 2**-10))))
 
 
 def row_exponents(grads: Tensor, limit: int) -> Tensor:

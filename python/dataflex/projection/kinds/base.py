@@ -59,15 +59,19 @@ class Accumulator(ABC):
         settings = None if adam is None else adam.settings
         if self._started and settings != self._settings:
             raise ProjectionError(
-                f"blocks of one gradient must share step, betas, eps and variant of the moments: "
+                f"blocks of one gradient must share step, betas, eps, variant and largest rate of the moments: "
                 f"got {settings} after {self._settings}"
             )
         self._settings, self._started = settings, True
-        self._add(block.detach(), offset, adam)
+        if adam is None:
+            self._add(block.detach(), offset, None)
+            return
+        for start, stop, moments in adam.runs():
+            self._add(block.detach()[:, start:stop], offset + start, moments)
 
     @abstractmethod
     def _add(self, block: Tensor, offset: int, adam: AdamMoments | None) -> None:
-        """Add a block that was checked."""
+        """Add a block that was checked, whose parameters share a learning rate."""
 
     @abstractmethod
     def features(self) -> Tensor:
