@@ -61,6 +61,7 @@ class Sample:
         messages: The conversation in its order; at most one system turn, which comes first.
         tools: Definitions of the functions that the assistant may call (JSON schema objects).
         metadata: Columns that are not part of the conversation (``task``, ``reference``, ...).
+        source: Name of the dataset that the row is from, as it was asked for; empty for rows that came as objects.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Sample:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    source: str = field(default="", compare=False)
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -24,3 +24,24 @@ def test_the_card_shows_names_facts_and_reports_as_text() -> None:
     assert r"| a\|b\\nc | 1 | 1 | 50.0% |" in card
     assert r"| model | \<b\>\\x9b |" in card
     assert "`````json" in card
+
+
+def test_a_subset_without_tasks_is_described_by_source_and_length() -> None:
+    samples = [
+        type(sample)(sample.id, sample.row, sample.messages, source=source)
+        for sample, source in zip(tiny_samples(4), ["a.jsonl", "a.jsonl", "b.jsonl", "b.jsonl"], strict=True)
+    ]
+    selection = OfflineSelection(
+        np.array([0, 1, 3]),
+        np.arange(4.0),
+        "mine",
+        0,
+        1,
+        samples=samples,
+        source=RowSource(Path("rows.jsonl")),
+        lengths=[10, 40, 100, 60],
+    )
+    card = subset_card("s.jsonl", selection, {}, "", "task")
+    assert "| task |" not in card
+    for line in ("| a.jsonl | 2 | 2 | 66.7% |", "| b.jsonl | 2 | 1 | 33.3% |", "| 33-64 | 2 | 2 | 66.7% |"):
+        assert line in card

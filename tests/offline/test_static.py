@@ -144,6 +144,7 @@ def test_a_target_that_is_broken_at_one_checkpoint_is_left_out_of_all(run, monke
     np.testing.assert_allclose(found.scores, total, rtol=0, atol=1e-5)
     broken = two_tasks().samples[1].id
     assert found.report["targets"]["not_finite"] == [broken]
+    assert found.report["left_out"]["targets with a gradient that is not finite"] == 1
     assert f"not finite and are left out: {broken}" in caplog.text
 
 

@@ -127,6 +127,7 @@ def test_losses_that_are_not_finite_are_left_out_and_named(tmp_path, monkeypatch
         assert 3 not in selection.indices
         assert selection.scores[3] == -np.inf
         assert selection.report["candidates"] == {"total": 12, "not_finite": 1}
+        assert selection.report["left_out"] == {"candidates with a loss that is not finite": 1}
         json.dumps(selector.state_dict(), allow_nan=False)
     assert f"left out: {context.train_dataset[3].sample.id}" in caplog.text
     with pytest.raises(SelectionError, match="12 samples are to be drawn and 11"):

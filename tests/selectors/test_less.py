@@ -57,6 +57,7 @@ def test_answers_that_are_missing_are_left_out_and_named(tmp_path, caplog):
     context = tiny_context(tmp_path / "a", eval_dataset=everything)
     selection = tiny_less().select(context)
     assert selection.report["targets"] == {"total": 5, "answered": 4, "not_finite": [], "zero": []}
+    assert selection.report["left_out"]["targets without an answer"] == 1
     assert "1 evaluation samples have no reference answer and are left out: 1" in caplog.text
     answered = tokenize([samples[row] for row in (0, 2, 3, 4)], template, 128, progress=False)
     same = tiny_less().select(replace(context, output_dir=tmp_path / "b", eval_dataset=answered))
@@ -100,6 +101,12 @@ def test_targets_that_are_not_finite_or_zero(tmp_path, caplog, monkeypatch):
     np.testing.assert_allclose(selection.scores, expected, rtol=0, atol=1e-5)
     assert selection.report["targets"] == {"total": 6, "answered": 6, "not_finite": ["2"], "zero": ["3"]}
     assert selection.report["candidates"] == {"total": 12, "not_finite": 0, "zero": 1}
+    assert selection.report["left_out"] == {
+        "targets without an answer": 0,
+        "targets with a gradient that is not finite": 1,
+        "candidates with a gradient that is not finite": 0,
+        "candidates with a gradient of zero": 1,
+    }
     assert "1 evaluation samples have a gradient of zero: 3" in caplog.text
     assert "1 training samples have a gradient of zero and are left out: 7" in caplog.text
 

@@ -255,6 +255,20 @@ def test_prompts_without_signal_are_counted(tmp_path):
     rewards = [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.5]
     selection = tiny_nice(reward=Fixed(rewards), baseline="leave_one_out").select(tiny_context(tmp_path))
     assert selection.report["prompts"]["with_signal"] == 1
+    assert selection.report["left_out"]["prompts without a signal"] == 2
+
+
+def test_prompts_without_a_scored_answer_are_counted_apart(tmp_path):
+    rewards = [1.0, 0.0, 1.0, None, None, None, 0.5, None, 0.5]
+    selection = tiny_nice(reward=Fixed(rewards), baseline="leave_one_out").select(tiny_context(tmp_path))
+    assert selection.report["left_out"] == {
+        "answers without a reward": 4,
+        "prompts without a scored answer": 1,
+        "prompts without a signal": 1,
+        "prompts with a gradient that is not finite": 0,
+        "candidates with a gradient that is not finite": 0,
+        "candidates with a gradient of zero": 0,
+    }
 
 
 def test_a_finished_round_is_not_paid_for_twice(tmp_path):
@@ -374,6 +388,7 @@ def test_a_candidate_that_is_not_finite_is_left_out(tmp_path, caplog, monkeypatc
     assert np.isfinite(np.delete(selection.scores, 4)).all()
     assert 4 not in selection.indices
     assert selection.report["candidates"] == {"total": 12, "not_finite": 1, "zero": 0}
+    assert selection.report["left_out"]["candidates with a gradient that is not finite"] == 1
     assert f"left out: {context.train_dataset[4].sample.id}" in caplog.text
     with pytest.raises(SelectionError, match="11 of 12 candidates have a usable score"):
         tiny_nice().select(replace(context, num_samples=12))

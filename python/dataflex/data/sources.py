@@ -11,7 +11,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,13 +35,14 @@ _DRAW_SEED = 0
 
 @dataclass(frozen=True)
 class _Source:
-    """All rows of one source, the numbers of those to read, and the file or folder that they come from."""
+    """All rows of one source, the numbers of those to read, the file or folder that they come from, and its name."""
 
     where: str
     rows: Rows
     numbers: Sequence[int]
     layout: Layout
     path: Path | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ def load_samples(
     for source in _open(spec, lookup):
         numbers = source.numbers[:max_samples]
         rows = _taken(source.rows, numbers)
-        samples += convert_rows(rows, source.where, layout=source.layout, numbers=numbers, offset=offset)
+        found = convert_rows(rows, source.where, layout=source.layout, numbers=numbers, offset=offset)
+        samples += [replace(sample, source=source.name) for sample in found]
         offset += len(source.rows)
     return unique_ids(samples)
 
@@ -157,13 +159,13 @@ def _lookup(
 
 def _open(spec: Spec, lookup: _Lookup) -> list[_Source]:
     if isinstance(spec, (str, Path)):
-        return [_open_name(name, lookup) for name in _split(str(spec), lookup)]
+        return _open_names(_split(str(spec), lookup), lookup)
     if isinstance(spec, Sequence):
         if not spec:
             raise DataError("the dataset is an empty list")
         names = [part for part in spec if isinstance(part, (str, Path))]
         if len(names) == len(spec):
-            return [_open_name(str(name), lookup) for name in names]
+            return _open_names([str(name) for name in names], lookup)
         rows = [part for part in spec if isinstance(part, Mapping)]
         if len(rows) == len(spec):
             return [_whole("list of rows", rows, Layout(lookup.formatting))]
@@ -191,6 +193,10 @@ def _taken(rows: Rows, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
     if isinstance(rows, Sequence):
         return [rows[number] for number in numbers]
     return list(arrow_rows(rows.select(numbers).with_format(None).to_list()))
+
+
+def _open_names(names: Sequence[str], lookup: _Lookup) -> list[_Source]:
+    return [replace(_open_name(name, lookup), name=name) for name in names]
 
 
 def _open_name(name: str, lookup: _Lookup) -> _Source:

@@ -248,7 +248,7 @@ def _finish(
 
 def as_offline(selection: Selection, candidates: TokenizedDataset, source: RowSource) -> OfflineSelection:
     """The selection with the rows that its candidates come from."""
-    return OfflineSelection(**vars(selection), samples=candidates.samples, source=source)
+    return OfflineSelection(**vars(selection), samples=candidates.samples, source=source, lengths=candidates.lengths)
 
 
 _ADVICE = {

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,9 +12,12 @@ import numpy as np
 from dataflex.config import versions
 from dataflex.offline.selection import OfflineSelection
 from dataflex.types import group_names
+from dataflex.utils.groups import GroupRow, by_length, group_rows, length_names
 from dataflex.utils.shown import shown
 
-NO_TASK = "(none)"
+NOTHING = "(none)"
+MOST_GROUPS = 40
+"""Groups that a table lists."""
 
 
 def subset_card(name: str, selection: OfflineSelection, facts: Mapping[str, Any], config: str, task_column: str) -> str:
@@ -73,15 +75,28 @@ def _score_facts(selection: OfflineSelection) -> dict[str, str]:
 
 
 def _groups(selection: OfflineSelection, column: str) -> list[str]:
-    """Rows by task, most chosen first; nothing where no row has one."""
-    names = [name or NO_TASK for name in group_names(selection.samples, column)]
-    if set(names) == {NO_TASK}:
-        return []
-    total, chosen = Counter(names), Counter(names[index] for index in selection.indices.tolist())
-    lines = [f"| {_cell(column)} | candidates | chosen | share of the chosen |", "|---|---|---|---|"]
-    for name in sorted(total, key=lambda name: (-chosen[name], name)):
-        share = chosen[name] / len(selection.indices)
-        lines.append(f"| {_cell(name)} | {total[name]:,} | {chosen[name]:,} | {share:.1%} |")
+    """Rows by task where any has one, by source where there are several, by length."""
+    chosen = np.zeros(len(selection.samples), dtype=np.bool_)
+    chosen[selection.indices] = True
+    draws = [(chosen, selection.scores)]
+    tasks = group_names(selection.samples, column)
+    sources = [sample.source or NOTHING for sample in selection.samples]
+    lines = []
+    if any(task is not None for task in tasks):
+        lines += _table(column, group_rows([NOTHING if task is None else task for task in tasks], draws))
+    if len(set(sources)) > 1:
+        lines += _table("source", group_rows(sources, draws))
+    if selection.lengths:
+        lines += _table("tokens", by_length(group_rows(length_names(selection.lengths), draws)))
+    return lines
+
+
+def _table(what: str, groups: Sequence[GroupRow]) -> list[str]:
+    lines = [f"| {_cell(what)} | candidates | chosen | share of the chosen |", "|---|---|---|---|"]
+    for row in groups[:MOST_GROUPS]:
+        lines.append(f"| {_cell(row.name)} | {row.candidates:,} | {row.selected:,} | {row.selected_share:.1%} |")
+    if len(groups) > MOST_GROUPS:
+        lines.append(f"| {len(groups) - MOST_GROUPS:,} more | | | |")
     return [*lines, ""]
 
 

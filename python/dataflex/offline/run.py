@@ -23,8 +23,8 @@ from dataflex.offline.dry_run import DryRun, dry_run
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.subset import refuse_existing
 from dataflex.selectors.base import SelectionContext, Selector
-from dataflex.training.outputs import write_selection
 from dataflex.training.run import build_model, load_datasets
+from dataflex.training.selection_file import write_selection
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import write_text
 

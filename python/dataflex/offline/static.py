@@ -23,8 +23,8 @@ from dataflex.offline.context import at_checkpoint
 from dataflex.offline.transformers_checkpoint import TransformersCheckpoint
 from dataflex.projection.projector import Projector
 from dataflex.selectors.base import Selection, SelectionContext
-from dataflex.selectors.gradient import candidate_facts, report_unusable
-from dataflex.selectors.less import LessSelector
+from dataflex.selectors.gradient import report_unusable, with_candidates
+from dataflex.selectors.less import LessSelector, target_report
 from dataflex.training.checkpoint import read_state
 from dataflex.training.tracking import LOG_FILE
 from dataflex.types import Sample, group_names
@@ -64,7 +64,7 @@ def score_checkpoints(
         with at_checkpoint(context, directory, needs_optimizer=selector.config.gradient_type == "adam") as current:
             states.append(_features(selector, current, projector, watch))
     with watch.phase("scores"):
-        parts, facts = _compare(selector, states, weights)
+        parts, facts = _compare(selector, states, weights, len(context.eval_dataset or ()))
         scores = influence_scores(parts, len(context.train_dataset))
         report_unusable(scores, context.train_dataset.samples)
         indices = top_k(scores.values, context.num_samples)
@@ -74,8 +74,7 @@ def score_checkpoints(
             shutil.rmtree(selector.work_dir(context) / "features")
     report = {
         "seconds": watch.seconds,
-        "candidates": candidate_facts(scores),
-        **facts,
+        **with_candidates(facts, scores),
         "checkpoints": [
             {"path": str(directory), "step": state.step, "weight": weight}
             for directory, state, weight in zip(checkpoints, states, weights, strict=True)
@@ -99,9 +98,9 @@ def _check(selector: LessSelector, context: SelectionContext, checkpoints: Seque
 
 
 def _compare(
-    selector: LessSelector, states: Sequence[_State], weights: Sequence[float]
+    selector: LessSelector, states: Sequence[_State], weights: Sequence[float], total: int
 ) -> tuple[list[Influence], dict[str, Any]]:
-    """What the candidates' features are compared with at each checkpoint, and the facts for the report."""
+    """What the candidates' features are compared with at each checkpoint, and the report on the ``total`` targets."""
     samples = states[0].samples
     unusual = [unusual_rows(state.evaluation.blocks()) for state in states]
     # A target that is broken at one checkpoint would leave another mean there: it is left out of all of them.
@@ -112,7 +111,7 @@ def _compare(
     parts = []
     for state, weight in zip(states, weights, strict=True):
         parts.append(Influence(state.train.blocks(), _directions(selector, state.evaluation, samples, broken), weight))
-    return parts, {"targets": {"answered": len(samples), **ids}, "aggregate": selector.aggregate_rule(samples)}
+    return parts, target_report(total, len(samples), ids, selector.aggregate_rule(samples))
 
 
 def _directions(

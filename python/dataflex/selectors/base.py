@@ -73,7 +73,8 @@ class Selection:
         selector: Name of the selector.
         step: Optimizer steps taken before the selection.
         round: Which selection of the run, from 1.
-        report: Plain JSON facts for the report (counts, seconds, rewards, ...).
+        report: Plain JSON facts for the report (counts, rewards, ...). Two entries are shown by name wherever a
+            selection is: ``seconds`` (of each phase) and ``left_out`` (how many of what could not be used).
         repeats: A position may occur more than once: the draw was one with replacement.
     """
 

@@ -104,6 +104,7 @@ class DrawSelector(Selector[DrawConfigT]):
         report = {
             "seconds": watch.seconds,
             "candidates": {"total": len(losses), "not_finite": len(unusable)},
+            "left_out": {"candidates with a loss that is not finite": len(unusable)},
             **weights.report,
         }
         scores = np.where(usable, weights.scores, -np.inf)

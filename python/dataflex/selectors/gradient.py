@@ -136,7 +136,7 @@ class GradientSelector(Selector[GradientConfigT]):
         context.ranks.barrier()  # all have read what is removed now
         if context.ranks.is_main:
             self._prune(context)
-        report = {"seconds": watch.seconds, "candidates": candidate_facts(scores), **targets.report}
+        report = {"seconds": watch.seconds, **with_candidates(targets.report, scores)}
         return Selection(indices, scores.values, self.name, context.step, context.round, report)
 
     def projector(self) -> Projector:
@@ -311,6 +311,15 @@ def report_unusable(scores: Scores, samples: Sequence[Sample]) -> None:
         logger.warning("%d training samples have a gradient of zero and are left out: %s", len(ids), listed(ids))
 
 
-def candidate_facts(scores: Scores) -> dict[str, int]:
-    """Counts of the candidates, for the report."""
-    return {"total": len(scores.values), "not_finite": len(scores.not_finite), "zero": len(scores.zero)}
+def with_candidates(report: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
+    """What the report says about the targets, and the counts of the candidates."""
+    not_finite, zero = len(scores.not_finite), len(scores.zero)
+    left_out = {
+        "candidates with a gradient that is not finite": not_finite,
+        "candidates with a gradient of zero": zero,
+    }
+    return {
+        "candidates": {"total": len(scores.values), "not_finite": not_finite, "zero": zero},
+        **report,
+        "left_out": {**report.get("left_out", {}), **left_out},
+    }

@@ -15,8 +15,8 @@ evaluation set without tasks is one task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -84,14 +84,31 @@ class LessSelector(GradientSelector[LessConfig]):
             store, samples = self.reference_features(context, projector)
             aggregate = self.aggregate_rule(samples)
             directions, unusual = self.directions(store, samples, aggregate)
-        total = len(context.eval_dataset or ())
-        return Targets(
-            directions,
-            {"targets": {"total": total, "answered": len(samples), **unusual}, "aggregate": aggregate},
-        )
+        return Targets(directions, target_report(len(context.eval_dataset or ()), len(samples), unusual, aggregate))
 
     def aggregate_rule(self, samples: Sequence[Sample]) -> Aggregate:
         """The configured rule; ``auto`` becomes ``task_max`` where all ``samples`` have a task, else ``mean``."""
         if self.config.aggregate != "auto":
             return self.config.aggregate
         return "mean" if None in group_names(samples, self.config.task_column) else "task_max"
+
+
+def target_report(
+    total: int, answered: int, unusual: Mapping[str, Sequence[str]], aggregate: Aggregate
+) -> dict[str, Any]:
+    """What the report says about the targets.
+
+    Args:
+        total: Evaluation samples.
+        answered: Those with a reference answer.
+        unusual: Ids of those whose gradient is not finite (``not_finite``) or zero (``zero``).
+        aggregate: Rule over the targets.
+    """
+    return {
+        "targets": {"total": total, "answered": answered, **unusual},
+        "aggregate": aggregate,
+        "left_out": {
+            "targets without an answer": total - answered,
+            "targets with a gradient that is not finite": len(unusual["not_finite"]),
+        },
+    }

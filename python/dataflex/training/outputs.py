@@ -1,4 +1,4 @@
-"""Files that a run leaves behind: selections, results, model card."""
+"""What a selection has to be, what is logged about it, and the model card."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.selectors.base import Selection
-from dataflex.types import group_names
 from dataflex.utils.distributed import Ranks
-from dataflex.utils.files import atomic_path, write_text
+from dataflex.utils.facts import numbers
+from dataflex.utils.files import write_text
 from dataflex.utils.shown import shown
-
-SELECTION_METADATA = b"dataflex"
 
 
 def check_selection(selection: Selection, num_candidates: int, num_samples: int) -> None:
-    """Raise SelectionError unless the selection is ``num_samples`` positions in range, with n scores.
+    """Raise SelectionError unless the selection is ``num_samples`` positions in range, with n scores and a JSON report.
 
     The positions are distinct, except where the selection says that they repeat.
     """
@@ -38,6 +33,10 @@ def check_selection(selection: Selection, num_candidates: int, num_samples: int)
         problems.append(f"indices reach from {indices.min()} to {indices.max()}, there are {num_candidates} candidates")
     if selection.scores is not None and selection.scores.shape != (num_candidates,):
         problems.append(f"scores have shape {selection.scores.shape}, expected ({num_candidates},)")
+    try:
+        json.dumps(selection.report)
+    except (TypeError, ValueError) as error:
+        problems.append(f"its report is not plain JSON: {error}")
     if problems:
         raise SelectionError(f"selector {selection.selector!r} returned a wrong selection: {'; '.join(problems)}")
 
@@ -76,37 +75,9 @@ def selection_statistics(selection: Selection, previous: Sequence[int]) -> dict[
         statistics["selection_mean_score_of_all"] = float(usable.mean())
     if previous:
         statistics["selection_overlap"] = float(np.isin(selection.indices, previous).mean())
-    for phase, seconds in selection.report.get("seconds", {}).items():
+    for phase, seconds in numbers(selection.report.get("seconds")).items():
         statistics[f"selection_seconds/{phase.replace(' ', '_')}"] = round(seconds, 3)
     return statistics
-
-
-def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset, task_column: str) -> None:
-    """Write one row a candidate: ``index`` (position), ``row`` (in the source), ``id``, ``task``, ``score``, ``rank``.
-
-    ``rank`` counts the chosen from 0, best first (the first place of one that repeats), and is null for the others, as
-    is ``score`` where the method has none. The schema's metadata holds selector, step, round and report as JSON under
-    ``dataflex``.
-    """
-    n = len(dataset)
-    rank: list[int | None] = [None] * n
-    for place, index in reversed(list(enumerate(selection.indices.tolist()))):
-        rank[index] = place
-    samples = dataset.samples
-    facts = {key: getattr(selection, key) for key in ("selector", "step", "round")} | {"report": selection.report}
-    table = pa.table(
-        {
-            "index": pa.array(range(n), pa.int64()),
-            "row": pa.array([sample.row for sample in samples], pa.int64()),
-            "id": pa.array([sample.id for sample in samples], pa.string()),
-            "task": pa.array(group_names(samples, task_column), pa.string()),
-            "score": pa.array([None] * n if selection.scores is None else selection.scores, pa.float64()),
-            "chosen": pa.array([place is not None for place in rank], pa.bool_()),
-            "rank": pa.array(rank, pa.int64()),
-        }
-    ).replace_schema_metadata({SELECTION_METADATA: json.dumps(facts).encode()})
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
 
 
 def write_model_card(output_dir: Path, facts: Mapping[str, Any]) -> None:

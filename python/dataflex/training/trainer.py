@@ -36,14 +36,16 @@ from dataflex.training.optimization import (
     create_scheduler,
     enable_gradient_checkpointing,
 )
+from dataflex.training.results import run_results, scalars, write_results
 from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
+from dataflex.training.selection_file import write_selection
 from dataflex.training.state import RunState
 from dataflex.training.trackers import check_trackers, start_trackers
-from dataflex.training.tracking import PLOT_FILE, RunLog, plot_losses
+from dataflex.training.tracking import RunLog
 from dataflex.training.zero import stepper_class
 from dataflex.utils.aliases import also_called
 from dataflex.utils.distributed import Ranks
-from dataflex.utils.files import write_json, write_text
+from dataflex.utils.files import write_text
 from dataflex.utils.progress import Stopwatch, progress_bar
 
 if TYPE_CHECKING:
@@ -167,7 +169,7 @@ class Trainer:
             write_text(self.args.output_dir / "config.yaml", self.run_config)
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **facts}
-        start_trackers(self.accelerator, self.args, self.ranks, _scalars(settings), self.state.step)
+        start_trackers(self.accelerator, self.args, self.ranks, scalars(settings), self.state.step)
         self.stepper = stepper_class(self.args, self.ranks)(
             self.model,
             self.optimizer,
@@ -266,7 +268,7 @@ class Trainer:
         outputs.check_agreement(selection, self.ranks)
         if self.ranks.is_main:
             registry().call("on_selection", selection=selection, context=context)
-            outputs.write_selection(
+            write_selection(
                 self.args.output_dir / "selections" / f"step-{self.state.step}.parquet",
                 selection,
                 self.train_dataset,
@@ -356,43 +358,21 @@ class Trainer:
         if self.args.load_best_model_at_end and self.state.best.step is not None:
             self.checkpointer.load_best()
             logger.info("loaded the best model, of step %d", self.state.best.step)
-        results = self._results()
-        self.ranks.on_main(lambda: self._write_results(results))
+        results = run_results(
+            self.state,
+            self.log.history,
+            total_steps=self.total_steps,
+            datasets={"training": self.train_dataset, "evaluation": self.eval_dataset},
+            of_best=self.args.load_best_model_at_end,
+            seconds=self.watch.seconds,
+        )
+        self.ranks.on_main(lambda: self._write(results))
         return results
 
-    def _write_results(self, results: dict[str, Any]) -> None:
+    def _write(self, results: dict[str, Any]) -> None:
+        """Weights, results, and what is made of them."""
         out = self.args.output_dir
         save_model(self.model, self.tokenizer, out)
-        write_json(out / "all_results.json", results)
-        state = {**self.state.to_json(), "history": self.log.history}
-        del state["indices"]  # in selections/, with scores
-        write_json(out / "trainer_state.json", state)
         base = getattr(self.model, "name_or_path", None)
-        outputs.write_model_card(out, {"base_model": base, **_scalars(results)})
-        if self.args.plot_loss:
-            plot_losses(self.log.history, out / PLOT_FILE)
+        write_results(out, results, self.state, self.log.history, base_model=base, plot=self.args.plot_loss)
         registry().call("on_train_end", output_dir=str(out), results=results)
-
-    def _results(self) -> dict[str, Any]:
-        losses = [entry["loss"] for entry in self.log.history if "loss" in entry]
-        evaluations = [entry for entry in self.log.history if any(key.startswith("eval_") for key in entry)]
-        if self.args.load_best_model_at_end:  # the weights that are saved are not those of the last evaluation
-            best = [entry for entry in evaluations if entry["current_steps"] == self.state.best.step]
-            evaluations = best or evaluations
-        last = {key: value for key, value in evaluations[-1].items() if key.startswith("eval_")} if evaluations else {}
-        return {
-            "steps": self.state.step,
-            "total_steps": self.total_steps,
-            "selections": self.state.round,
-            "train_samples": len(self.train_dataset),
-            "train_loss": losses[-1] if losses else None,
-            "eval_loss": None,
-            **last,
-            "best_metric": self.state.best.value,
-            "best_step": self.state.best.step,
-            "seconds": dict(self.watch.seconds),
-        }
-
-
-def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if isinstance(value, str | int | float)}

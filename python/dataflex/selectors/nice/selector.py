@@ -17,7 +17,7 @@ baseline, and the sampled tokens are used as they were sampled.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -132,8 +132,26 @@ class NiceSelector(GradientSelector[NiceConfig]):
             "reward_backend": {"name": self.answers.reward.name, **self.answers.reward.stats()},
             "prompts": {"total": len(samples), "with_signal": len(prompts), **unusual},
             "target": "policy gradient" if prompts else "reference answers",
+            "left_out": self._left_out(samples, rollouts, prompts, unusual),
         }
         return Targets(directions, report)
+
+    def _left_out(
+        self,
+        samples: Sequence[Sample],
+        rollouts: Sequence[Rollout],
+        prompts: Sequence[WeightedPrompt],
+        unusual: Mapping[str, Sequence[str]],
+    ) -> dict[str, int]:
+        """Prompts and answers that the targets are not made of, by the reason."""
+        rows = by_row(rollouts, [sample.id for sample in samples])
+        unscored = sum(all(rollout.reward is None for rollout in own) for own in rows)
+        return {
+            "answers without a reward": sum(rollout.reward is None for rollout in rollouts),
+            "prompts without a scored answer": unscored,
+            "prompts without a signal": len(samples) - len(prompts) - unscored,
+            "prompts with a gradient that is not finite": len(unusual["not_finite"]),
+        }
 
     def close(self) -> None:
         """Free the reward backend and the engine that draws answers."""

@@ -1,0 +1,196 @@
+"""The report as tables of text: the terminal and the page show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dataflex.report.read import RunReport, SelectionFile
+from dataflex.utils.facts import flat, numbers
+from dataflex.utils.groups import GroupRow, by_length, group_rows, length_names
+
+NOTHING = "(none)"
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+MOST_GROUPS = 40
+"""Groups that a table lists; ids in the task column would make it endless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One table.
+
+    Attributes:
+        title: What it shows.
+        head: Names of the columns.
+        rows: Cells, as text that is not escaped for any target yet.
+        texts: How many columns, from the left, are text; the others are numbers.
+        note: What else there is to say.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    texts: int = 1
+    note: str = ""
+
+
+def sheets(report: RunReport) -> list[Sheet]:
+    """All tables that have a row, in their order."""
+    found = [
+        *_selected(report.selections),
+        _left_out(report),
+        _data(report.results),
+        _time(report.seconds),
+        _results(report.results),
+    ]
+    return [sheet for sheet in found if sheet.rows]
+
+
+def _selected(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:
+    """What was selected, by everything that is known of the rows."""
+    if not selections:
+        return
+    last = selections[-1]
+    yield _selections(selections)
+    yield from _groups(selections)
+    yield _quantiles(last)
+    yield _excerpts(last)
+    yield _facts(last)
+
+
+def _selections(selections: Sequence[SelectionFile]) -> Sheet:
+    rows = []
+    before: SelectionFile | None = None
+    for selection in selections:
+        chosen = selection.scores[selection.chosen]
+        rows.append(
+            (
+                str(selection.step),
+                f"{int(selection.chosen.sum()):,}",
+                _score(_mean(chosen)),
+                _score(_mean(selection.scores)),
+                _overlap(before, selection),
+                f"{sum(selection.seconds.values()):.1f}" if selection.seconds else "-",
+            )
+        )
+        before = selection
+    name, count = selections[-1].facts.get("selector", "?"), len(selections)
+    title = f"{name}: {count} selection{'s' if count > 1 else ''} from {len(selections[0].chosen):,} rows"
+    head = ("step", "selected", "mean score", "mean score of all", "chosen last time too", "seconds")
+    return Sheet(title, head, rows, texts=0)
+
+
+def _groups(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:
+    """By task and by source where there is more than one of them, by length where lengths are known."""
+    first = selections[0]
+    draws = [(selection.chosen, selection.scores) for selection in selections]
+    note = "all selections counted together" if len(selections) > 1 else ""
+    for what, values in (("task", first.tasks), ("source", first.sources)):
+        names = [NOTHING if value is None else str(value) for value in values]
+        if any(value is not None for value in values) and (what == "task" or len(set(names)) > 1):
+            yield _group_sheet(what, group_rows(names, draws), note)
+    if first.tokens:
+        yield _group_sheet("tokens", by_length(group_rows(length_names(first.tokens), draws)), note)
+
+
+def _group_sheet(what: str, groups: Sequence[GroupRow], note: str) -> Sheet:
+    rows = [
+        (
+            row.name,
+            f"{row.candidates:,}",
+            f"{row.share:.1%}",
+            f"{row.selected:,}",
+            f"{row.selected_share:.1%}",
+            f"{row.lift:.2f}x",
+            _score(row.mean_score),
+        )
+        for row in groups[:MOST_GROUPS]
+    ]
+    if len(groups) > MOST_GROUPS:
+        note = "; ".join(filter(None, [note, f"{len(groups) - MOST_GROUPS:,} more, of which fewer rows were selected"]))
+    head = (what, "rows", "share", "selected", "share of selected", "lift", "mean score")
+    return Sheet(f"selected by {what}", head, rows, note=note)
+
+
+def _quantiles(selection: SelectionFile) -> Sheet:
+    scores = selection.scores
+    everything, chosen = scores[np.isfinite(scores)], scores[selection.chosen & np.isfinite(scores)]
+    rows = []
+    if len(everything) and len(chosen):
+        pairs = zip(QUANTILES, np.quantile(everything, QUANTILES), np.quantile(chosen, QUANTILES), strict=True)
+        rows = [(f"{share:.0%}", _score(float(of_all)), _score(float(of_chosen))) for share, of_all, of_chosen in pairs]
+    return Sheet(f"scores at step {selection.step}", ("quantile", "of all rows", "of the selected"), rows)
+
+
+def _excerpts(selection: SelectionFile) -> Sheet:
+    found = selection.facts.get("excerpts")
+    rows = [
+        (
+            str(row.get("place", "")),
+            str(row.get("id", "")),
+            str(row.get("prompt", "")),
+            str(row.get("answer", "")),
+            _score(numbers(row).get("score")),
+        )
+        for row in (found if isinstance(found, list) else [])
+        if isinstance(row, Mapping)
+    ]
+    return Sheet(f"rows at step {selection.step}", ("place", "id", "prompt", "answer", "score"), rows, texts=4)
+
+
+def _facts(selection: SelectionFile) -> Sheet:
+    known = {key: value for key, value in selection.report.items() if key not in ("seconds", "left_out")}
+    return Sheet(f"what the selector says at step {selection.step}", ("fact", "value"), list(flat(known)))
+
+
+def _left_out(report: RunReport) -> Sheet:
+    totals: dict[str, float] = {}
+    for selection in report.selections:
+        for name, count in selection.left_out.items():
+            totals[name] = totals.get(name, 0.0) + count
+    last = report.selections[-1].left_out if report.selections else {}
+    rows = [(name, f"{last.get(name, 0):,.0f}", f"{total:,.0f}") for name, total in totals.items()]
+    return Sheet("left out", ("what", "of the last selection", "of all selections"), rows)
+
+
+def _data(results: Mapping[str, Any]) -> Sheet:
+    """What became of the rows of the training and the evaluation set."""
+    found = results.get("data")
+    rows = []
+    for name, counts in found.items() if isinstance(found, Mapping) else ():
+        known = numbers(counts)
+        keys = ("total", "dropped", "truncated", "kept", "tokens", "label_tokens")
+        rows.append((str(name), *(f"{known[key]:,.0f}" if key in known else "-" for key in keys)))
+    head = ("data", "rows", "nothing to learn, left out", "cut to cutoff_len", "used", "tokens", "of them learnt")
+    return Sheet("data", head, rows)
+
+
+def _time(seconds: Mapping[str, float]) -> Sheet:
+    rows = [(name, f"{value:.1f}") for name, value in seconds.items()]
+    return Sheet("time", ("phase", "seconds"), [*rows, ("total", f"{sum(seconds.values()):.1f}")])
+
+
+def _results(results: Mapping[str, Any]) -> Sheet:
+    plain = {key: value for key, value in results.items() if not isinstance(value, Mapping)}
+    return Sheet("results", ("result", "value"), list(flat(plain)))
+
+
+def _overlap(before: SelectionFile | None, now: SelectionFile) -> str:
+    count = int(now.chosen.sum())
+    if before is None or not count or len(before.chosen) != len(now.chosen):
+        return "-"
+    return f"{(before.chosen & now.chosen).sum() / count:.0%}"
+
+
+def _mean(scores: Any) -> float | None:
+    finite = scores[np.isfinite(scores)]
+    return float(finite.mean()) if len(finite) else None
+
+
+def _score(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:+.4g}"
