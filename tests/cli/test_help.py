@@ -19,7 +19,7 @@ HEAVY = (
     "hnswlib",
     "matplotlib",
     "numpy",
-    "openai",
+    "httpx2",
     "pandas",
     "peft",
     "pyarrow",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,17 @@ def test_what_is_wrong_fails_with_its_fix(
     found = failures(*overrides)
     assert name in found
     assert fix is None or fix in f"{found[name].detail} {found[name].fix}"
+
+
+@pytest.mark.usefixtures("project")
+def test_a_judge_that_cannot_be_reached_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DF_API_KEY", "sk-4f9a")
+    with socket.socket() as unused:  # bound and not listening: connections are refused
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        params = f"{{reward_model_backend: api, reward_backend_params: {{api: {{api_url: '{url}', model_name: m}}}}}}"
+        found = failures("component_name=nice", f"component_params={params}")
+    assert f"the judge at {url} cannot be reached: no connection" in found["reward"].detail
 
 
 @pytest.mark.usefixtures("project")

@@ -19,20 +19,24 @@ class Reply:
     """What the server does with one request.
 
     Attributes:
-        body: Sent as it is; see :func:`completion` for a regular one.
+        body: Sent as it is, text as UTF-8; see :func:`completion` for a regular one.
         status: HTTP status.
-        headers: Further headers.
+        headers: Further headers, or others in place of the usual ones.
         delay: Seconds before the reply.
         cut: Announce the whole body, send half of it and hang up.
         reset: Send nothing and reset the connection.
+        reason: The status line's text; None: the usual one.
+        endless: Send the body again and again, with as many seconds in between, without a length.
     """
 
-    body: str = "{}"
+    body: str | bytes = "{}"
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
     cut: bool = False
     reset: bool = False
+    reason: str | None = None
+    endless: float | None = None
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Call:
     path: str
     authorization: str | None
     body: dict[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
@@ -59,6 +64,7 @@ class JudgeServer:
         calls: Everything that arrived, in order.
         most_at_once: The largest number of requests that were under way together.
         models: Names that GET /v1/models lists.
+        knocks: Headers of the HEAD requests that arrived.
     """
 
     def __init__(self, script: Callable[[Call, int], Reply]) -> None:
@@ -66,6 +72,7 @@ class JudgeServer:
         self.calls: list[Call] = []
         self.most_at_once = 0
         self.models: list[str] = []
+        self.knocks: list[dict[str, str]] = []
         self.url = ""
         self._under_way = 0
         self._lock = threading.Lock()
@@ -87,7 +94,7 @@ class JudgeServer:
             self._under_way -= 1
 
 
-def completion(content: str | None, finish_reason: str = "stop", model: str = "judge") -> str:
+def completion(content: str | None, finish_reason: str | None = "stop", model: str = "judge") -> str:
     """The body of a regular chat completion."""
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
@@ -107,8 +114,9 @@ def judge_server(script: Callable[[Call, int], Reply]) -> Iterator[JudgeServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            reply = judge.answer(Call(time.monotonic(), self.path, self.headers["authorization"], body))
-            sent = reply.body.encode()
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            reply = judge.answer(Call(time.monotonic(), self.path, headers.get("authorization"), body, headers))
+            sent = reply.body.encode() if isinstance(reply.body, str) else reply.body
             judge.done()
             if reply.reset:
                 # No lingering: closing sends RST in place of FIN.
@@ -122,18 +130,23 @@ def judge_server(script: Callable[[Call, int], Reply]) -> Iterator[JudgeServer]:
 
         def do_GET(self) -> None:
             data = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} for name in judge.models]
-            reply = Reply(json.dumps({"object": "list", "data": data}))
-            self.send(reply, reply.body.encode())
+            self.send(Reply(), json.dumps({"object": "list", "data": data}).encode())
 
         def send(self, reply: Reply, sent: bytes) -> None:
             with suppress(OSError):  # the client may have gone
-                self.send_response(reply.status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(sent)))
-                for name, value in reply.headers.items():
+                self.send_response(reply.status, reply.reason)
+                length = {"content-length": str(len(sent))} if reply.endless is None else {}
+                for name, value in {"content-type": "application/json", **length, **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(sent[: len(sent) // 2] if reply.cut else sent)
+                while reply.endless is not None:
+                    time.sleep(reply.endless)
+                    self.wfile.write(sent)
+
+        def do_HEAD(self) -> None:
+            judge.knocks.append({name.lower(): value for name, value in self.headers.items()})
+            self.send(Reply(headers={"content-length": "0"}), b"")
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import yaml
 
 from helpers.documented import documented_project
-from helpers.http_judge import Call, Reply, judge_server, score
+from helpers.http_judge import Call, Reply, completion, judge_server
 
-KEY = "sk-planted+7f/3c=91b"
+KEY = "sk-\"planted'+7f/3c\\d<&%>=91b"
+"""Every notation writes it otherwise."""
+UNFIT = [
+    "sk-planted\nsk-second-91b",
+    "sk-plantéd91b",
+    "\N{LEFT DOUBLE QUOTATION MARK}sk-planted91b",
+    "Bearer sk-planted91b",
+]
+"""What cannot be a key: two lines of a file, and what copying from a page or a command leaves."""
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
-def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+def run(project: Path, *arguments: str, key: str = KEY) -> subprocess.CompletedProcess[bytes]:
     """The command line in a process of its own, with the key in its environment."""
     environment = {
         **os.environ,
-        "DF_API_KEY": KEY,
+        "DF_API_KEY": key,
         "XDG_CACHE_HOME": str(project / "cache"),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)]),
     }
@@ -44,9 +55,27 @@ def configure(project: Path, url: str) -> None:
     path.write_text(yaml.safe_dump(components), encoding="utf-8")
 
 
+def spelled() -> list[str]:
+    """The key as servers and proxies repeat it."""
+    return [
+        KEY,
+        repr(KEY),
+        json.dumps(KEY),
+        json.dumps(json.dumps(KEY)),
+        quote(KEY, safe=""),
+        html.escape(KEY),
+        "".join(f"\\u{ord(character):04x}" for character in KEY),
+        b64encode(f"Bearer {KEY}".encode()).decode(),
+        b64encode(KEY.encode()).decode(),
+        f"{KEY[:8]}********{KEY[-4:]}",
+    ]
+
+
 def spellings() -> list[bytes]:
-    """The key as it is, in JSON, and quoted for a URL."""
-    return [KEY.encode(), json.dumps(KEY)[1:-1].encode(), b"sk-planted%2B7f%2F3c%3D91b", b"planted"]
+    """The key in all spellings, and parts of it that are nowhere else."""
+    parts = ["planted", "plant\\xe9d", "plantéd", "sk-second", "=91b", "%3D91b", r"\u0070\u006c\u0061"]
+    coded = [b64encode(b"\0" * offset + KEY.encode())[8:-8] for offset in range(3)]
+    return [*(text.encode() for text in [*spelled(), *parts]), *coded]
 
 
 def assert_clean(root: Path, *texts: bytes) -> None:
@@ -59,8 +88,13 @@ def assert_clean(root: Path, *texts: bytes) -> None:
 
 def echo(status: int) -> Reply:
     """An error that repeats the key in its message and its headers, as some proxies do."""
-    message = f"no access for Bearer {KEY} ({KEY!r}); request: Authorization: Bearer {KEY}"
-    return Reply(json.dumps({"error": {"message": message}}), status, {"X-Echo": KEY})
+    message = f"no access for Bearer {', '.join(spelled())}"
+    return Reply(json.dumps({"error": {"message": message}}), status, {"X-Echo": KEY}, reason=f"Refused {KEY}")
+
+
+def judged(value: float) -> Reply:
+    """A judgement that repeats the key beside the score."""
+    return Reply(completion(json.dumps({"score": value, "request": spelled()}), model=f"judge for {KEY!r}"))
 
 
 def test_a_run_leaves_no_key_behind(tmp_path: Path) -> None:
@@ -68,7 +102,9 @@ def test_a_run_leaves_no_key_behind(tmp_path: Path) -> None:
 
     def script(call: Call, number: int) -> Reply:
         assert call.authorization == f"Bearer {KEY}"
-        return echo(500) if number % 3 == 0 else score(number % 5 / 4)
+        if number % 7 == 1:
+            return Reply(completion(f"I cannot judge {spelled()}"))
+        return echo(500) if number % 3 == 0 else judged(number % 5 / 4)
 
     short = ["warmup_step=2", "update_step=2", "update_times=1", "early_stopping_steps=null", "eval_steps=2"]
     short.append("component_params={max_new_tokens: 8}")
@@ -97,11 +133,25 @@ def test_an_error_with_its_traceback_shows_no_key(status: int, tmp_path: Path) -
     assert_clean(tmp_path, failed.stdout, failed.stderr)
 
 
+@pytest.mark.parametrize("key", UNFIT)
+def test_what_cannot_be_a_key_is_refused_before_training_and_not_shown(key: str, tmp_path: Path) -> None:
+    project = documented_project(tmp_path)
+    with judge_server(lambda call, number: judged(1)) as server:
+        configure(project, server.url)
+        failed = run(project, "-v", "--traceback", "train", "nice.yaml", key=key)
+    assert failed.returncode == 1
+    assert b"DF_API_KEY, which api_key names, holds" in b" ".join(failed.stderr.split())
+    assert not server.calls
+    assert not list(tmp_path.rglob("checkpoint-*"))
+    assert_clean(tmp_path, failed.stdout, failed.stderr)
+
+
 def test_a_literal_key_in_the_yaml_is_refused_and_not_repeated(tmp_path: Path) -> None:
     project = documented_project(tmp_path)
     configure(project, "http://127.0.0.1:9/v1")
     path = project / "src/dataflex/configs/components.yaml"
-    path.write_text(path.read_text(encoding="utf-8").replace("DF_API_KEY", KEY), encoding="utf-8")
+    text = path.read_text(encoding="utf-8").replace("DF_API_KEY", json.dumps(KEY))
+    path.write_text(text, encoding="utf-8")
     failed = run(project, "--traceback", "train", "nice.yaml")
     assert failed.returncode == 1
     assert b"put it in the environment" in b" ".join(failed.stderr.split())
@@ -113,6 +163,10 @@ def test_no_library_logs_the_key_at_its_most_talkative(caplog: pytest.LogCapture
 
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
     with caplog.at_level(logging.DEBUG), judge_server(by_answer) as server:
+        logging.getLogger("httpcore2.http11").setLevel(logging.DEBUG)
         backend(server).score(requests("0.5", "0.25"))
-    assert len(caplog.records) > 10
-    assert "planted" not in caplog.text
+        server.script = lambda call, number: echo(500)
+        assert backend(server, max_retries=1, on_error="skip").score(requests("0.5")) == [None]
+    logging.getLogger("httpcore2.http11").setLevel(logging.NOTSET)
+    assert "(redacted)" in caplog.text
+    assert not [spelling for spelling in spellings() if spelling.decode() in caplog.text]

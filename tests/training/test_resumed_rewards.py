@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -53,3 +54,23 @@ def test_the_resumed_run_asks_only_for_what_is_missing(tmp_path: Path, monkeypat
     assert not set(paid) & set(asked)
     assert set(paid) | set(asked) == needed
     assert selections(tmp_path / "broken") == selections(tmp_path / "whole")
+
+
+@pytest.mark.integration
+def test_the_cap_is_one_of_the_run_and_starting_over_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+
+    def capped(**args: Any) -> Trainer:
+        judge = backend(server, max_requests=6, max_retries=0, max_concurrency=1, on_error="skip")
+        return tiny_trainer(tmp_path / "run", selector=tiny_nice(reward=judge), **args)
+
+    with judge_server(lambda call, number: Reply("down", 500)) as server:
+        for _ in range(3):
+            with pytest.raises(RewardError, match="all 6 requests are spent"):
+                capped(resume_from_checkpoint=True).train()
+        assert len(server.calls) == 6
+        with pytest.raises(RewardError, match="all 6 requests are spent"):
+            capped(overwrite_output_dir=True).train()
+        assert len(server.calls) == 12

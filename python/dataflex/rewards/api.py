@@ -1,26 +1,35 @@
 """A judge behind an OpenAI-compatible chat completions API.
 
 Prompts, cache and limits are those of :mod:`dataflex.rewards.chat`. The key comes from the environment variable that
-``api_key`` names and is never stored or shown.
+``api_key`` names and is never stored or shown; nothing else of the environment is sent.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
+import logging
 import os
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 from pydantic import Field, field_validator
 
 from dataflex.errors import RewardError
 from dataflex.rewards.chat import ChatConfig, ChatReward
+from dataflex.rewards.redaction import key_problems
 from dataflex.utils.messages import is_environment_name
 
 if TYPE_CHECKING:
-    from dataflex.rewards.chat_client import Endpoint
+    from dataflex.rewards.wire import Endpoint
 
+logger = logging.getLogger(__name__)
+
+_REACH_SECONDS = 10.0
+"""How long a server may take to reply to anything at all."""
+
+_HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.?", re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(r"key|token|secret|signature", re.IGNORECASE)
 
 
@@ -43,11 +52,23 @@ class ApiConfig(ChatConfig):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("expected a URL that starts with http:// or https://")
+        _check_host(parts)
         if parts.username or parts.password:
             raise ValueError("a URL must not hold a user name or password; api_key names an environment variable")
         if any(_SECRET_PARAMETER.search(name) for name, _ in parse_qsl(parts.query)):
             raise ValueError("a URL must not hold a key; api_key names an environment variable")
         return url
+
+    @field_validator("extra_body")
+    @classmethod
+    def _is_body(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if owned := sorted({"messages", "stream"} & set(body)):
+            raise ValueError(f"{' and '.join(owned)} cannot be set: one message is sent, and its reply is read whole")
+        try:
+            json.dumps(body, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not JSON: {error}") from None
+        return body
 
     @field_validator("api_key")
     @classmethod
@@ -71,12 +92,31 @@ class ApiReward(ChatReward[ApiConfig]):
     Config = ApiConfig
 
     def check(self) -> None:
-        """See that the packages and the key are there; no request is sent.
+        """See that the packages and the key are there, and that the server can be reached; nothing is asked.
 
         Raises:
-            RewardError: A package or the key is missing.
+            RewardError: A package or the key is missing, the key is none, or the server cannot be reached.
         """
         super().check()
+        from dataflex.rewards.wire import reach
+
+        endpoint = self.endpoint()
+        parts = urlsplit(endpoint.base_url)
+        if endpoint.key is not None and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            logger.warning(
+                "the key in %s goes to %s without encryption: use https:// if the server has it",
+                self.config.api_key,
+                parts.hostname,
+            )
+        reach(endpoint, min(self.config.timeout, _REACH_SECONDS))
+
+    def expect_able(self) -> None:
+        """See that the packages and the key are there.
+
+        Raises:
+            RewardError: A package or the key is missing, or the key is none.
+        """
+        super().expect_able()
         self.endpoint()
 
     def identity(self) -> Any:
@@ -94,9 +134,9 @@ class ApiReward(ChatReward[ApiConfig]):
         """The server and the key.
 
         Raises:
-            RewardError: The key is missing, or there is none for a server elsewhere.
+            RewardError: The key is missing or none, or there is none for a server elsewhere.
         """
-        from dataflex.rewards.chat_client import Endpoint
+        from dataflex.rewards.wire import Endpoint
 
         base_url, query = _split_url(self.config.api_url)
         host = urlsplit(base_url).hostname or ""
@@ -112,6 +152,11 @@ class ApiReward(ChatReward[ApiConfig]):
                 f"the environment variable {name}, which api_key names, is not set",
                 hint=f"export {name}=... before the run; api_key: null for a server on this machine without a key",
             )
+        if problems := key_problems(key or ""):
+            raise RewardError(
+                f"the environment variable {name}, which api_key names, holds {' and '.join(problems)}: that is no key",
+                hint=f"export {name}=... with the key alone: printable ASCII without white space, one line of a file",
+            )
         return Endpoint(base_url, query, key, trust_env=not is_loopback(host))
 
 
@@ -121,6 +166,25 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_host(parts: SplitResult) -> None:
+    """Raise ValueError unless a server can have this host name and port."""
+    host = parts.hostname or ""
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("the port is not a number from 1 to 65535") from None
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError("the port is not a number from 1 to 65535")
+    if ":" in host:
+        return  # an address in brackets, which urlsplit has checked
+    try:
+        encoded = host.encode("idna").decode()
+    except UnicodeError:
+        encoded = ""
+    if not _HOST.fullmatch(encoded):
+        raise ValueError("no server can have this host name: expected letters, digits and hyphens between dots")
 
 
 def _split_url(url: str) -> tuple[str, dict[str, str]]:

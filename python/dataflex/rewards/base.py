@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -92,6 +93,16 @@ class RewardBackend(Configurable[ConfigT], ABC):
 
     def check(self) -> None:
         """Raise before training starts if the backend cannot work (missing key, package or model)."""
+        return None
+
+    def use_folder(self, folder: Path) -> None:
+        """Told before the first score of a run: the folder that lives as long as the run, through every resume.
+
+        A backend may keep there what the run must not forget. One that is never told keeps it in memory.
+
+        Args:
+            folder: The run's output folder.
+        """
         return None
 
     @abstractmethod

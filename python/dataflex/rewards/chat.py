@@ -2,11 +2,12 @@
 
 Every answer is shown to the judge with a prompt of :mod:`dataflex.rewards.judge`; equal prompts are asked once. A
 reply that is a score goes into the cache at once, so that a resumed run, or a run that stopped at an error, pays for
-no answer twice.
+no answer twice. Requests are counted in the run's folder, so that ``max_requests`` is a cap of the run.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,13 @@ from dataflex.errors import RewardError
 from dataflex.rewards.base import Failure, RewardBackend, settle
 from dataflex.rewards.cache import ReplyCache, cache_key
 from dataflex.rewards.judge import REMINDER, JudgeConfig, JudgePrompt, parse_score
+from dataflex.rewards.spending import SPENDING_FILE, Spending
 from dataflex.types import RewardRequest
 from dataflex.utils.progress import progress_bar
 
 if TYPE_CHECKING:
-    from dataflex.rewards.chat_client import Endpoint, Question
+    from dataflex.rewards.chat_client import Question
+    from dataflex.rewards.wire import Endpoint
 
 CACHE_FORMAT = 1
 """Part of every cache key; grows when equal questions may get other replies than before."""
@@ -48,7 +51,9 @@ class ChatConfig(JudgeConfig):
     deadline: float | None = Field(None, gt=0, description="seconds for one round of answers; null: no bound")
     max_retries: int = Field(6, ge=0, description="repetitions of a request that failed in passing")
     backoff: float = Field(1.0, gt=0, description="seconds before the first repetition; doubles each time, up to 60")
-    max_requests: int | None = Field(None, ge=1, description="spend cap: requests of this run; null: no cap")
+    max_requests: int | None = Field(
+        None, ge=1, description="spend cap: requests of this run, resumed or not; null: no cap"
+    )
     cache_path: Path | None = Field(
         default_factory=default_cache_path, description="SQLite file of the judge's replies; null: no cache"
     )
@@ -63,6 +68,7 @@ class ChatReward(RewardBackend[ChatConfigT]):
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
         self._prompt = JudgePrompt(self.config)
+        self._spending = Spending(None)
 
     @abstractmethod
     def endpoint(self) -> Endpoint:
@@ -80,14 +86,31 @@ class ChatReward(RewardBackend[ChatConfigT]):
         """Control tokens of the judge's tokenizer that are to be broken up, beyond the well-known ones."""
         return frozenset()
 
-    def check(self) -> None:
-        """See that the packages are there; no request is sent.
+    def use_folder(self, folder: Path) -> None:
+        """Count the run's requests in its folder; see :meth:`RewardBackend.use_folder`.
 
         Raises:
-            RewardError: A package is missing.
+            RewardError: They cannot be counted there.
+        """
+        if self._spending.path != folder / SPENDING_FILE:
+            self._spending = Spending(folder / SPENDING_FILE)
+
+    def check(self) -> None:
+        """See that what scoring needs is there.
+
+        Raises:
+            RewardError: Something is missing.
+        """
+        self.expect_able()
+
+    def expect_able(self) -> None:
+        """See that the packages are there; called before each round, too.
+
+        Raises:
+            RewardError: One is missing.
         """
         try:
-            import openai  # noqa: F401
+            import httpx2  # noqa: F401
             import tenacity  # noqa: F401
         except ImportError as error:
             raise RewardError(
@@ -102,7 +125,7 @@ class ChatReward(RewardBackend[ChatConfigT]):
             RewardError: An answer could not be scored and ``on_error`` is ``raise``; or, whatever ``on_error`` is, the
                 server refused the key or model or the spend cap is reached. Scores that arrived are cached before.
         """
-        self.check()
+        self.expect_able()
         with self._stats.timed(), ReplyCache(self.config.cache_path) as cache:
             outcomes = self._outcomes(requests, cache)
         return settle(outcomes, requests, backend=self.name, on_error=self.config.on_error, stats=self._stats)
@@ -142,7 +165,7 @@ class ChatReward(RewardBackend[ChatConfigT]):
             max_requests=config.max_requests,
         )
         with progress_bar(len(questions), "asking the judge", unit="answer") as progress:
-            asking = Round(endpoint, limits, self._stats, progress.update)
+            asking = Round(endpoint, limits, self._stats, self._spending, progress.update)
             outcomes = asking.ask(questions)
         if asking.stopped is not None:
             scored = sum(not isinstance(outcome, Failure) for outcome in outcomes.values())
@@ -164,12 +187,13 @@ class ChatReward(RewardBackend[ChatConfigT]):
         from dataflex.rewards.chat_client import Question
 
         prompts = (prompt, *[prompt + REMINDER * attempt for attempt in range(1, self.config.parse_retries + 1)])
-        return Question(self.body(), prompts, partial(_keep_score, cache, key))
+        return Question(self.body(), prompts, parse_score, partial(_keep_score, cache, key))
 
     def _key(self, prompt: str) -> str:
         return cache_key({"format": CACHE_FORMAT, "judge": self.identity(), "prompt": prompt, "body": self.body()})
 
 
-def _keep_score(cache: ReplyCache, key: str, reply: str) -> float | None:
-    """The reply's score; the first reply that is one is the answer to the question from then on."""
-    return None if parse_score(reply) is None else parse_score(cache.put(key, reply))
+async def _keep_score(cache: ReplyCache, key: str, score: float) -> float:
+    """The score that counts: the first one is the answer to the question from then on."""
+    kept = parse_score(await cache.put(key, json.dumps({"score": score})))
+    return score if kept is None else kept

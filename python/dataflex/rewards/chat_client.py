@@ -3,29 +3,32 @@
 A fixed number of workers takes questions one by one. A request that fails in passing (408, 409, 429, 5xx, connection
 errors, time-outs, replies that are not a chat completion) is repeated with exponential backoff and jitter, never
 sooner than the server's Retry-After. Where going on is pointless (401, 402, 403, 404, a redirect, no quota left, the
-request cap) no further request is sent, those under way are finished and kept, and the round reports why it stopped.
+request cap, replies that cannot be kept) no further request is sent, those under way are finished and kept, and the
+round reports why it stopped.
 
-Messages of the server are shown without the API key, and its exceptions are not chained: they could hold the key.
+Only what a judge has said to its end is a judgement: a reply that was cut, filtered or refused, or whose choices do not
+agree, is asked for again like one that is not a score.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 
-import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
+from dataflex.errors import RewardError
 from dataflex.rewards.base import Failure, RewardStats
+from dataflex.rewards.completion import completion, explanation, judgement
+from dataflex.rewards.spending import Spending
+from dataflex.rewards.wire import Client, Endpoint, HttpReply, WireError, run
 
 logger = logging.getLogger(__name__)
 
@@ -40,31 +43,6 @@ _HINTS = {
     403: "may this key use this model?",
     404: "check api_url (it usually ends in /v1 or /v1/chat/completions) and model_name",
 }
-_SHOWN_CHARACTERS = 300
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where questions go. The key is in no representation of this object.
-
-    Attributes:
-        base_url: URL without ``/chat/completions``.
-        query: Parameters of the URL's query.
-        key: The API key; None sends no key.
-        trust_env: Whether proxies of the environment apply.
-    """
-
-    base_url: str
-    query: Mapping[str, str]
-    key: str | None = field(repr=False)
-    trust_env: bool = True
-
-    def redacted(self, text: str) -> str:
-        """``text`` without the key, shortened, on one line."""
-        text = " ".join((text.replace(self.key, "(redacted)") if self.key else text).split())
-        return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +55,7 @@ class Limits:
         deadline: Seconds for the whole round, or None.
         max_retries: Repetitions of a request that failed in passing.
         backoff: Seconds before the first repetition; doubles each time.
-        max_requests: Requests since the backend was built, or None.
+        max_requests: Requests of the run, or None.
     """
 
     max_concurrency: int
@@ -95,12 +73,14 @@ class Question:
     Attributes:
         body: The request, without messages.
         prompts: The user message of the first attempt, the second, ...: as many as may be asked.
-        accept: Turns a reply into a number, or None if the reply is to be asked for again.
+        parse: Turns a reply into a number, or None if it is to be asked for again.
+        keep: Stores the number of a reply that was paid for, and returns the one that counts.
     """
 
     body: Mapping[str, Any]
     prompts: tuple[str, ...]
-    accept: Callable[[str], float | None]
+    parse: Callable[[str], float | None]
+    keep: Callable[[float], Awaitable[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +110,23 @@ class Round:
         endpoint: The server.
         limits: Bounds.
         stats: Counters that are added to.
+        spending: Counts the requests of the run.
         on_done: Called after every question that is done.
     """
 
     def __init__(
-        self, endpoint: Endpoint, limits: Limits, stats: RewardStats, on_done: Callable[[], object] = lambda: None
+        self,
+        endpoint: Endpoint,
+        limits: Limits,
+        stats: RewardStats,
+        spending: Spending,
+        on_done: Callable[[], object] = lambda: None,
     ) -> None:
         self.stopped: Stopped | None = None
         self._endpoint = endpoint
         self._limits = limits
         self._stats = stats
+        self._spending = spending
         self._on_done = on_done
         self._end: float | None = None
         self._warned = False
@@ -147,7 +134,7 @@ class Round:
 
     def ask(self, questions: Mapping[str, Question]) -> dict[str, float | Failure]:
         """Ask all questions; one number or failure each."""
-        return _run(self._ask_all(questions))
+        return run(self._ask_all(questions))
 
     async def _ask_all(self, questions: Mapping[str, Question]) -> dict[str, float | Failure]:
         self._wake = asyncio.Event()
@@ -155,17 +142,7 @@ class Round:
             self._end = _now() + self._limits.deadline
         outcomes: dict[str, float | Failure] = {}
         waiting = iter(questions.items())
-        # No redirects: the key goes to the host that the configuration names.
-        http = openai.DefaultAsyncHttpxClient(trust_env=self._endpoint.trust_env, follow_redirects=False)
-        client = openai.AsyncOpenAI(
-            api_key=self._endpoint.key or "none",
-            base_url=self._endpoint.base_url,
-            default_query=dict(self._endpoint.query),
-            timeout=self._limits.timeout,
-            max_retries=0,
-            http_client=http,
-        )
-        async with client:
+        async with Client(self._endpoint) as client:
             workers = [
                 asyncio.create_task(self._work(client, waiting, outcomes))
                 for _ in range(min(self._limits.max_concurrency, len(questions)))
@@ -179,7 +156,7 @@ class Round:
 
     async def _work(
         self,
-        client: openai.AsyncOpenAI,
+        client: Client,
         waiting: Iterator[tuple[str, Question]],
         outcomes: dict[str, float | Failure],
     ) -> None:
@@ -191,21 +168,32 @@ class Round:
                 outcomes[key] = Failure(str(error))
             except TimeoutError:
                 outcomes[key] = Failure(self._late())
+            # Beyond the deadline: what was paid for is kept.
+            outcomes[key] = await self._kept(question, outcomes[key])
             self._on_done()
 
-    async def _answer(self, client: openai.AsyncOpenAI, question: Question) -> float | Failure:
+    async def _answer(self, client: Client, question: Question) -> float | Failure:
         shown = ""
         for attempt, prompt in enumerate(question.prompts):
             self._stats.retries += attempt > 0
             reply = await self._persistently(client, question.body, prompt)
-            number = None if reply is None else question.accept(reply)
-            if number is not None:
-                return number
+            found = judgement(reply.json, question.parse)
+            if isinstance(found, float):
+                return found
             self._stats.unparsable += 1
-            shown = "cut off or empty" if reply is None else repr(self._endpoint.redacted(reply))
+            shown = self._endpoint.redacted(found)
         return Failure(f"the judge's reply is not a score, asked {len(question.prompts)} times: {shown}")
 
-    async def _persistently(self, client: openai.AsyncOpenAI, body: Mapping[str, Any], prompt: str) -> str | None:
+    async def _kept(self, question: Question, outcome: float | Failure) -> float | Failure:
+        if isinstance(outcome, Failure):
+            return outcome
+        try:
+            return await question.keep(outcome)
+        except RewardError as error:
+            self._stop(error.message, error.hint)
+            return Failure(error.message)
+
+    async def _persistently(self, client: Client, body: Mapping[str, Any], prompt: str) -> HttpReply:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_PassingError),
             wait=self._wait,
@@ -214,7 +202,7 @@ class Round:
             before_sleep=self._count_retry,
             reraise=True,
         )
-        reply: str | None = await retrying(self._send, client, body, prompt)
+        reply: HttpReply = await retrying(self._send, client, body, prompt)
         return reply
 
     def _wait(self, state: RetryCallState) -> float:
@@ -235,50 +223,54 @@ class Round:
     def _count_retry(self, state: RetryCallState) -> None:
         self._stats.retries += 1
 
-    async def _send(self, client: openai.AsyncOpenAI, body: Mapping[str, Any], prompt: str) -> str | None:
-        """One request: the reply's text, or None if it was cut off or empty."""
+    async def _send(self, client: Client, body: Mapping[str, Any], prompt: str) -> HttpReply:
+        """One request: a reply that is a chat completion."""
+        self._spend()
+        extra = body.get("extra_body", {})
+        sent = {name: value for name, value in body.items() if name != "extra_body"}
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            reply = await client.ask({**sent, **extra, "messages": messages}, self._limits.timeout)
+        except WireError as error:
+            raise _PassingError(str(error)) from None
+        if not 200 <= reply.status < 300:
+            raise self._explained(reply)
+        try:
+            named = completion(reply).get("model")
+        except ValueError:
+            raise _PassingError(f"not a chat completion: {self._endpoint.redacted(reply.text)!r}") from None
+        self._compare_models(str(body["model"]), named)
+        return reply
+
+    def _spend(self) -> None:
+        """Count a request that is about to be sent.
+
+        Raises:
+            _FinalError: It is not to be sent.
+        """
         cap = self._limits.max_requests
-        if cap is not None and self._stats.requests >= cap:
-            self._stop(f"max_requests: all {cap} requests are spent", "raise max_requests, or score fewer answers")
+        if cap is not None and self._spending.requests >= cap:
+            self._stop(f"max_requests: all {cap} requests are spent", self._spending.hint)
         if self.stopped is not None:
             raise _FinalError(f"not asked: {self.stopped.reason}")
         if self._end is not None and _now() >= self._end:
             raise _FinalError(self._late())
-        self._stats.requests += 1
         try:
-            async with asyncio.timeout(self._limits.timeout):
-                raw = await client.chat.completions.with_raw_response.create(
-                    messages=[{"role": "user", "content": prompt}], **body
-                )
-        except (TimeoutError, openai.APITimeoutError):
-            problem: Exception = _PassingError(f"no reply within {self._limits.timeout:g} s (timeout)")
-        except openai.APIStatusError as error:
-            problem = self._explained(error)
-        except openai.APIConnectionError as error:
-            problem = _PassingError(self._endpoint.redacted(f"no connection: {error.__cause__ or error}"))
-        else:
-            return self._reply_text(raw.http_response.text, str(body["model"]))
-        raise problem  # outside of the handler: the SDK's exception is not chained
+            self._spending.add()
+        except RewardError as error:
+            self._stop(error.message, error.hint)
+            raise _FinalError(f"not asked: {error.message}") from None
+        self._stats.requests += 1
 
-    def _explained(self, error: openai.APIStatusError) -> Exception:
-        reason = self._endpoint.redacted(f"HTTP {error.status_code}: {error.message}")
-        if error.status_code in _POINTLESS or error.code == "insufficient_quota":
-            self._stop(reason, _HINTS.get(error.status_code))
-        elif error.status_code in _PASSING or error.status_code >= 500:
-            seconds = _seconds(error.response.headers.get("retry-after"))
+    def _explained(self, reply: HttpReply) -> Exception:
+        said, code = explanation(reply)
+        reason = self._endpoint.redacted(f"HTTP {reply.status}: {said}")
+        if reply.status in _POINTLESS or code == "insufficient_quota":
+            self._stop(reason, _HINTS.get(reply.status))
+        elif reply.status in _PASSING or reply.status >= 500:
+            seconds = _seconds(reply.retry_after)
             return _PassingError(f"{reason} (Retry-After: {seconds:g} s)" if seconds else reason, seconds)
         return _FinalError(reason)
-
-    def _reply_text(self, body: str, model: str) -> str | None:
-        try:
-            reply = json.loads(body)
-            choice = reply["choices"][0]
-            content, finished = choice["message"]["content"], choice.get("finish_reason")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise _PassingError(f"not a chat completion: {self._endpoint.redacted(body)!r}") from None
-        self._compare_models(model, reply.get("model"))
-        # A cut number is another number: "0.9" may have been "0.95".
-        return content if isinstance(content, str) and finished != "length" else None
 
     def _compare_models(self, asked: str, named: Any) -> None:
         """Warn, once a round, about a reply of another model; a date or an owner may have been added to its name."""
@@ -295,20 +287,6 @@ class Round:
         self._wake.set()
 
 
-def model_names(endpoint: Endpoint, timeout: float) -> list[str]:
-    """Names of the models that a server offers; none if it does not answer, or not as such a server does."""
-    client = openai.OpenAI(
-        api_key=endpoint.key or "none",
-        base_url=endpoint.base_url,
-        timeout=timeout,
-        max_retries=0,
-        http_client=openai.DefaultHttpxClient(trust_env=endpoint.trust_env, follow_redirects=False),
-    )
-    with client, suppress(openai.OpenAIError, ValueError, AttributeError, TypeError):
-        return [str(model.id) for model in client.models.list()]
-    return []
-
-
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -322,13 +300,3 @@ def _seconds(retry_after: str | None) -> float:
     with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
     return 0.0
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, also where a loop is running already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()

@@ -37,7 +37,7 @@ from dataflex.types import RewardRequest
 from dataflex.utils.vllm_engine import CPU_KV_CACHE_GIB, quiet_environment
 
 if TYPE_CHECKING:
-    from dataflex.rewards.chat_client import Endpoint
+    from dataflex.rewards.wire import Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +87,13 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
         self._endpoint: Endpoint | None = None
         self._identity: list[Any] | None = None
 
-    def check(self) -> None:
+    def expect_able(self) -> None:
         """See that the packages and the judge's tokenizer are there, and a given server or port; nothing is started.
 
         Raises:
             RewardError: Something is missing.
         """
-        super().check()
+        super().expect_able()
         _ = self._tokenizer
         port = self.config.server_port
         if self.config.server_url is not None:
@@ -261,13 +261,13 @@ def _content(option: str) -> str | None:
 
 
 def _endpoint_at(url: str, key: str | None) -> Endpoint:
-    from dataflex.rewards.chat_client import Endpoint
+    from dataflex.rewards.wire import Endpoint
 
     return Endpoint(url.rstrip("/"), {}, key, trust_env=False)
 
 
 def _served(endpoint: Endpoint) -> list[str]:
     """Names of the models that the server offers to this key; none if it does not answer yet."""
-    from dataflex.rewards.chat_client import model_names
+    from dataflex.rewards.wire import model_names
 
     return model_names(endpoint, _PROBE_SECONDS)

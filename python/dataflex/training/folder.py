@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from dataflex.errors import CheckpointError, TrainingError
+from dataflex.rewards.spending import SPENDING_FILE
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpoint import checkpoints, last_checkpoint, read_state
 from dataflex.training.checkpointer import BEST_MODEL
@@ -24,6 +25,7 @@ LEFTOVERS = (
     "all_results.json",
     "trainer_state.json",
     "report.html",
+    SPENDING_FILE,
 )
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,3 +88,41 @@ def test_two_backends_share_a_cache_and_a_server_at_once(tmp_path: Path) -> None
         judges = [backend(server, cache_path=tmp_path / "replies.sqlite") for _ in range(2)]
         found = list(pool.map(lambda judge: judge.score(requests(*answers)), judges))
     assert found == [[float(answer) for answer in answers]] * 2
+
+
+def test_a_cache_that_is_locked_for_a_while_costs_no_request(tmp_path: Path) -> None:
+    path, answers = tmp_path / "replies.sqlite", [f"0.{number:02d}" for number in range(20)]
+    lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def script(call: Call, number: int) -> Reply:
+        if number == 2:
+            lock.execute("BEGIN IMMEDIATE")
+            threading.Timer(0.6, lock.close).start()
+        return by_answer(call, number)
+
+    with judge_server(script) as server:
+        # The time of a request goes on while the file is locked: none that is under way may be lost to it.
+        judge = backend(server, cache_path=path, timeout=0.3, deadline=0.5, max_concurrency=2, on_error="skip")
+        first = judge.score(requests(*answers))
+        again = backend(server, cache_path=path, max_concurrency=2)
+        assert again.score(requests(*answers)) == [float(answer) for answer in answers]
+    assert len(server.calls) == len(answers)
+    assert again.stats()["cache_hits"] == sum(score is not None for score in first) >= 3
+
+
+def test_a_cache_that_stays_locked_stops_the_spending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflex.rewards.cache.LOCK_TIMEOUT_SECONDS", 0.1)
+    path, answers = tmp_path / "replies.sqlite", [f"0.{number:02d}" for number in range(20)]
+    lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def script(call: Call, number: int) -> Reply:
+        if number == 4:
+            lock.execute("BEGIN IMMEDIATE")
+        return by_answer(call, number)
+
+    with judge_server(script) as server:
+        judge = backend(server, cache_path=path, max_concurrency=2)
+        with pytest.raises(RewardError, match=r"stopped at .*: the reply cache .* cannot be used: database is locked"):
+            judge.score(requests(*answers))
+        lock.close()
+        assert len(server.calls) <= 7

@@ -179,10 +179,74 @@ def test_an_unparsable_reply_is_asked_again_with_a_reminder(content: str | None)
     assert judge.stats()["unparsable"] == judge.stats()["retries"] == 1
 
 
-def test_a_reply_that_was_cut_off_is_no_score() -> None:
-    with judge_server(first(Reply(completion("0.9", finish_reason="length")))) as server:
-        assert backend(server).score(requests("a")) == [0.5]
+@pytest.mark.parametrize("reason", ["length", "content_filter", "tool_calls", "function_call", "error", "", None, 3])
+def test_a_reply_that_is_not_finished_is_no_score(reason: Any) -> None:
+    reply = Reply(completion("0.9", finish_reason=reason))
+    with judge_server(first(reply)) as server:
+        judge = backend(server)
+        assert judge.score(requests("a")) == [0.5]
+        assert judge.stats()["unparsable"] == 1
     assert len(server.calls) == 2
+    with (
+        judge_server(always(reply)) as server,
+        pytest.raises(RewardError, match=rf"finish_reason: {reason!r}\): '0.9'"),
+    ):
+        backend(server, parse_retries=1).score(requests("a"))
+
+
+@pytest.mark.parametrize("reason", ["stop", "eos", "end_turn", "STOP"])
+def test_servers_have_several_names_for_the_end(reason: str) -> None:
+    with judge_server(always(Reply(completion("0.9", finish_reason=reason)))) as server:
+        assert backend(server).score(requests("a")) == [0.9]
+
+
+def choices(*contents: str, **message: Any) -> Reply:
+    made = [
+        {"index": row, "message": {"role": "assistant", "content": content, **message}, "finish_reason": "stop"}
+        for row, content in enumerate(contents)
+    ]
+    return Reply(json.dumps({"model": "judge", "choices": made}))
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (choices("0.9", "0.1"), r"2 choices that do not agree: \[0.9, 0.1\]"),
+        (choices("0.9", "no"), "'no'"),
+        (choices("0.9", refusal="I will not judge this."), "a refusal"),
+        (choices("0.9", tool_calls=[{"id": "1"}]), "a tool call"),
+    ],
+)
+def test_a_reply_that_contradicts_itself_is_no_score(reply: Reply, said: str) -> None:
+    with judge_server(first(reply)) as server:
+        assert backend(server, extra_body={"n": 2}).score(requests("a")) == [0.5]
+    with judge_server(always(reply)) as server:
+        judge = backend(server, on_error="skip", parse_retries=1)
+        assert judge.score(requests("a")) == [None]
+        with pytest.raises(RewardError, match=said):
+            backend(server, parse_retries=0).score(requests("a"))
+
+
+def test_choices_that_agree_are_a_score() -> None:
+    with judge_server(always(choices("0.9", '{"score": 0.9}'))) as server:
+        assert backend(server, extra_body={"n": 2}).score(requests("a")) == [0.9]
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "idna", "base64", "hex", "unknown-8bit", "\x7f", "rot13", "undefined"])
+@pytest.mark.parametrize("status", [200, 500])
+def test_the_charset_that_a_server_claims_does_not_matter(charset: str, status: int) -> None:
+    body = completion('{"score": 0.25}') if status == 200 else '{"error": {"message": "über"}}'
+    odd = Reply(body, status, {"Content-Type": f"application/json; charset={charset}"})
+    with judge_server(first(odd)) as server:
+        assert backend(server).score(requests("a")) == [0.25 if status == 200 else 0.5]
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe\x00", b'{"choices": "\xe9"}', b"\x80" * 10])
+def test_a_reply_that_is_no_text_is_a_failed_reply(body: bytes) -> None:
+    with judge_server(first(Reply(body))) as server:
+        assert backend(server).score(requests("a", "b")) == [0.5, 0.5]
+    with judge_server(always(Reply(body))) as server, pytest.raises(RewardError, match="not a chat completion"):
+        backend(server, max_retries=0).score(requests("a"))
 
 
 @pytest.mark.parametrize(("on_error", "substitute"), [("zero", 0.0), ("skip", None)])

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import html
+import json
 import sys
+import traceback
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from dataflex.errors import ConfigError, RewardError
 from dataflex.rewards.api import ApiReward
-from helpers.api_judge import KEY, backend, by_answer, requests
-from helpers.http_judge import judge_server
+from helpers.api_judge import KEY, always, backend, by_answer, requests
+from helpers.http_judge import Reply, completion, judge_server
+
+AWKWARD = "sk-planted\"+'7f\\3c<&%>=91b"
+"""What a header can carry, and every notation writes otherwise."""
 
 
 def test_no_key_for_a_server_on_this_machine() -> None:
@@ -28,6 +38,95 @@ def test_a_missing_key_is_found_before_training(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("TEST_JUDGE_KEY")
     with pytest.raises(RewardError, match=r"TEST_JUDGE_KEY, which api_key names, is not set\n.*export TEST_JUDGE_KEY="):
         backend("https://example.org/v1").check()
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("sk-planted\n91b", "a line break"),
+        ("sk-planted\r\nX-Header: 91b", "a line break: that is no key"),
+        ("Bearer sk-planted91b", "white space"),
+        ("sk-\u2028planted91b", "a line break"),
+        ("sk-plantéd91b", "a character that is not printable ASCII"),
+        ("sk-planted\x1b91b", "a character that is not printable ASCII"),
+        ("\N{LEFT DOUBLE QUOTATION MARK}sk-planted91b\N{RIGHT DOUBLE QUOTATION MARK}", "a character that is not"),
+        ("sk-planted\udcff91b", "a character that is not printable ASCII"),
+    ],
+)
+def test_what_no_header_can_carry_is_refused_and_not_shown(
+    key: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TEST_JUDGE_KEY", key)
+    with judge_server(by_answer) as server:
+        judge = backend(server)
+        for attempt in (judge.check, lambda: judge.score(requests("0.5"))):
+            with pytest.raises(
+                RewardError, match=f"variable TEST_JUDGE_KEY, which api_key names, holds {said}"
+            ) as found:
+                attempt()
+            shown = "".join(traceback.format_exception(found.value)) + caplog.text
+            assert not any(part in shown for part in ("planted", "plant\\xe9d", "91b", "X-Header"))
+    assert not server.calls
+    assert not server.knocks
+
+
+def test_a_line_break_at_the_end_of_a_key_is_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_JUDGE_KEY", f" {KEY}\r\n")
+    with judge_server(by_answer) as server:
+        assert backend(server).score(requests("0.5")) == [0.5]
+    assert server.calls[0].authorization == f"Bearer {KEY}"
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "repr": repr,
+    "json": json.dumps,
+    "json in json": lambda key: json.dumps(json.dumps(key)),
+    "percent": lambda key: quote(key, safe=""),
+    "html": html.escape,
+    "unicode": lambda key: "".join(f"\\u{ord(c):04x}" for c in key),
+    "base64": lambda key: b64encode(f"Bearer {key}".encode()).decode(),
+    "stars": lambda key: f"{key[:9]}*****{key[-3:]}",
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize("status", [401, 400, 500, 200, 299])
+def test_a_key_that_a_server_repeats_is_nowhere(
+    status: int,
+    spell: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("TEST_JUDGE_KEY", AWKWARD)
+    echo = spell(AWKWARD)
+    body = {
+        200: completion(f"no score for {echo}"),
+        299: json.dumps({"choices": [], "message": echo}),
+    }.get(status, json.dumps({"error": {"message": f"no access for {echo}; Authorization: Bearer {echo}"}}))
+    reply = Reply(body, min(status, 200) if status == 299 else status, {"X-Echo": echo}, reason=f"Refused {echo}")
+    with judge_server(always(reply)) as server:
+        judge = backend(server, max_retries=1, parse_retries=1, cache_path=tmp_path / "replies.sqlite")
+        with pytest.raises(RewardError, match=r"\(redacted\)") as caught:
+            judge.score(requests("a"))
+    assert server.calls[0].authorization == f"Bearer {AWKWARD}"
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    shown = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(vars(judge)) + repr(kept)
+    coded = [b64encode(b"\0" * offset + AWKWARD.encode()).decode()[4:12] for offset in range(3)]
+    assert not [part for part in ("planted", "3c", "91b", r"\u0070\u006c", *coded) if part in shown]
+
+
+def test_a_judge_that_repeats_the_key_in_its_judgement_leaves_none_in_the_cache(tmp_path: Path) -> None:
+    reply = Reply(completion(json.dumps({"score": 0.25, "reason": f"the key is {KEY}"}), model=f"judge {KEY}"))
+    with judge_server(always(reply)) as server:
+        assert backend(server, cache_path=tmp_path / "replies.sqlite").score(requests("a")) == [0.25]
+        assert backend(server, cache_path=tmp_path / "replies.sqlite").score(requests("a")) == [0.25]
+        assert len(server.calls) == 1
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b'{"score": 0.25}' in kept
+    assert KEY.encode() not in kept
+    assert b"reason" not in kept
 
 
 @pytest.mark.parametrize("literal", [KEY, "gsk_abcdef0123456789", "Bearer X", ""])
@@ -55,7 +154,6 @@ def test_wrong_parameters_are_reported_at_once_without_the_key() -> None:
 
 def test_the_key_is_in_no_representation() -> None:
     judge = backend("https://example.org/v1")
-    judge.check()
     shown = [
         repr(judge),
         repr(judge.config),
@@ -66,7 +164,7 @@ def test_the_key_is_in_no_representation() -> None:
     assert all(KEY not in text for text in shown)
 
 
-@pytest.mark.parametrize("package", ["openai", "tenacity"])
+@pytest.mark.parametrize("package", ["httpx2", "tenacity"])
 def test_a_missing_package_names_the_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = backend("https://example.org/v1")
     monkeypatch.setitem(sys.modules, package, None)

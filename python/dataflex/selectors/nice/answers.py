@@ -20,6 +20,7 @@ from dataflex.rollouts.vllm import VllmSampler
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.nice.config import NiceConfig
 from dataflex.types import Sample
+from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Answers:
         return VllmSampler(self._config.rollout_backend_params)
 
     def check(self, context: SelectionContext) -> None:
-        """See that the reward backend and what draws answers can work.
+        """See that the reward backend, on the process that scores, and what draws answers can work.
 
         Raises:
             RewardError: The backend cannot score.
@@ -68,7 +69,7 @@ class Answers:
         """
         if self._config.replay_rewards is not None:
             return
-        self.reward.check()
+        context.ranks.on_main(self.reward.check)
         if self._config.rollout_backend == "vllm":
             self._vllm_sampler.check(context.model)
         samples = context.eval_dataset.samples if context.eval_dataset else []
@@ -125,6 +126,7 @@ class Answers:
             with watch.phase("answers"):
                 answers = self._shared(context, prompts)
             ranks.on_main(partial(file.write_answers, answers))
+        ranks.on_main(lambda: self.reward.use_folder(context.output_dir))
         with watch.phase("rewards"):
             scored = score_answers(self.reward, samples, answers, ranks)
         ranks.on_main(partial(file.write, scored))
