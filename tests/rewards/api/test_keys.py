@@ -43,7 +43,7 @@ def test_a_missing_key_is_found_before_training(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("sk-planted\n91b", "a line break"),
+        ("sk-planted\nsecond91b", "a line break"),
         ("sk-planted\r\nX-Header: 91b", "a line break: that is no key"),
         ("Bearer sk-planted91b", "white space"),
         ("sk-\u2028planted91b", "a line break"),
@@ -65,7 +65,7 @@ def test_what_no_header_can_carry_is_refused_and_not_shown(
             ) as found:
                 attempt()
             shown = "".join(traceback.format_exception(found.value)) + caplog.text
-            assert not any(part in shown for part in ("planted", "plant\\xe9d", "91b", "X-Header"))
+            assert not any(part in shown for part in ("planted", "plant\\xe9d", "plantéd", "second91b", "X-Header"))
     assert not server.calls
     assert not server.knocks
 
@@ -114,7 +114,7 @@ def test_a_key_that_a_server_repeats_is_nowhere(
     kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     shown = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(vars(judge)) + repr(kept)
     coded = [b64encode(b"\0" * offset + AWKWARD.encode()).decode()[4:12] for offset in range(3)]
-    assert not [part for part in ("planted", "3c", "91b", r"\u0070\u006c", *coded) if part in shown]
+    assert not [part for part in ("planted", "=91b", "%3D91b", r"\u0070\u006c", *coded) if part in shown]
 
 
 def test_a_judge_that_repeats_the_key_in_its_judgement_leaves_none_in_the_cache(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from dataflex.rollouts.vllm import VllmSampler
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.nice.config import NiceConfig
 from dataflex.types import Sample
-from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)
