@@ -12,6 +12,7 @@ import torch
 from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
+from dataflex.testing import tiny_lora, tiny_model
 from dataflex.utils.launch import process_count
 from helpers.runs import tiny_nice, tiny_trainer
 
@@ -26,16 +27,19 @@ SELECTORS = {
 def main(output_dir: str, selector: str, more: str = "{}") -> None:
     """Train with a global batch of 4, whatever the number of processes; ``more`` is JSON of further arguments."""
     torch.set_num_threads(1)
+    settings = json.loads(more)
+    size = settings.pop("per_device_train_batch_size", 1)
     tiny_trainer(
         Path(output_dir),
+        model=tiny_lora(tiny_model(**settings.pop("model", {}))),
         selector=SELECTORS[selector](),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=4 // process_count(),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=4 // size // process_count(),
         eval_strategy="steps",
         eval_steps=4,
         save_steps=4,
         resume_from_checkpoint=True,
-        **json.loads(more),
+        **settings,
     ).train()
 
 

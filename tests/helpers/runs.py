@@ -25,7 +25,9 @@ def tiny_nice(**params: Any) -> NiceSelector:
     return NiceSelector(**(defaults | params))
 
 
-def tiny_trainer(output_dir: Path, *, selector: Any = None, schedule: Schedule | None = None, **args: Any) -> Trainer:
+def tiny_trainer(
+    output_dir: Path, *, model: Any = None, selector: Any = None, schedule: Schedule | None = None, **args: Any
+) -> Trainer:
     """A trainer over 24 candidates and 4 evaluation samples: 2 random steps, then 2 selections of 3 steps."""
     defaults: dict[str, Any] = {
         "output_dir": output_dir,
@@ -38,7 +40,7 @@ def tiny_trainer(output_dir: Path, *, selector: Any = None, schedule: Schedule |
         "seed": 3,
     }
     return Trainer(
-        tiny_lora(tiny_model()),
+        tiny_lora(tiny_model()) if model is None else model,
         tiny_tokenizer(),
         tiny_dataset(24, seed=0),
         tiny_dataset(4, seed=50),

@@ -77,6 +77,19 @@ def test_two_processes_train_like_one(tmp_path: Path, selector: str) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_ranks_that_split_their_batches_differently_train_like_one(tmp_path: Path) -> None:
+    """Rows of 21 to 34 tokens on both sides of a limit of 25, beyond which each length has its own frequencies."""
+    rope = {"rope_type": "dynamic", "factor": 8.0, "rope_theta": 10000.0}
+    settings = {"per_device_train_batch_size": 2, "model": {"rope_parameters": rope, "max_position_embeddings": 25}}
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, "random", 1, **settings)
+    train(two, "random", 2, **settings)
+    assert losses(two, "loss") == pytest.approx(losses(one, "loss"), rel=1e-5)
+    assert losses(two, "eval_loss") == pytest.approx(losses(one, "eval_loss"), rel=1e-5)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 @pytest.mark.parametrize("selector", ["nice", "less", "random", "delta_loss"])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, selector: str, before: int, after: int) -> None:

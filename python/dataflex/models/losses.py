@@ -1,4 +1,8 @@
-"""Losses of a causal language model on label tokens, without logits for the positions that carry none."""
+"""Losses of a causal language model on label tokens, without logits for the positions that carry none.
+
+A row's logits are those of a batch of one, also where a model's rotary frequencies depend on the length of a batch
+(:mod:`dataflex.models.rope`): rows whose frequencies differ get a forward pass of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,45 @@ from torch import Tensor, nn
 from dataflex.data.collate import Batch
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.models.model import base_model
+from dataflex.models.rope import at_length, length_class, scaled_rotaries
 
 
-def trailing_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+def trailing_logits(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int, *, horizon: int | None = None
+) -> Tensor:
     """Logits of the last ``keep`` positions.
 
     Args:
         model: Causal language model.
         input_ids: ``(b, t)`` int64.
-        attention_mask: ``(b, t)`` int64.
+        attention_mask: ``(b, t)`` int64, tokens on the left and padding on the right.
         keep: Positions to return; where the model allows it the others never pass the output head, which would
             cost a ``(b, t, vocabulary)`` tensor.
+        horizon: Length whose rotary frequencies all rows have; None: every row has those of its own.
 
     Returns:
         ``(b, keep, vocabulary)`` float32 (float64 for a float64 model).
     """
+    rotaries = scaled_rotaries(model)
+    if not rotaries:
+        return _logits(model, input_ids, attention_mask, keep)
+    if horizon is not None:
+        with at_length(model, horizon):
+            return _logits(model, input_ids, attention_mask, keep)
+    lengths: list[int] = attention_mask.sum(dim=1).tolist()
+    classes = [length_class(rotaries, length) for length in lengths]
+    parts: list[Tensor] = []
+    rows: list[int] = []
+    for one in sorted(set(classes)):
+        members = [row for row, own in enumerate(classes) if own == one]
+        rows += members
+        with at_length(model, max(lengths[row] for row in members)):
+            parts.append(_logits(model, input_ids[members], attention_mask[members], keep))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(rows).argsort().to(input_ids.device)]
+
+
+def _logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+    """One forward pass."""
     extra = {}
     if "logits_to_keep" in inspect.signature(base_model(model).forward).parameters:
         extra["logits_to_keep"] = keep
@@ -51,13 +79,16 @@ def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -
     return -losses.view_as(targets)
 
 
-def label_log_probs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def label_log_probs(
+    model: nn.Module, batch: Batch, temperature: float = 1.0, *, horizon: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Summed log-probability of the label tokens of every sample of a batch.
 
     Args:
         model: Causal language model.
         batch: ``(b, t)`` tensors; some row has a label token after position 0.
         temperature: Temperature T of the sampling distribution, > 0.
+        horizon: As for :func:`trailing_logits`.
 
     Returns:
         ``(b,)`` sums, float32 or wider, and ``(b,)`` int64 numbers of label tokens.
@@ -65,7 +96,8 @@ def label_log_probs(model: nn.Module, batch: Batch, temperature: float = 1.0) ->
     targets = batch.labels[:, 1:]
     first = int((targets != IGNORE_INDEX).any(dim=0).nonzero()[0])
     targets = targets[:, first:]
-    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, targets.shape[1] + 1)[:, :-1]
+    keep = targets.shape[1] + 1
+    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, keep, horizon=horizon)[:, :-1]
     return token_log_probs(logits, targets, temperature).sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
 
 

@@ -98,7 +98,8 @@ def add_lora(
         rank: Rank r of the update B A.
         alpha: Scale; the update is multiplied by alpha / r.
         dropout: Dropout on the adapter's input during training.
-        target: ``"all"`` for every linear layer but the output head, or names of modules.
+        target: ``"all"`` for every linear layer but the output head, or names of modules. Routers of experts that
+            call themselves linear layers and return something else are none.
 
     Raises:
         ModelError: No module of the model has one of the names.
@@ -109,6 +110,7 @@ def add_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=modules,
+        exclude_modules=_linear_in_name_only(model) if target == "all" else None,
         task_type="CAUSAL_LM",
         # GPT-2 keeps its linear layers transposed, as Conv1D.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -124,6 +126,19 @@ def add_lora(
             hint=f"linear layers here: {', '.join(linear)}; or lora_target: all",
         ) from error
     return adapted
+
+
+def _linear_in_name_only(model: nn.Module) -> list[str] | None:
+    """Names of subclasses of linear layers that belong to a family of models and compute something of their own."""
+    families = ("transformers.models.", "transformers_modules.")
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith(families)
+        and type(module).forward is not nn.Linear.forward
+    ]
+    return names or None
 
 
 def load_adapter(model: PreTrainedModel, path: str | Path, *, trainable: bool = True) -> PeftModel:

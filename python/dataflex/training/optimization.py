@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from transformers import get_scheduler
 
@@ -35,7 +35,11 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
         mixed_precision=args.mixed_precision,
         # Without a GPU accelerate forms a process group only if it is told to use the CPU.
         cpu=processes > 1 and not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
+            # Buffers of language models are constants, and ranks may take different numbers of forward passes.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
     )
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
