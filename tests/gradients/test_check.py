@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 
-from dataflex.gradients.check import disagreement
+from dataflex.gradients.check import compared, without_zeros
 
 
 class Two(torch.nn.Module):
@@ -17,14 +15,19 @@ class Two(torch.nn.Module):
         self.second = torch.nn.Parameter(torch.ones(6, dtype=dtype))
 
 
-def check(found, expected, model=None, autocast=nullcontext):
+def verdict(found, expected, model=None, unused=frozenset()):
     """Streams ``found`` in three blocks, the second parameter in two ranges."""
 
     def run(sink):
         for start, stop in ((7, 10), (0, 4), (4, 7)):
             sink(found[:, start:stop], start)
+        return unused
 
-    return disagreement(model or Two(), autocast, expected, run)
+    return compared(model or Two(), expected, run)
+
+
+def check(found, expected, model=None):
+    return verdict(found, expected, model).reason
 
 
 @pytest.fixture
@@ -76,9 +79,36 @@ def test_large_gradients_are_compared_too(expected):
 
 
 def test_the_limit_follows_the_precision(expected):
-    found = expected * 1.05
-    assert check(found, expected) is not None
-    assert check(found, expected, Two(torch.bfloat16)) is None
-    assert check(found, expected, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16)) is None
     assert check(expected * (1 + 1e-4), expected) is None
+    assert check(expected * (1 + 1e-4), expected, Two(torch.bfloat16)) is None
+    assert check(expected * 1.01, expected, Two(torch.bfloat16)) is not None
     assert check(expected * (1 + 1e-4), expected, Two(torch.float64)) is not None
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+def test_a_missing_gradient_is_noticed_however_small(expected, size):
+    """A share of the whole of 1e-2 was below the threshold for forward passes in bfloat16."""
+    expected[:, :4] *= size
+    found = expected.clone()
+    found[:, :4] = 0
+    assert check(found, expected).startswith("first is off by")
+
+
+def test_what_could_not_be_seen_is_named_unless_it_is_not_used(expected):
+    expected[:, :4] = 0
+    assert verdict(expected, expected).unseen == ["first"]
+    assert verdict(expected, expected, unused=frozenset({"first"})).unseen == []
+    expected[:, :4] = 1e-9
+    assert verdict(expected, expected).unseen == ["first"]
+
+
+def test_parameters_that_are_zero_are_something_else_for_the_time():
+    model = Two(torch.bfloat16)
+    with torch.no_grad():
+        model.first.zero_()
+        model.first[0, 0] = -0.0
+    before = model.first.detach().clone().view(torch.int16)
+    with without_zeros(model):
+        assert model.first.all()
+        assert torch.equal(model.second, torch.ones(6, dtype=torch.bfloat16))
+    assert torch.equal(model.first.detach().view(torch.int16), before)

@@ -271,7 +271,7 @@ def test_modules_with_other_inputs_are_refused():
             BatchedGradients(model).run(3, lambda c=call: c().sum(dim=(1, 2)), lambda block, offset: None)
 
 
-def test_parameters_that_no_call_uses_are_refused():
+def test_parameters_that_no_call_uses_are_named():
     class Bypassed(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -281,8 +281,12 @@ def test_parameters_that_no_call_uses_are_refused():
             return values @ self.inner.weight.T
 
     model, values = Bypassed(), torch.randn(3, 5, 4)
-    with pytest.raises(UnsupportedModel, match=r"the module that owns inner\.weight is never called"):
-        BatchedGradients(model).run(3, lambda: model(values).sum(dim=(1, 2)), lambda block, offset: None)
+    blocks = []
+    unused = BatchedGradients(model).run(
+        3, lambda: model(values).sum(dim=(1, 2)), lambda block, _: blocks.append(block)
+    )
+    assert unused == {"inner.weight"}
+    assert torch.equal(torch.cat(blocks), torch.zeros(3, 16))
 
 
 def test_autocast_gives_float32_blocks():

@@ -1,35 +1,67 @@
-"""Comparison of batched gradients with plain backward passes on the very model that they are wanted for."""
+"""Comparison of batched gradients with plain backward passes on the very model that they are wanted for.
+
+It always happens before the rules are trusted, once for a model's structure and a kind of loss, and is made so that a
+wrong rule cannot hide:
+
+- on two items of different length, so that padding matters if it can;
+- in float32, whatever the model runs in (:mod:`dataflex.models.wide`): the rounding of 16 bits is larger than the whole
+  gradient of many a parameter;
+- with parameters that are zero (LoRA's B at the start) set to small numbers for the time, as they, or what lies before
+  them, would have no gradient to compare.
+
+What had no gradient in spite of that is compared again when the rules are next wanted.
+"""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dataflex.gradients.hooks import Sink, parameter_slots
-from dataflex.models.model import autocast_dtype
-from dataflex.types import Autocast
+from dataflex.models.model import trainable_parameters
 
-AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
-"""Largest relative difference in any parameter, by the precision of the forward pass. A wrong rule is off by about 1;
+AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Largest relative difference in any parameter, by the precision of the comparison. A wrong rule is off by about 1;
 rounding in a batch of other shape is far below these."""
-NEGLIGIBLE = 0.05
+NEGLIGIBLE = 1e-3
 """A parameter's difference counts relative to its gradient's norm plus this share of the whole gradient's: biases of
 attention keys have a gradient of zero, which rounding makes arbitrary."""
+SEEN = 1e-5
+"""A parameter with this share of the whole gradient cannot be off by a tenth without being found."""
+FILLED = 0.02
+"""Standard deviation of what stands in for parameters that are zero."""
 
 
-def disagreement(model: nn.Module, autocast: Autocast, expected: Tensor, run: Callable[[Sink], None]) -> str | None:
-    """How batched gradients are off in the parameter where they are most; None if nowhere by more than rounding.
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a comparison found.
+
+    Attributes:
+        reason: How the rules are off where they are most; None if nowhere by more than rounding.
+        unseen: Names of parameters whose gradient was too small to tell.
+    """
+
+    reason: str | None
+    unseen: list[str] = field(default_factory=list)
+
+
+def compared(model: nn.Module, expected: Tensor, run: Callable[[Sink], frozenset[str]]) -> Verdict:
+    """Compare batched gradients with plain ones, parameter by parameter.
 
     Args:
         model: The model.
-        autocast: Its forward context.
         expected: ``(g, p)`` gradients from plain backward passes, finite: beside one that is not, no rule could be
             judged, so the caller leaves such items out.
-        run: Streams the batched gradients of the same g items into a sink. One that is not finite is infinitely off.
+        run: Streams the batched gradients of the same g items into a sink, and returns the names of parameters that no
+            call used. A gradient that is not finite is infinitely off.
     """
     slots = list(parameter_slots(model).values())
     starts = [slot.offset for slot in slots]
@@ -39,15 +71,64 @@ def disagreement(model: nn.Module, autocast: Autocast, expected: Tensor, run: Ca
         wanted = expected[:, offset : offset + block.shape[1]]
         errors[bisect_right(starts, offset) - 1] += float((block.double() - wanted).square().sum())
 
-    run(compare)
-    negligible = NEGLIGIBLE * _norm(expected)
-    sizes = [_norm(part) + negligible for part in expected.tensor_split(starts[1:], dim=1)]
-    ratios = [_ratio(error**0.5, size) for error, size in zip(errors, sizes, strict=True)]
+    unused = run(compare)
+    whole = _norm(expected)
+    sizes = [_norm(part) for part in expected.tensor_split(starts[1:], dim=1)]
+    ratios = [_ratio(error**0.5, size + NEGLIGIBLE * whole) for error, size in zip(errors, sizes, strict=True)]
     worst = max(range(len(slots)), key=ratios.__getitem__)
-    limit = _limit(model, autocast, expected.device.type)
-    if ratios[worst] <= limit:
-        return None
-    return f"{slots[worst].name} is off by {ratios[worst]:.2g} of its gradient's norm (limit {limit:g})"
+    limit = _limit(model)
+    if ratios[worst] > limit:
+        return Verdict(f"{slots[worst].name} is off by {ratios[worst]:.2g} of its gradient's norm (limit {limit:g})")
+    small = [slot.name for slot, size in zip(slots, sizes, strict=True) if not size > SEEN * whole]
+    return Verdict(None, [name for name in small if name not in unused])
+
+
+@contextmanager
+def without_zeros(model: nn.Module) -> Iterator[None]:
+    """Trainable parameters that are zero throughout are small random numbers inside the block."""
+    with torch.no_grad():
+        zeros = [(name, values, values.clone()) for name, values in trainable_parameters(model) if not values.any()]
+        generator = torch.Generator().manual_seed(0)
+        for _, values, _ in zeros:
+            values.copy_(FILLED * torch.randn(values.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for _, values, before in zeros:
+                values.copy_(before)
+
+
+class Verdicts:
+    """What is known of models in this process, by their structure."""
+
+    def __init__(self) -> None:
+        self._known: Any = WeakIdKeyDictionary()
+
+    def find(self, model: nn.Module, kind: str) -> Verdict | None:
+        """The verdict on a kind of gradient of this model as it is built now."""
+        known: dict[Any, Verdict] = self._known.get(model, {})
+        return known.get((kind, _structure(model)))
+
+    def keep(self, model: nn.Module, kind: str, verdict: Verdict) -> None:
+        """Remember a verdict."""
+        self._known.setdefault(model, {})[kind, _structure(model)] = verdict
+
+    def forget(self) -> None:
+        """Forget all of them."""
+        self._known = WeakIdKeyDictionary()
+
+
+VERDICTS = Verdicts()
+
+
+def _structure(model: nn.Module) -> int:
+    """Changes with the modules of a model, with which of them recompute, or with what is trained in it."""
+    modules = tuple(
+        (name, type(module), getattr(module, "gradient_checkpointing", None)) for name, module in model.named_modules()
+    )
+    parameters = tuple((name, values.dtype, tuple(values.shape)) for name, values in trainable_parameters(model))
+    return hash((modules, parameters))
 
 
 def _norm(values: Tensor) -> float:
@@ -61,9 +142,6 @@ def _ratio(error: float, size: float) -> float:
     return math.inf if math.isnan(ratio) else ratio
 
 
-def _limit(model: nn.Module, autocast: Autocast, device_type: str) -> float:
+def _limit(model: nn.Module) -> float:
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    mixed = autocast_dtype(autocast, device_type)
-    if mixed is not None:
-        dtypes.add(mixed)
     return max(AGREEMENT.get(dtype, AGREEMENT[torch.float32]) for dtype in dtypes)

@@ -2,8 +2,8 @@
 
 The batched rules (:mod:`dataflex.gradients.hooks`) stream every parameter's block through Adam normalisation and
 projection into the accumulator of the batch. Before they are trusted, they are compared, parameter by parameter, with
-plain backward passes on this very model; where they do not apply or do not agree, every item gets a backward pass of
-its own, which is announced with its reason.
+plain backward passes on this very model (:mod:`dataflex.gradients.check`); where they do not apply or do not agree,
+every item gets a backward pass of its own, which is announced with its reason.
 
 Raw gradients (no Adam normalisation) are held whole for one batch, b x p of at most :data:`RAW_BLOCK_VALUES`: the
 fixed-point grid of a row depends on its largest entry, which is known only after the backward pass. A second backward
@@ -14,20 +14,25 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dataflex.gradients.check import disagreement
+from dataflex.errors import GradientError
+from dataflex.gradients.check import VERDICTS, Verdict, compared, without_zeros
 from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel
 from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
 from dataflex.gradients.store import FeatureDtype, FeatureStore, fill_store
 from dataflex.models.model import recomputing, trainable_parameters, undisturbed
+from dataflex.models.rope import LengthClass, ScaledRotary, length_class, scaled_rotaries
+from dataflex.models.wide import in_float32
 from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.types import Autocast
 from dataflex.utils.distributed import Ranks
@@ -39,11 +44,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GradientType = Literal["adam", "sgd"]
-FEATURE_VERSION = 1
+FEATURE_VERSION = 2
 """Grows when the same inputs give other features."""
 CHECKED_ITEMS = 2
-EXAMINED_ITEMS = 8
-"""The first two items with a finite gradient are compared, among the first eight."""
+EXAMINED_ITEMS = 32
+"""Two items with a finite gradient are compared, among so many that are spread over the data."""
 RAW_BLOCK_VALUES = 1 << 26
 """Most values (b x p) of raw gradients that are held at once, 256 MiB; a single row may be larger."""
 
@@ -102,6 +107,7 @@ class GradientFeatures(ABC):
     ) -> None:
         self._context = context
         self._model: nn.Module = context.model
+        self._autocast: Autocast = context.autocast
         self._projector = projector
         self._adam = adam
         self._device = next(context.model.parameters()).device
@@ -134,6 +140,18 @@ class GradientFeatures(ABC):
         """Rows that an item takes in a batch."""
         del item
         return 1
+
+    def _horizon(self, item: int) -> int:
+        """The length that fixes the rotary frequencies of an item's rows."""
+        return self._length(item)
+
+    def _length_class(self, item: int) -> LengthClass:
+        """Only items of equal class may share a batch."""
+        return length_class(self._rotaries, self._horizon(item)) if self._rotaries else ()
+
+    @cached_property
+    def _rotaries(self) -> list[ScaledRotary]:
+        return scaled_rotaries(self._model)
 
     def fill(
         self, directory: Path, *, shard_rows: int, description: str, dtype: FeatureDtype = "float32"
@@ -187,16 +205,17 @@ class GradientFeatures(ABC):
             return torch.cat([self._projector.project(self._plain(item)[None], adam=self._adam) for item in items])
 
     def batches(self, items: list[int]) -> list[list[int]]:
-        """Items that are computed together: neighbours in length, within the token budget."""
+        """Items that are computed together: neighbours in length and of one length class, within the token budget."""
         if self._rule is None:
             return [[item] for item in items]
         most_items = max(1, RAW_BLOCK_VALUES // self._num_parameters) if self._adam is None else len(items)
         batches: list[list[int]] = []
         rows = 0
-        for item in sorted(items, key=self._length):
+        for item in sorted(items, key=lambda item: (self._length_class(item), self._length(item))):
             rows += self._rows(item)
             # Items come in order of length, so this one sets the width of the batch that it joins.
-            if batches and rows * self._length(item) <= self.batch_tokens and len(batches[-1]) < most_items:
+            fits = rows * self._length(item) <= self.batch_tokens and bool(batches) and len(batches[-1]) < most_items
+            if fits and self._length_class(batches[-1][0]) == self._length_class(item):
                 batches[-1].append(item)
             else:
                 batches.append([item])
@@ -243,33 +262,82 @@ class GradientFeatures(ABC):
         return tokens
 
     def _checked_rule(self) -> BatchedGradients | None:
-        """The rules if they agree with plain backward passes on some items, else None, with a warning."""
+        """The rules if they agree with plain backward passes on some items, else None, with a warning.
+
+        Raises:
+            GradientError: No item has a finite gradient, so that nothing can be compared.
+        """
+        kind = type(self).__name__
         try:
             rule = BatchedGradients(self._model)
-            with self._gradient_pass():
-                items, expected = self._finite_gradients()
-                reason = None
-                if items:
-                    reason = disagreement(
-                        self._model, self._context.autocast, expected, lambda sink: self._run(rule, items, sink)
-                    )
+            verdict = VERDICTS.find(self._model, kind)
+            if verdict is None:
+                verdict, complete = self._compared(rule)
+                if complete:
+                    VERDICTS.keep(self._model, kind, verdict)
         except (UnsupportedModel, RuntimeError) as error:  # a model may forbid the taps in its own way
-            reason = str(error)
-        if reason is None:
+            verdict = Verdict(str(error))
+        if verdict.reason is None:
             return rule
-        self._announce(reason)
+        self._announce(verdict.reason)
         return None
 
+    def _compared(self, rule: BatchedGradients) -> tuple[Verdict, bool]:
+        """The verdict on the rules, and whether it holds for later: lengths differed and every parameter was seen."""
+        autocast, self._autocast = self._autocast, nullcontext
+        try:
+            with self._gradient_pass(), in_float32(self._model), without_zeros(self._model):
+                items, expected = self._finite_gradients()
+
+                def run(sink: Sink) -> frozenset[str]:
+                    work = self._work(items)
+                    return rule.run(work.rows, work.losses, sink, groups=work.groups)
+
+                verdict = compared(self._model, expected, run)
+        finally:
+            self._autocast = autocast
+        if verdict.unseen:
+            logger.debug("no gradient to compare in %d parameters: %s", len(verdict.unseen), verdict.unseen[:5])
+        return verdict, len({self._length(item) for item in items}) > 1 and not verdict.unseen
+
     def _finite_gradients(self) -> tuple[list[int], Tensor]:
-        """A few items and their plain gradients ``(g, p)``; one that is not finite would prove nothing."""
+        """Two items of different length, if there are any, and their plain gradients ``(g, p)``.
+
+        An item whose gradient is not finite would prove nothing.
+
+        Raises:
+            GradientError: There is no other.
+        """
+        candidates = self._comparable()
+        varied = len({self._length(item) for item in candidates}) > 1
         found: dict[int, Tensor] = {}
-        for item in range(min(EXAMINED_ITEMS, len(self))):
+        for item in candidates:
+            if varied and any(self._length(item) == self._length(other) for other in found):
+                continue
             gradient = self._plain(item)
             if gradient.isfinite().all():
                 found[item] = gradient
             if len(found) == CHECKED_ITEMS:
                 break
-        return list(found), torch.stack(list(found.values())) if found else torch.empty(0)
+        if not found:
+            raise GradientError(
+                f"none of the {len(candidates)} examined of {len(self)} gradients is finite, so that there is nothing "
+                "to compare the batched rules with",
+                hint="are the model's weights finite? Train with a smaller learning rate, or in another precision",
+            )
+        return list(found), torch.stack(list(found.values()))
+
+    def _comparable(self) -> list[int]:
+        """Items that may share a batch, spread over the data: the shortest, one of median length, then the others.
+
+        They are of the length class of which there are most.
+        """
+        spread = range(0, len(self), max(1, len(self) // EXAMINED_ITEMS))
+        classes = Counter(self._length_class(item) for item in spread)
+        common = max(classes, key=classes.__getitem__)
+        items = sorted((item for item in spread if self._length_class(item) == common), key=self._length)
+        middle = len(items) // 2
+        return [*items[:1], *items[middle:], *items[1:middle]]
 
     @contextmanager
     def _gradient_pass(self) -> Iterator[None]:

@@ -80,7 +80,7 @@ class BatchedGradients:
         sink: Sink,
         *,
         groups: Sequence[int] | None = None,
-    ) -> None:
+    ) -> frozenset[str]:
         """One forward and one backward pass; every trainable parameter reaches the sink exactly once.
 
         Args:
@@ -89,9 +89,12 @@ class BatchedGradients:
             sink: Receives blocks of g rows in the order of the backward pass.
             groups: Numbers of consecutive rows that are summed into one, g in all; None: every row stands alone.
 
+        Returns:
+            Names of parameters whose module was never called. Their gradients are zero, unless the model uses them in
+            another way: a comparison with plain gradients tells.
+
         Raises:
-            UnsupportedModel: A module's input does not have the b rows in front, or a parameter is used in another
-                way than by calling its module.
+            UnsupportedModel: A module's input does not have the b rows in front.
         """
         with frozen(self._model), torch.enable_grad():
             state = _Pass(self._slots, rows, sink, groups)
@@ -106,7 +109,7 @@ class BatchedGradients:
             finally:
                 for handle in handles:
                     handle.remove()
-        state.finish()
+        return state.finish()
 
 
 @contextmanager
@@ -172,12 +175,14 @@ class _Pass:
 
         return forward_hook
 
-    def finish(self) -> None:
-        """Stream what the loss does not depend on, which is zero, or does through some of its uses only."""
+    def finish(self) -> frozenset[str]:
+        """Stream what the loss does not depend on, which is zero, or does through some of its uses only.
+
+        Returns the names of parameters without any use.
+        """
         for parameter in list(self._pieces):
-            if not self._uses[parameter]:
-                raise UnsupportedModel(f"the module that owns {self._slots[parameter].name} is never called")
             self._stream(parameter)
+        return frozenset(slot.name for parameter, slot in self._slots.items() if not self._uses[parameter])
 
     def _with_rows(self, name: str, values: Tensor) -> Tensor:
         """The tensor, once a row where the whole batch shares it (GPT-2's position embeddings)."""

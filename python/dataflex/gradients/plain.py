@@ -72,6 +72,7 @@ def policy_loss(
     answers: Sequence[Sequence[int]],
     weights: Sequence[float],
     temperature: float,
+    horizon: int | None = None,
 ) -> Tensor:
     """-(1 / M) sum_m w_m sum_t log pi_T(y_mt | x, y_m<t), with one forward pass for the M answers.
 
@@ -81,6 +82,7 @@ def policy_loss(
         answers: M lists of sampled token ids, as sampled, each with at least one token.
         weights: M advantages, already divided by the answer's length where that is wanted.
         temperature: Sampling temperature T.
+        horizon: Length whose rotary frequencies all answers have; None: that of prompt and longest answer.
 
     Returns:
         Scalar, float32 or wider.
@@ -96,7 +98,9 @@ def policy_loss(
         input_ids[row, :length] = torch.tensor([*prompt, *answer])
         attention_mask[row, :length] = 1
         targets[row, : len(answer)] = torch.tensor(list(answer))
-    logits = trailing_logits(model, input_ids.to(device), attention_mask.to(device), longest + 1)[:, :-1]
+    logits = trailing_logits(
+        model, input_ids.to(device), attention_mask.to(device), longest + 1, horizon=max(width, horizon or 0)
+    )[:, :-1]
     log_probs = token_log_probs(logits, targets.to(device), temperature).sum(dim=1)
     scale = torch.tensor(weights, dtype=log_probs.dtype, device=device) / len(answers)
     return -(scale * log_probs).sum()
@@ -109,11 +113,12 @@ def policy_gradient(
     weights: Sequence[float],
     *,
     temperature: float,
+    horizon: int | None = None,
     autocast: Autocast,
 ) -> Tensor:
     """g_x of one evaluation prompt: ``(p,)``, float32 or wider; arguments as :func:`policy_loss`."""
     with torch.enable_grad(), autocast():
-        loss = policy_loss(model, prompt, answers, weights, temperature)
+        loss = policy_loss(model, prompt, answers, weights, temperature, horizon)
     return flat_gradient(model, loss)
 
 

@@ -36,12 +36,20 @@ class WeightedPrompt:
         prompt_ids: Token ids of the prompt x.
         answers: M lists of sampled token ids, each with at least one token.
         weights: M weights w_m, not all zero.
+        horizon: Tokens that prompt and answer might have when the answers were drawn, which fixes rotary frequencies
+            that depend on length; None: those of the longest answer.
     """
 
     row: int
     prompt_ids: list[int]
     answers: list[list[int]]
     weights: list[float]
+    horizon: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The length that the frequencies are those of."""
+        return max(len(self.prompt_ids) + max(map(len, self.answers)), self.horizon or 0)
 
 
 class PolicyFeatures(GradientFeatures):
@@ -79,7 +87,10 @@ class PolicyFeatures(GradientFeatures):
 
     def facts(self) -> dict[str, Any]:
         """State of the model, prompts with their answers and weights, temperature."""
-        content = [(prompt.row, prompt.prompt_ids, prompt.answers, prompt.weights) for prompt in self._prompts]
+        content = [
+            (prompt.row, prompt.prompt_ids, prompt.answers, prompt.weights, *self._length_class(item))
+            for item, prompt in enumerate(self._prompts)
+        ]
         return {
             "state": state_fingerprint(self._model, self._context.autocast),
             "prompts": fingerprint(content),
@@ -93,14 +104,18 @@ class PolicyFeatures(GradientFeatures):
         prompt = self._prompts[item]
         return len(prompt.prompt_ids) + max(len(answer) for answer, _ in _weighted_answers(prompt))
 
+    def _horizon(self, item: int) -> int:
+        return self._prompts[item].length
+
     def _work(self, items: Sequence[int]) -> Work:
         prompts = [self._prompts[item] for item in items]
         batch, weights = policy_batch(prompts, int(self._context.tokenizer.pad_token_id))
         batch, weights = batch.to(self._device), weights.to(self._device)
+        horizon = max(prompt.length for prompt in prompts)
 
         def losses() -> Tensor:
-            with self._context.autocast():
-                totals, _ = label_log_probs(self._model, batch, self._temperature)
+            with self._autocast():
+                totals, _ = label_log_probs(self._model, batch, self._temperature, horizon=horizon)
             return -weights.to(totals.dtype) * totals
 
         return Work(len(weights), losses, [self._rows(item) for item in items])
@@ -113,7 +128,8 @@ class PolicyFeatures(GradientFeatures):
             prompt.answers,
             prompt.weights,
             temperature=self._temperature,
-            autocast=self._context.autocast,
+            horizon=prompt.length,
+            autocast=self._autocast,
         ).float()
 
 

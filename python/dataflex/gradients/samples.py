@@ -68,13 +68,13 @@ class SampleFeatures(GradientFeatures):
         batch = self._collate(items)
 
         def losses() -> Tensor:
-            with self._context.autocast():
+            with self._autocast():
                 return mean_losses(self._model, batch)
 
         return Work(len(items), losses)
 
     def _plain(self, item: int) -> Tensor:
-        return sample_gradient(self._model, self._collate([item]), self._context.autocast).float()
+        return sample_gradient(self._model, self._collate([item]), self._autocast).float()
 
     def _collate(self, items: Sequence[int]) -> Batch:
         examples = [self._dataset[item] for item in items]
