@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from dataflex.errors import RolloutError
 from dataflex.rollouts import Prompt, Sampling
-from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler, answer_log_probs
+from dataflex.rollouts.comparison import answer_log_probs
+from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 
 PROMPTS = [Prompt("a", [5, 6, 7]), Prompt("b", [9, 10, 11, 12, 13, 14])]

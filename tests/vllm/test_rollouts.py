@@ -11,7 +11,8 @@ from scipy.stats import chi2
 
 from dataflex.models.model import add_lora, load_model, load_tokenizer
 from dataflex.rollouts import Prompt, Sampling, sample_answers
-from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler, answer_log_probs
+from dataflex.rollouts.comparison import answer_log_probs
+from dataflex.rollouts.vllm import VllmRolloutConfig, VllmSampler
 from dataflex.testing import tiny_context, tiny_dataset
 from helpers.runs import tiny_nice
 

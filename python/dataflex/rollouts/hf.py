@@ -4,12 +4,16 @@ An answer is drawn token by token from pi_T = softmax(logits / T). The draw inve
 uniform number a token, and every answer has its own stream of uniforms, seeded by (seed, step, sample id, answer
 number): an answer does not depend on which others share its batch, nor on their order, beyond the rounding of the
 model's own batched arithmetic. Prompts of similar length, and the answers of one prompt, share a batch.
+
+Shorter prompts of a batch are padded on the left, where the model allows it (:mod:`dataflex.rollouts.batches`). A few
+answers are computed again in one pass, as their gradients will be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +23,16 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from dataflex.models.model import base_model, undisturbed
+from dataflex.models.rope import growing_to
+from dataflex.models.wide import in_float32
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
+from dataflex.rollouts.batches import Job, shared_batches
+from dataflex.rollouts.comparison import compare_answers
 from dataflex.types import Autocast
 from dataflex.utils.progress import progress_bar
+
+PROBED_TOKENS = 3
+"""From the second on a token depends on what the model keeps of the others."""
 
 
 def sample_answers(
@@ -55,25 +66,35 @@ def sample_answers(
 
     Returns:
         q * M answers, ordered by prompt, then by answer number.
+
+    Raises:
+        RolloutError: The answers are not as likely as they are in one pass over prompt and answer.
     """
     jobs = [(prompt, answer) for prompt in prompts for answer in range(answers_per_prompt)]
-    order = sorted(range(len(jobs)), key=lambda job: len(jobs[job][0].token_ids))
     found: dict[int, Rollout] = {}
-    with (
-        undisturbed(model),
-        neutral_generation(model),
-        torch.no_grad(),
-        autocast(),
-        progress_bar(len(jobs), "sampling answers", unit="answer", disable=not show_progress) as bar,
-    ):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = [jobs[job] for job in chosen]
-            streams = [answer_stream(seed, step, prompt, answer) for prompt, answer in batch]
-            drawn = _draw_batch(model, tokenizer, batch, sampling, stop_token_ids, streams)
-            found.update(zip(chosen, drawn, strict=True))
-            bar.update(len(batch))
-    return [found[job] for job in range(len(jobs))]
+    with undisturbed(model), neutral_generation(model), torch.no_grad():
+        probe = partial(_probe, model, tokenizer, min(PROBED_TOKENS, sampling.max_new_tokens))
+        batches = shared_batches(model, jobs, sampling.max_new_tokens, batch_size, probe)
+        with autocast(), progress_bar(len(jobs), "sampling answers", unit="answer", disable=not show_progress) as bar:
+            for chosen in batches:
+                batch = [jobs[job] for job in chosen]
+                streams = [answer_stream(seed, step, prompt, answer) for prompt, answer in batch]
+                horizon = max(len(prompt.token_ids) for prompt, _ in batch) + sampling.max_new_tokens
+                drawn = _draw_batch(model, tokenizer, batch, sampling, stop_token_ids, streams, horizon)
+                found.update(zip(chosen, drawn, strict=True))
+                bar.update(len(batch))
+    answers = [found[job] for job in range(len(jobs))]
+    compare_answers(
+        model,
+        [prompt for prompt, _ in jobs],
+        answers,
+        sampling,
+        autocast,
+        drawn_by="generate",
+        hint="this model's step-by-step answers are not those of one pass over the text, whose gradient is taken: use "
+        "a selector that draws no answers (less, loss), or rollout_backend: vllm",
+    )
+    return answers
 
 
 def answer_stream(seed: int, step: int, prompt: Prompt, answer: int) -> np.random.Generator:
@@ -137,13 +158,23 @@ def truncated(log_probs: Tensor, sampling: Sampling) -> Tensor:
     return kept
 
 
+def _probe(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, tokens: int, batch: Sequence[Job], horizon: int
+) -> Rollout:
+    """The first tokens of the first answer of a batch, in float32."""
+    streams = [answer_stream(0, 0, prompt, answer) for prompt, answer in batch]
+    with in_float32(model):
+        return _draw_batch(model, tokenizer, batch, Sampling(1.0, tokens), set(), streams, horizon)[0]
+
+
 def _draw_batch(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    batch: Sequence[tuple[Prompt, int]],
+    batch: Sequence[Job],
     sampling: Sampling,
     stop_token_ids: set[int],
     streams: Sequence[np.random.Generator],
+    horizon: int,
 ) -> list[Rollout]:
     device = next(model.parameters()).device
     width = max(len(prompt.token_ids) for prompt, _ in batch)
@@ -155,17 +186,18 @@ def _draw_batch(
     sampler = InverseTransformSampler(
         sampling, np.stack([stream.random(sampling.max_new_tokens) for stream in streams])
     )
-    generated = model.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(stop_token_ids),
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        logits_processor=LogitsProcessorList([sampler]),
-    )
+    with growing_to(model, horizon):
+        generated = model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                do_sample=False,
+                max_new_tokens=sampling.max_new_tokens,
+                eos_token_id=sorted(stop_token_ids) or None,
+                pad_token_id=tokenizer.pad_token_id,
+            ),
+            logits_processor=LogitsProcessorList([sampler]),
+        )
     tokens = generated[:, width:].tolist()
     log_probs = torch.stack(sampler.log_probs, dim=1).tolist()
     return [

@@ -18,8 +18,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -28,21 +27,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.errors import RolloutError
-from dataflex.models.losses import token_log_probs, trailing_logits
-from dataflex.models.model import base_model, undisturbed
+from dataflex.models.model import base_model
 from dataflex.plugins.configurable import ComponentConfig
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
+from dataflex.rollouts.comparison import compare_answers
 from dataflex.types import Autocast
 from dataflex.utils.files import atomic_directory
 from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 Precision = Literal["float32", "float16", "bfloat16"]
-
-CHECKED_ANSWERS = 4
-"""How many answers of a round the model in training computes again."""
-
-LOG_PROB_TOLERANCE: dict[Precision, float] = {"float32": 0.02, "float16": 0.1, "bfloat16": 0.2}
-"""Largest mean difference of log-probabilities a token between vLLM and the model in training."""
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts as ``max_lora_rank``."""
@@ -142,7 +135,16 @@ class VllmSampler:
             _answer(prompt.sample_id, number, output, stop_token_ids, tokenizer)
             for (prompt, number), output in zip(jobs, outputs, strict=True)
         ]
-        self._compare(model, [prompt for prompt, _ in jobs], answers, sampling, autocast)
+        compare_answers(
+            model,
+            [prompt for prompt, _ in jobs],
+            answers,
+            sampling,
+            autocast,
+            drawn_by="vLLM",
+            hint=f"is {self._base(model)!r} the base model that is being trained, and is it unchanged? {_USE_HF}",
+            dtype=getattr(torch, self._dtype(model)),
+        )
         return answers
 
     def close(self) -> None:
@@ -236,43 +238,9 @@ class VllmSampler:
             return self.config.dtype
         frozen = [parameter.dtype for parameter in base_model(model).parameters() if not parameter.requires_grad]
         name = str(frozen[0]).removeprefix("torch.")
-        if name not in LOG_PROB_TOLERANCE:
+        if name not in get_args(Precision):
             raise RolloutError(f"vLLM has no weights in {name}", hint=_USE_HF)
-        return name
-
-    def _compare(
-        self,
-        model: nn.Module,
-        prompts: Sequence[Prompt],
-        answers: Sequence[Rollout],
-        sampling: Sampling,
-        autocast: Autocast,
-    ) -> None:
-        """Raise if vLLM's log-probabilities are not those of the model in training."""
-        if sampling.top_k > 0 or sampling.top_p < 1 or not answers:
-            return  # a truncated distribution is scaled up by what rounding at its edge decides
-        stride = max(1, len(answers) // CHECKED_ANSWERS)
-        chosen = list(zip(prompts, answers, strict=True))[::stride][:CHECKED_ANSWERS]
-        differences: list[float] = []
-        with undisturbed(model), torch.no_grad(), autocast():
-            for prompt, answer in chosen:
-                own = answer_log_probs(model, prompt.token_ids, answer.token_ids, sampling.temperature)
-                differences += [abs(a - b) for a, b in zip(own, answer.log_probs, strict=True)]
-        tolerance = LOG_PROB_TOLERANCE[self._dtype(model)]
-        if fmean(differences) > tolerance:
-            raise RolloutError(
-                f"vLLM's answers are not those of the model in training: log-probabilities differ by "
-                f"{fmean(differences):.3g} a token on average (expected at most {tolerance:g})",
-                hint=f"is {self._base(model)!r} the base model that is being trained, and is it unchanged? {_USE_HF}",
-            )
-
-
-def answer_log_probs(model: nn.Module, prompt: list[int], answer: list[int], temperature: float) -> list[float]:
-    """The log pi_T of each token of one answer, by the model itself in its current mode."""
-    device = next(model.parameters()).device
-    ids = torch.tensor([[*prompt, *answer]], device=device)
-    logits = trailing_logits(model, ids, torch.ones_like(ids), len(answer) + 1)[:, :-1]
-    return [float(value) for value in token_log_probs(logits, ids[:, len(prompt) :], temperature)[0]]
+        return cast(Precision, name)
 
 
 def _answer(

@@ -181,7 +181,9 @@ class NiceSelector(GradientSelector[NiceConfig]):
             if self.config.length_normalize:
                 weights = [w / len(rollout.token_ids) for w, rollout in zip(weights, scored, strict=True)]
             token_ids = [rollout.token_ids for rollout in scored]
-            prompts.append(WeightedPrompt(row, self.answers.prompt_ids(context, sample), token_ids, weights))
+            prompt_ids = self.answers.prompt_ids(context, sample)
+            horizon = len(prompt_ids) + self.config.max_new_tokens
+            prompts.append(WeightedPrompt(row, prompt_ids, token_ids, weights, horizon))
         if not prompts and self.config.on_no_signal == "raise":
             raise SelectionError(no_signal_message(samples, rollouts, self.config.baseline), hint=NO_SIGNAL_HINT)
         return prompts
