@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dataflex.data.dataset import TokenizedDataset, tokenize
+from dataflex.data.dataset import TokenizedDataset, check_labels, tokenize
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
@@ -45,6 +45,16 @@ def test_samples_without_labels_may_be_kept(template: ChatTemplate) -> None:
     dataset = tokenize([unanswered(0), *tiny_samples(1)], template, 128, keep_unlabelled=True, progress=False)
     assert [example.num_labels > 0 for example in dataset] == [False, True]
     assert (dataset.report.kept, dataset.report.dropped) == (2, 0)
+
+
+def test_a_label_on_the_first_token_carries_no_loss(template: ChatTemplate) -> None:
+    """Nothing before it predicts it: such rows ended in a division by zero, or in gradients that are not finite."""
+    whole = tiny_dataset(3)
+    first_only = replace(whole[1], labels=[5] + [IGNORE_INDEX] * (len(whole[1].input_ids) - 1))
+    assert first_only.num_labels == 0
+    check_labels(whole)
+    with pytest.raises(DataError, match=rf"1 of 3 samples have no token that carries loss: {whole[1].sample.id}\b"):
+        check_labels(TokenizedDataset([whole[0], first_only, whole[2]]))
 
 
 def test_cut_samples_are_counted(template: ChatTemplate) -> None:

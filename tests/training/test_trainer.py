@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ import pytest
 import torch
 from peft import PeftModel
 
+import dataflex
 from dataflex.data.collate import collate
-from dataflex.errors import CheckpointError, GradientError, SelectionError, TrainingError
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.errors import CheckpointError, DataError, GradientError, SelectionError, TrainingError
 from dataflex.models.losses import summed_loss
 from dataflex.selectors.base import Selection, Selector, SelectorConfig
 from dataflex.selectors.random import RandomSelector
-from dataflex.testing import tiny_dataset, tiny_lora, tiny_model
+from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training import checkpoint
+from dataflex.training.arguments import TrainingArguments
 from dataflex.training.preflight import selected_samples
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
@@ -303,6 +307,22 @@ def test_problems_are_said_before_training_and_together(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(TrainingError, match="report_to names trackers that are not installed: nonesuch"):
         tiny_trainer(tmp_path, report_to=["nonesuch"])
+
+
+def test_rows_without_loss_are_named_before_anything_is_loaded_or_taken(tmp_path):
+    dataset = tiny_dataset(6)
+    labels = [5] + [-100] * (len(dataset[4].input_ids) - 1)  # nothing predicts the first token
+    spoilt = TokenizedDataset([*dataset[:4], replace(dataset[4], labels=labels), *dataset[5:]])
+    arguments = TrainingArguments(output_dir=tmp_path, template="chatml")
+    for door in (
+        lambda: Trainer(tiny_lora(tiny_model()), tiny_tokenizer(), spoilt, args=arguments),
+        lambda: dataflex.select(
+            tiny_lora(tiny_model()), tiny_tokenizer(), spoilt, dataset, num_samples=2, template="chatml", proj_dim=256
+        ),
+    ):
+        with pytest.raises(DataError, match=f"1 of 6 samples have no token that carries loss: {dataset[4].sample.id}"):
+            door()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_selection_larger_than_the_dataset_repeats_when_allowed(tmp_path):

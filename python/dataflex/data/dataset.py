@@ -15,6 +15,7 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
 from dataflex.types import Sample
 from dataflex.utils.progress import progress_bar
+from dataflex.utils.shown import listed
 
 _BATCH = 256
 """Samples a call of the tokenizer: enough to keep its threads busy, few enough for a moving progress bar."""
@@ -38,8 +39,9 @@ class Example:
 
     @property
     def num_labels(self) -> int:
-        """Tokens that carry loss."""
-        return len(self.labels) - self.labels.count(IGNORE_INDEX)
+        """Tokens that carry loss; a label on the first token does not: nothing before it could predict it."""
+        predicted = self.labels[1:]
+        return len(predicted) - predicted.count(IGNORE_INDEX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,20 @@ def tokenize(
     if not examples:
         raise _nothing_left(samples)
     return TokenizedDataset(examples, dropped=len(samples) - len(examples))
+
+
+def check_labels(dataset: TokenizedDataset) -> None:
+    """See that every sample of a dataset that was tokenised by hand can be learnt from.
+
+    Raises:
+        DataError: Some have no token that carries loss; they are counted, and a few are named.
+    """
+    without = [example.sample.id for example in dataset if not example.num_labels]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(dataset)} samples have no token that carries loss: {listed(without, 5)}",
+            hint="leave them out, or set labels; a label on the first token does not count: nothing predicts it",
+        )
 
 
 def _nothing_left(samples: Sequence[Sample]) -> DataError:

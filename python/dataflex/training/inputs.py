@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers import TrainingArguments as TransformersArguments
 
-from dataflex.data.dataset import TokenizedDataset, tokenize
+from dataflex.data.dataset import TokenizedDataset, check_labels, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, ModelError, SelectionError, TrainingError
@@ -189,9 +189,11 @@ def as_dataset(
         dataset_dir: Folder of ``dataset_info.json``.
 
     Raises:
-        DataError: Rows of no known form, or nothing left to train on.
+        DataError: Rows of no known form, nothing left to train on, or tokenised samples that cannot be trained on.
     """
     if isinstance(data, TokenizedDataset):
+        if not keep_unlabelled:
+            check_labels(data)
         return data
     samples = load_samples(data, dataset_dir=dataset_dir)
     return tokenize(samples, template, cutoff_len, keep_unlabelled=keep_unlabelled)
