@@ -245,7 +245,7 @@ def _helps(name: str, command: click.Command, parent: click.Context | None) -> I
 def templates(rest: str, page: Path) -> str:
     """Names of the chat templates that come with dataflex."""
     del rest, page
-    from dataflex.data.templates import ALIASES, template_names
+    from dataflex.data.template_names import ALIASES, template_names
 
     return ", ".join(f"`{name}`" for name in sorted([*template_names(), *ALIASES]))
 

@@ -28,11 +28,15 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-class ToolCall(TypedDict):
-    """A function call of the assistant: OpenAI's shape, arguments as an object."""
-
+class _ToolCallBase(TypedDict):
     type: Literal["function"]
     function: dict[str, Any]
+
+
+class ToolCall(_ToolCallBase, total=False):
+    """A function call of the assistant: OpenAI's shape, arguments as an object."""
+
+    id: str
 
 
 class _MessageBase(TypedDict):
@@ -44,11 +48,15 @@ class Message(_MessageBase, total=False):
     """One turn of a conversation.
 
     ``tool_calls`` belongs to assistant turns. ``train`` is False for an assistant turn that carries no loss
-    (default True).
+    (default True). A turn of a dataset keeps its other keys too, those below and any others: they reach the chat
+    template, which may read them.
     """
 
     tool_calls: list[ToolCall]
     train: bool
+    reasoning_content: str
+    name: str
+    tool_call_id: str
 
 
 @dataclass(frozen=True, slots=True)

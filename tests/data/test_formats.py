@@ -158,7 +158,8 @@ def test_openai_messages() -> None:
         ("tool", "3"),
         ("assistant", "It is 3."),
     ]
-    assert sample.messages[2]["tool_calls"] == [WRAPPED_CALL]
+    assert sample.messages[2]["tool_calls"] == [{"id": "x", **WRAPPED_CALL}]
+    assert sample.messages[3]["tool_call_id"] == "x"
     assert [len(sample.prompt), sample.reference] == [4, "It is 3."]
 
 

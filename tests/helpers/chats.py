@@ -7,7 +7,8 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerFast
 
 from dataflex.data.encoding import IGNORE_INDEX
-from dataflex.data.templates import ChatTemplate, template_names
+from dataflex.data.template_names import template_names
+from dataflex.data.templates import ChatTemplate
 from dataflex.testing import tiny_tokenizer
 from dataflex.types import Message, Sample
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import overload
 
 import numpy as np
 
 from dataflex.data.encoding import IGNORE_INDEX
+from dataflex.data.notes import counted, sentences
+from dataflex.data.problems import Problems
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
 from dataflex.types import Sample
 from dataflex.utils.progress import progress_bar
 from dataflex.utils.shown import listed
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 256
 """Samples a call of the tokenizer: enough to keep its threads busy, few enough for a moving progress bar."""
@@ -30,12 +35,14 @@ class Example:
         input_ids: t token ids.
         labels: t labels, -100 where there is no loss.
         truncated: Tokens were cut to fit ``cutoff_len``.
+        notes: What stands out in it, see :mod:`dataflex.data.notes`.
     """
 
     sample: Sample
     input_ids: list[int]
     labels: list[int]
     truncated: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def num_labels(self) -> int:
@@ -55,6 +62,7 @@ class TokenizationReport:
         dropped: Samples left out because they have no label token.
         tokens: Tokens of the kept samples.
         label_tokens: Tokens of theirs that carry loss.
+        notes: What stands out in the kept samples (:mod:`dataflex.data.notes`), each with the number of samples.
     """
 
     total: int
@@ -63,6 +71,11 @@ class TokenizationReport:
     dropped: int
     tokens: int
     label_tokens: int
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+    def warnings(self) -> list[str]:
+        """What stands out, a line each."""
+        return sentences(self.notes, self.kept)
 
     def describe(self) -> str:
         """The report in one line."""
@@ -93,6 +106,7 @@ class TokenizedDataset(Sequence[Example]):
             dropped=dropped,
             tokens=sum(len(example.input_ids) for example in self._examples),
             label_tokens=sum(example.num_labels for example in self._examples),
+            notes=counted(example.notes for example in self._examples),
         )
 
     @overload
@@ -138,8 +152,9 @@ def tokenize(
     *,
     keep_unlabelled: bool = False,
     progress: bool = True,
+    name: str = "data",
 ) -> TokenizedDataset:
-    """Tokenise samples and leave out those without label tokens.
+    """Tokenise samples and leave out those without label tokens; warn about what stands out in the others.
 
     Args:
         samples: The samples.
@@ -148,22 +163,29 @@ def tokenize(
         keep_unlabelled: Keep samples without label tokens too: an evaluation prompt that is only answered by the model
             needs no reference.
         progress: Show a progress bar.
+        name: How messages call the samples.
 
     Raises:
-        DataError: A sample cannot be rendered, or none is left.
+        DataError: Samples cannot be rendered (all of them are counted), or none is left.
     """
     examples = []
+    problems = Problems()
     with progress_bar(len(samples), "tokenising", unit="sample", disable=not progress) as bar:
         for start in range(0, len(samples), _BATCH):
             part = samples[start : start + _BATCH]
-            for sample, encoded in zip(part, template.encode_batch(part, cutoff_len), strict=True):
-                example = Example(sample, encoded.input_ids, encoded.labels, encoded.truncated)
+            encoded = template.encode_batch(part, cutoff_len, problems)
+            for sample, row in zip(part, encoded, strict=not problems.count):
+                example = Example(sample, row.input_ids, row.labels, row.truncated, row.notes)
                 if keep_unlabelled or example.num_labels:
                     examples.append(example)
             bar.update(len(part))
+    template.raise_refused(problems, len(samples))
     if not examples:
         raise _nothing_left(samples)
-    return TokenizedDataset(examples, dropped=len(samples) - len(examples))
+    dataset = TokenizedDataset(examples, dropped=len(samples) - len(examples))
+    for line in dataset.report.warnings():
+        logger.warning("%s: %s", name, line)
+    return dataset
 
 
 def check_labels(dataset: TokenizedDataset) -> None:

@@ -4,13 +4,16 @@ Both ends of a span (where the assistant speaks) are token boundaries. The text 
 boundary in turn; where the tokenizer would merge characters across a boundary, the text behind it is tokenised on its
 own. So labels are exact, and the ids of a prompt are a prefix of the ids of prompt and answer, as they are in
 generation.
+
+Further boundaries lie inside text of rows that reads like a control token (:mod:`dataflex.data.quoting`): the text
+behind such a boundary is tokenised on its own, so that it stays text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +26,33 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Rendered:
+    """The text of a conversation.
+
+    Attributes:
+        text: What the template wrote.
+        spans: Where in it the assistant speaks.
+        trained: The spans of the turns that carry loss.
+        cuts: Places inside text of the row that reads like a control token.
+        notes: What stands out in the row, see :mod:`dataflex.data.notes`.
+    """
+
+    text: str
+    spans: list[Span]
+    trained: list[Span]
+    cuts: list[int]
+    notes: tuple[str, ...] = ()
+
+
+class _Piece(NamedTuple):
+    """A part of a text that is tokenised at once; ``behind``: it goes on where other tokens end."""
+
+    start: int
+    end: int
+    behind: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """A tokenised conversation.
 
@@ -31,11 +61,15 @@ class Encoded:
         labels: t labels: the token's id in the assistant's spans, else -100. The first is always -100, since nothing
             predicts it.
         truncated: Tokens were cut to fit ``cutoff_len``.
+        prompt_cut: Some of them stood before the first label.
+        notes: What stands out in the row, see :mod:`dataflex.data.notes`.
     """
 
     input_ids: list[int]
     labels: list[int]
     truncated: bool
+    prompt_cut: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class SpanEncoder:
@@ -49,65 +83,75 @@ class SpanEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn: str) -> None:
         self._tokenizer = tokenizer
         self._end = end_of_turn
-        self._separator = _separating_token(tokenizer)
+        self._lead = _lead(tokenizer)
+        self._lead_ids = self._ids(self._lead)
 
-    def encode(self, text: str, spans: list[Span]) -> list[int]:
-        """Token ids of a text with these spans, whole."""
-        return self._tokens([(text, spans)])[0][0]
+    def encode(self, rendered: Rendered) -> list[int]:
+        """Token ids of a text, whole."""
+        return self._tokens([rendered])[0][0]
 
-    def encode_batch(self, texts: Sequence[tuple[str, list[Span], list[Span]]], cutoff_len: int) -> list[Encoded]:
+    def encode_batch(self, texts: Sequence[Rendered], cutoff_len: int) -> list[Encoded]:
         """Tokenise texts; the tokenizer works on all of them at once, with its own threads.
 
         Args:
-            texts: Each with all its spans, and those that carry labels.
+            texts: The texts.
             cutoff_len: Greatest number of tokens: more are cut, see :meth:`dataflex.ChatTemplate.encode_batch`.
         """
         encoded = []
-        for (ids, position), (_, _, trained) in zip(
-            self._tokens([(text, spans) for text, spans, _ in texts]), texts, strict=True
-        ):
+        for (ids, position), rendered in zip(self._tokens(texts), texts, strict=True):
             labels = [IGNORE_INDEX] * len(ids)
-            for start, end in trained:
+            for start, end in rendered.trained:
                 labels[position[start] : position[end]] = ids[position[start] : position[end]]
             if labels:
                 labels[0] = IGNORE_INDEX
-            encoded.append(self._cut(ids, labels, cutoff_len))
+            encoded.append(replace(self._cut(ids, labels, cutoff_len), notes=rendered.notes))
         return encoded
 
-    def _tokens(self, texts: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], dict[int, int]]]:
+    def _tokens(self, texts: Sequence[Rendered]) -> list[tuple[list[int], dict[int, int]]]:
         """Token ids of each text, and the number of tokens before each end of its spans."""
-        plans = [self._pieces(text, spans) for text, spans in texts]
-        pieces = [text[start:end] for (text, _), plan in zip(texts, plans, strict=True) for start, end in plan]
+        plans = [self._pieces(rendered) for rendered in texts]
+        pieces = [
+            (self._lead if piece.behind else "") + rendered.text[piece.start : piece.end]
+            for rendered, plan in zip(texts, plans, strict=True)
+            for piece in plan
+        ]
         ids = iter(self._tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"])
-        return [self._joined(text, plan, ids) for (text, _), plan in zip(texts, plans, strict=True)]
+        return [self._joined(rendered.text, plan, ids) for rendered, plan in zip(texts, plans, strict=True)]
 
-    def _pieces(self, text: str, spans: Sequence[Span]) -> list[Span]:
-        """The part of ``text`` up to each end of a span, from the last end-of-turn token on.
+    def _pieces(self, rendered: Rendered) -> list[_Piece]:
+        """The part of the text up to each boundary, from the last end-of-turn token or cut on.
 
         A special token splits the text for every tokenizer, so nothing before it needs to be tokenised again: the
         work is linear in the text.
         """
+        text, cuts = rendered.text, set(rendered.cuts)
+        places = {place for span in rendered.spans for place in span} | cuts
         pieces = []
-        anchor = 0
-        for cut in [*sorted({place for span in spans for place in span} - {len(text)}), len(text)]:
-            pieces.append((anchor, cut))
-            if text.endswith(self._end, anchor, cut):
-                anchor = cut - len(self._end)
+        anchor, behind = 0, False
+        for place in [*sorted(places - {len(text)}), len(text)]:
+            pieces.append(_Piece(anchor, place, behind))
+            if place in cuts:
+                anchor, behind = place, True
+            elif text.endswith(self._end, anchor, place):
+                anchor, behind = place - len(self._end), False
         return pieces
 
-    def _joined(self, text: str, plan: list[Span], pieces: Iterator[list[int]]) -> tuple[list[int], dict[int, int]]:
+    def _joined(self, text: str, plan: list[_Piece], pieces: Iterator[list[int]]) -> tuple[list[int], dict[int, int]]:
         """Ids of the whole text from the ids of its ``plan``; see the module's docstring."""
         done: list[int] = []
         tail: list[int] = []
         position: dict[int, int] = {}
         anchor = last = 0
-        for start, cut in plan:
+        for start, place, behind in plan:
             if start != anchor:
-                done, tail, anchor = done + tail[:-1], tail[-1:], start
+                kept = len(tail) if behind else len(tail) - 1
+                done, tail, anchor = done + tail[:kept], tail[kept:], start
             piece = next(pieces)
-            tail = piece if piece[: len(tail)] == tail else tail + self._ids_behind(text[last:cut])
-            last = cut
-            position[cut] = len(done) + len(tail)
+            if behind:
+                piece = self._without_lead(piece, text[start:place])
+            tail = piece if piece[: len(tail)] == tail else tail + self._ids_behind(text[last:place])
+            last = place
+            position[place] = len(done) + len(tail)
         return done + tail, position
 
     def _ids(self, text: str) -> list[int]:
@@ -116,7 +160,12 @@ class SpanEncoder:
 
     def _ids_behind(self, text: str) -> list[int]:
         """Ids of text that goes on behind other text: no token for the start of a text (SentencePiece's space)."""
-        return self._ids(self._separator + text)[1:] if self._separator else self._ids(text)
+        return self._without_lead(self._ids(self._lead + text), text)
+
+    def _without_lead(self, ids: list[int], text: str) -> list[int]:
+        """``ids`` of the lead and ``text``, without those of the lead; where both share a token, those of the text."""
+        count = len(self._lead_ids)
+        return ids[count:] if ids[:count] == self._lead_ids else self._ids(text)
 
     def _cut(self, ids: list[int], labels: list[int], cutoff_len: int) -> Encoded:
         if len(ids) <= cutoff_len:
@@ -126,7 +175,12 @@ class SpanEncoder:
         kept = min(len(ids) - start, max(cutoff_len - start, cutoff_len - cutoff_len // 2))
         prompt = self.cut_left(ids[:start], cutoff_len - kept)
         answer = slice(start, start + kept)
-        return Encoded(prompt + ids[answer], [IGNORE_INDEX] * len(prompt) + labels[answer], truncated=True)
+        return Encoded(
+            prompt + ids[answer],
+            [IGNORE_INDEX] * len(prompt) + labels[answer],
+            truncated=True,
+            prompt_cut=len(prompt) < start,
+        )
 
     def cut_left(self, ids: list[int], length: int) -> list[int]:
         """The last ``length`` ids; a BOS in front stays (not where BOS is also a mark of turns, as in SmolLM2)."""
@@ -145,8 +199,23 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return special | added
 
 
-def _separating_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A special token that leaves the white space behind it alone."""
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Special tokens, in the narrow sense: not words that were merely added to the vocabulary."""
+    named = {str(tokenizer.convert_ids_to_tokens(i)) for i in tokenizer.all_special_ids}
+    return named | {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+
+
+def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Text to put in front of other text, so that this is tokenised as if it went on; empty if there is none.
+
+    A special token does it, unless it takes white space away or has a space put behind it (SentencePiece with
+    ``prepend_scheme: always``); a line break, which most vocabularies do not join with letters, is the second choice.
+    """
     decoder = tokenizer.added_tokens_decoder
-    found = special_tokens(tokenizer).items()
-    return next((token for i, token in found if i in decoder and not decoder[i].rstrip), None)
+    special = (token for i, token in special_tokens(tokenizer).items() if i in decoder and not decoder[i].rstrip)
+    candidates = [next(special, ""), "\n"]
+    for lead in filter(None, candidates):
+        ids = tokenizer(f"{lead}a", add_special_tokens=False, verbose=False)["input_ids"]
+        if str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).endswith(f"{lead}a"):
+            return lead
+    return candidates[0]

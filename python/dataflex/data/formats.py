@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from dataflex.data.messages import (
+    answer_of,
     assistant_message,
     conversation,
     plain_message,
@@ -20,6 +21,7 @@ from dataflex.data.messages import (
     text_of,
     tool_calls_of,
     tools_of,
+    with_other_keys,
 )
 from dataflex.errors import DataError
 from dataflex.types import Message, Role, Sample
@@ -182,8 +184,9 @@ class ShareGptFormat(DatasetFormat):
 class OpenAiFormat(DatasetFormat):
     """``messages`` of ``{"role", "content"}``; optional ``tools``.
 
-    Content is text or a list of text parts; assistant turns may have ``tool_calls``; ``loss_weight`` (or OpenAI's
-    ``weight``) 0 takes an assistant turn out of the loss. Other keys of a turn are ignored.
+    Content is text or a list of typed parts (text; in assistant turns also reasoning and tool_call); assistant turns
+    may have ``tool_calls``; ``loss_weight`` (or OpenAI's ``weight``) 0 or ``train: false`` takes an assistant turn out
+    of the loss. Other keys of a turn go to the chat template.
     """
 
     name = "openai"
@@ -248,14 +251,16 @@ class PromptCompletionFormat(DatasetFormat):
 def _sharegpt_turn(item: Row, columns: Columns) -> Message:
     tag = str(_needed(item, columns.role_tag))
     content = _needed(item, columns.content_tag)
+    read = (columns.role_tag, columns.content_tag)
     if tag == columns.function_tag:
-        return assistant_message("", item, tool_calls_of(content, tag))
+        return with_other_keys(assistant_message("", item, tool_calls_of(content, tag)), item, read)
     text = text_of(content, str(columns.content_tag))
     role = _mapped_roles(columns).get(tag)
     if role is None:
         names = [name for key in ROLE_KEYS if (name := getattr(columns, key)) is not None]
         raise DataError(f"a turn has {columns.role_tag} {tag!r}, expected one of {', '.join(names)}")
-    return assistant_message(text, item) if role == "assistant" else plain_message(role, text)
+    message = assistant_message(text, item) if role == "assistant" else plain_message(role, text)
+    return with_other_keys(message, item, read)
 
 
 def _mapped_roles(columns: Columns) -> dict[str, Role]:
@@ -278,14 +283,29 @@ def _openai_turn(item: Row, columns: Columns) -> Message:
     if tag not in roles:
         raise DataError(f"a turn has {columns.role_tag} {tag!r}, expected one of {', '.join(roles)}")
     role = roles[tag]
-    if role != "assistant":
-        return plain_message(role, text_of(_needed(item, columns.content_tag), str(columns.content_tag)))
-    calls = item.get("tool_calls") or item.get("function_call")
-    content = _optional(item, columns.content_tag)
-    if content is None and not calls:
-        raise DataError("an assistant turn has neither content nor tool_calls")
-    text = "" if content is None else text_of(content, str(columns.content_tag))
-    return assistant_message(text, item, tool_calls_of(calls, "tool_calls") if calls else None)
+    message = _answer(item, columns) if role == "assistant" else plain_message(role, text_of(*_content(item, columns)))
+    return with_other_keys(message, item, (columns.role_tag, columns.content_tag))
+
+
+def _content(item: Row, columns: Columns) -> tuple[Any, str]:
+    return _needed(item, columns.content_tag), str(columns.content_tag)
+
+
+def _answer(item: Row, columns: Columns) -> Message:
+    """An assistant turn: content, calls, or both."""
+    given = item.get("tool_calls") or item.get("function_call")
+    calls = tool_calls_of(given, "tool_calls") if given else []
+    if _optional(item, columns.content_tag) is None:
+        if not calls:
+            raise DataError("an assistant turn has neither content nor tool_calls")
+        return assistant_message("", item, calls)
+    found = answer_of(*_content(item, columns))
+    message = assistant_message(found.text, item, calls + found.calls)
+    if found.reasoning is not None:
+        if item.get("reasoning_content") not in (None, found.reasoning):
+            raise DataError("an assistant turn has reasoning parts and another reasoning_content")
+        message["reasoning_content"] = found.reasoning
+    return message
 
 
 def _turns(row: Row, columns: Columns) -> list[Row]:

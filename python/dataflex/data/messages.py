@@ -6,15 +6,18 @@ Arrow tables fill absent fields with nulls, so None means absent everywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 from dataflex.data.plain import plain
+from dataflex.data.turns import KNOWN_KEYS
 from dataflex.errors import DataError
 from dataflex.types import Message, Role, ToolCall
 from dataflex.utils.shown import quoted
 
 _LOSS_KEYS = ("loss_weight", "weight")
+_REASONING_PARTS = ("reasoning", "thinking")
 
 
 def text_of(value: Any, what: str) -> str:
@@ -30,18 +33,66 @@ def text_of(value: Any, what: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, (list, tuple)):
-        return "".join(_part_text(part, what) for part in value)
+        return "".join(_part_text(part, what, ("text",)) for part in value)
     raise DataError(f"{what} is {shown(value)}, expected text")
 
 
-def _part_text(part: Any, what: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The content of an assistant turn.
+
+    Attributes:
+        text: What it says.
+        reasoning: What it thinks before; None if no part says so.
+        calls: Its function calls.
+    """
+
+    text: str
+    reasoning: str | None
+    calls: list[ToolCall]
+
+
+def answer_of(value: Any, what: str) -> Answer:
+    """An assistant's content: a string, or a list of typed parts, of which those of a kind are joined.
+
+    Args:
+        value: As for :func:`text_of`; parts may also have the type ``reasoning`` (or ``thinking``), or ``tool_call``,
+            with the call or its JSON text as ``value``.
+        what: Name of the field in error messages.
+
+    Raises:
+        DataError: A part of another type, or without the value of its type.
+    """
+    if not isinstance(value, (list, tuple)):
+        return Answer(text_of(value, what), None, [])
+    texts, thoughts, calls = [], [], []
+    for part in value:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "tool_call":
+            calls += tool_calls_of(_tool_call_part(part, what), what)
+        elif kind in _REASONING_PARTS:
+            thoughts.append(_part_text(part, what, _REASONING_PARTS))
+        else:
+            texts.append(_part_text(part, what, ("text", *_REASONING_PARTS, "tool_call")))
+    return Answer("".join(texts), "".join(thoughts) if thoughts else None, calls)
+
+
+def _tool_call_part(part: Mapping[str, Any], what: str) -> Any:
+    found = next((part[key] for key in ("value", "tool_call", "text") if part.get(key) is not None), None)
+    if found is None and "function" not in part and "name" not in part:
+        raise DataError(f"{what} has a tool_call part without 'value': {shown(part)}")
+    return part if found is None else found
+
+
+def _part_text(part: Any, what: str, kinds: Sequence[str]) -> str:
     if not isinstance(part, Mapping):
         raise DataError(f"{what} has a part {shown(part)}, expected an object with 'type' and 'text'")
-    if part.get("type") != "text":
-        raise DataError(f"{what} has a part of type {part.get('type')!r}; only text parts are supported")
-    text = part.get("text") if part.get("text") is not None else part.get("value")
+    kind = part.get("type")
+    if kind not in kinds:
+        raise DataError(f"{what} has a part of type {kind!r}; only {', '.join(kinds)} parts are supported")
+    text = next((part[key] for key in ("text", "value", kind) if part.get(key) is not None), None)
     if not isinstance(text, str):
-        raise DataError(f"{what} has a text part without 'text': {shown(part)}")
+        raise DataError(f"{what} has a {kind} part without 'text' or 'value': {shown(part)}")
     return text
 
 
@@ -75,7 +126,8 @@ def _tool(item: Any) -> dict[str, Any]:
 def tool_calls_of(value: Any, what: str) -> list[ToolCall]:
     """Function calls from one call, a list of them, or the JSON text of either.
 
-    A call is ``{"name": ..., "arguments": ...}``, bare or under ``function``; arguments may be JSON text.
+    A call is ``{"name": ..., "arguments": ...}``, bare or under ``function``; arguments may be JSON text. Its ``id``
+    is kept, since some templates write it.
 
     Raises:
         DataError: Not a function call.
@@ -99,14 +151,21 @@ def _tool_call(call: Any, what: str) -> ToolCall:
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise DataError(f"{what} has arguments {shown(arguments)}, expected an object")
-    return {"type": "function", "function": {"name": function["name"], "arguments": plain(arguments)}}
+    made: ToolCall = {"type": "function", "function": {"name": function["name"], "arguments": plain(arguments)}}
+    own_id = call.get("id")
+    return {"id": str(own_id), **made} if own_id is not None else made
 
 
 def assistant_message(content: str, item: Mapping[str, Any], calls: list[ToolCall] | None = None) -> Message:
-    """An assistant turn; a ``loss_weight`` or ``weight`` of 0 in ``item`` takes it out of the loss.
+    """An assistant turn; a ``loss_weight`` or ``weight`` of 0, or ``train: false``, takes it out of the loss.
+
+    Args:
+        content: Its text.
+        item: The turn as the dataset has it.
+        calls: Its function calls.
 
     Raises:
-        DataError: A weight other than 0 and 1.
+        DataError: A weight other than 0 and 1, or a ``train`` that is no boolean.
     """
     message: Message = {"role": "assistant", "content": content}
     if calls:
@@ -114,7 +173,10 @@ def assistant_message(content: str, item: Mapping[str, Any], calls: list[ToolCal
     weights = [item[key] for key in _LOSS_KEYS if item.get(key) is not None]
     if any(weight not in (0, 1) for weight in weights):
         raise DataError(f"an assistant turn has loss weight {weights[0]!r}; only 0 and 1 are supported")
-    if 0 in weights:
+    train = item.get("train")
+    if train is not None and not isinstance(train, bool):
+        raise DataError(f"an assistant turn has train {shown(train)}, expected true or false")
+    if 0 in weights or train is False:
         message["train"] = False
     return message
 
@@ -122,6 +184,22 @@ def assistant_message(content: str, item: Mapping[str, Any], calls: list[ToolCal
 def plain_message(role: Role, content: str) -> Message:
     """A turn of text."""
     return {"role": role, "content": content}
+
+
+def with_other_keys(message: Message, item: Mapping[str, Any], read: Iterable[str | None]) -> Message:
+    """``message`` with the other keys of a turn, which its template may read (``reasoning_content``, ``name``, ...).
+
+    Args:
+        message: The turn.
+        item: The turn as the dataset has it.
+        read: Keys of ``item`` that ``message`` was made of.
+
+    Raises:
+        DataError: A value has no form in JSON.
+    """
+    own = {*read, *_LOSS_KEYS, *KNOWN_KEYS, "function_call"}
+    others = {str(key): plain(value) for key, value in item.items() if key not in own and value is not None}
+    return cast("Message", others | message) if others else message
 
 
 def conversation(turns: Sequence[Message], system: str | None = None) -> tuple[Message, ...]:

@@ -6,12 +6,16 @@ text says where the model speaks:
 
 - with ``{% generation %}`` markers (ours have them), the marked spans;
 - without, an answer starts where the text of the turns before it, rendered with the generation prompt, ends, and it
-  goes to the first end-of-turn token. That text must be a prefix of the whole; a template that rewrites earlier turns
-  is refused.
+  goes to the first end-of-turn token that the template writes. That text must be a prefix of the whole; a template that
+  rewrites earlier turns is refused.
 
 A span holds the answer and its end-of-turn token; not the turn's header, nor white space after the end token.
 
-**Tokens.** Both ends of a span are token boundaries (:mod:`dataflex.data.encoding`).
+**Tokens.** Both ends of a span are token boundaries (:mod:`dataflex.data.encoding`). Text of a row that reads like a
+control token stays text (:mod:`dataflex.data.quoting`): it neither ends an answer nor opens a turn.
+
+**Keys.** A template may read any key of a turn (``reasoning_content``, ``tool_call_id``); keys that rows have and it
+does not read are noted (:mod:`dataflex.data.notes`).
 
 **BOS.** Special tokens come from the template alone. Our templates print BOS only for tokenizers that put it before
 plain text.
@@ -21,29 +25,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
-
-from dataflex.data.encoding import Encoded, Span, SpanEncoder, special_tokens
-from dataflex.data.hints import nearest_hint
+from dataflex.data.encoding import Encoded, Rendered, Span, SpanEncoder, control_tokens
+from dataflex.data.notes import TOOLS_CUT, row_notes, text_notes, unread_notes
+from dataflex.data.probe import Source, frame_of
+from dataflex.data.problems import Problems
+from dataflex.data.quoting import Quotes, TokenPattern
+from dataflex.data.template_names import fitting_hint, read_source
+from dataflex.data.turns import Read, template_turns
 from dataflex.errors import DataError
 from dataflex.types import Message, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-AUTO = "auto"
-ALIASES = {"chatml": "qwen"}
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_INCLUDE = re.compile(r"\{#- include (_\w+\.jinja) -#\}\n")
-_NO_BOS = '{%- set bos_token = "" -%}\n'
-_QUESTION, _ANSWER = "QUESTION", "ANSWER"
-_PROBE: tuple[Message, ...] = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
 
 
 class ChatTemplate:
@@ -52,7 +48,7 @@ class ChatTemplate:
     Not for several threads at once: transformers tracks the marked spans in the compiled template.
 
     Attributes:
-        name: ``auto``, one of :func:`template_names`, or the path of a Jinja file.
+        name: ``auto``, one of :func:`dataflex.data.template_names.template_names`, or the path of a Jinja file.
         source: The Jinja text; it can be stored as ``tokenizer.chat_template``.
     """
 
@@ -60,10 +56,10 @@ class ChatTemplate:
         self.name = name
         self.source = source
         self._tokenizer = tokenizer
-        self._marked = _GENERATION.search(source) is not None
-        self._special = special_tokens(tokenizer)
+        self._source = Source(name, source, tokenizer)
+        self._frame = frame_of(self._source)
         self._end = self._end_of_turn()
-        self._header = self._assistant_header()
+        self._control, self._special = TokenPattern(self._frame.control), TokenPattern(self._frame.special)
         self._encoder = SpanEncoder(tokenizer, self._end)
 
     @classmethod
@@ -72,27 +68,15 @@ class ChatTemplate:
 
         Args:
             name: None or ``auto`` for the tokenizer's own (its ``default``, if it has several), a name of
-                :func:`template_names` or an alias, or the path of a Jinja file.
+                :func:`dataflex.data.template_names.template_names` or an alias, or the path of a Jinja file.
             tokenizer: The tokenizer that will encode its text.
 
         Raises:
             DataError: Unknown name, no template in the tokenizer, or a template that the tokenizer cannot close an
                 answer with.
         """
-        if name is None or name == AUTO:
-            return cls(AUTO, _own_source(tokenizer), tokenizer)
-        if name.endswith((".jinja", ".jinja2", ".j2")):
-            path = Path(name)
-            if not path.is_file():
-                raise DataError(f"template file {path.absolute()} does not exist")
-            return cls(name, path.read_text(encoding="utf-8"), tokenizer)
-        known = ALIASES.get(name, name)
-        if known not in template_names():
-            choice = ", ".join([AUTO, *template_names(), *ALIASES])
-            hint = nearest_hint(name, [AUTO, *template_names(), *ALIASES]) or "or the path of a .jinja file"
-            raise DataError(f"unknown template {name!r}; known: {choice}", hint=hint)
-        source = _packaged(f"{known}.jinja")
-        return cls(known, source if _adds_bos(tokenizer) else _NO_BOS + source, tokenizer)
+        source = read_source(name, tokenizer)
+        return cls(source.name, source.text, tokenizer)
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, add_generation_prompt: bool = False
@@ -107,7 +91,7 @@ class ChatTemplate:
         Raises:
             DataError: The template refuses the conversation.
         """
-        return self._render(messages, tools, add_generation_prompt)[0]
+        return self._render(messages, tools, add_generation_prompt).text
 
     def encode(self, sample: Sample, cutoff_len: int) -> Encoded:
         """Tokenise a whole conversation; :meth:`encode_batch` of one sample.
@@ -121,7 +105,9 @@ class ChatTemplate:
         """
         return self.encode_batch([sample], cutoff_len)[0]
 
-    def encode_batch(self, samples: Sequence[Sample], cutoff_len: int) -> list[Encoded]:
+    def encode_batch(
+        self, samples: Sequence[Sample], cutoff_len: int, problems: Problems | None = None
+    ) -> list[Encoded]:
         """Tokenise whole conversations, with labels on the assistant turns whose ``train`` is not False.
 
         More than ``cutoff_len`` tokens are cut so that the first labelled answer keeps its start: what follows the
@@ -131,13 +117,43 @@ class ChatTemplate:
         Args:
             samples: The conversations.
             cutoff_len: Greatest number of tokens, at least 2.
+            problems: Collects the conversations that the template refuses; once there are some, nothing is tokenised
+                and the result is empty. None: they are raised.
 
         Raises:
-            DataError: The template refuses a conversation, or ``cutoff_len`` is below 2.
+            DataError: The template refuses conversations (all are counted), or ``cutoff_len`` is below 2.
         """
         if cutoff_len < 2:
             raise DataError(f"cutoff_len is {cutoff_len}, expected at least 2: a prompt token and an answer token")
-        return self._encoder.encode_batch([self._render_sample(sample) for sample in samples], cutoff_len)
+        found = Problems() if problems is None else problems
+        rendered = []
+        for sample in samples:
+            try:
+                rendered.append(self._render_sample(sample))
+            except DataError as error:
+                found.add(f"sample {sample.id!r} (row {sample.row})", error)
+        if problems is None:
+            self.raise_refused(found, len(samples))
+        if found.count:
+            return []
+        encoded = self._encoder.encode_batch(rendered, cutoff_len)
+        return [
+            replace(row, notes=(*row.notes, TOOLS_CUT)) if row.prompt_cut and sample.tools else row
+            for row, sample in zip(encoded, samples, strict=True)
+        ]
+
+    def raise_refused(self, problems: Problems, total: int) -> None:
+        """Raise one error for all conversations that the template refused.
+
+        Args:
+            problems: What :meth:`encode_batch` collected.
+            total: How many conversations there were.
+
+        Raises:
+            DataError: There are some.
+        """
+        hint = "correct or remove these rows, or choose another template"
+        problems.raise_if_any(f"COUNT of {total:,} samples cannot be rendered with template {self.name!r}:", hint)
 
     def encode_prompt(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), max_length: int | None = None
@@ -155,8 +171,7 @@ class ChatTemplate:
         Raises:
             DataError: The template refuses the conversation.
         """
-        text, spans = self._render(messages, tools, add_generation_prompt=True)
-        ids = self._encoder.encode(text, spans)
+        ids = self._encoder.encode(self._render(messages, tools, add_generation_prompt=True))
         return ids if max_length is None else self._encoder.cut_left(ids, max_length)
 
     def stop_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -166,14 +181,22 @@ class ChatTemplate:
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool
-    ) -> tuple[str, list[Span]]:
+    ) -> Rendered:
         """The text, and where in it the assistant speaks."""
         self._check_functions(messages, tools)
-        text, marked = self._render_text(messages, tools, add_generation_prompt)
-        if self._marked:
-            return text, [self._normalised(text, start, end) for start, end in marked]
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        return text, [self._searched(text, messages[:turn], tools) for turn in turns]
+        read: Read = set()
+        quotes = Quotes(self._control, self._special, [messages, tools])
+        turns = template_turns(quotes.marked(messages), read)
+        marked_tools = quotes.marked(tools)
+        text, spans = self._source.render(turns, marked_tools, add_generation_prompt=add_generation_prompt)
+        if self._source.marked:
+            spans = [self._normalised(text, start, end) for start, end in spans]
+        else:
+            answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+            spans = [self._searched(text, turns[:answer], marked_tools) for answer in answers]
+        text, spans, cuts = quotes.unmarked(text, spans)
+        notes = (*text_notes(quotes.quoted, quotes.kept), *unread_notes(messages, read))
+        return Rendered(text, spans, spans, cuts, notes)
 
     def _check_functions(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
         """Refuse what the template would leave out without a word: a call would become an empty answer."""
@@ -182,115 +205,55 @@ class ChatTemplate:
             if used and name not in self.source:
                 raise DataError(
                     f"the conversation has {name}, for which template {self.name!r} has no place",
-                    hint=f"choose one of our templates, which all have: {', '.join(template_names())}",
+                    hint=f"templates of dataflex all have one: {fitting_hint(self._tokenizer)}",
                 )
-
-    def _render_text(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool
-    ) -> tuple[str, list[Span]]:
-        """The text, and the spans that the template marks."""
-        conversation = [{key: value for key, value in message.items() if key != "train"} for message in messages]
-        arguments: dict[str, Any] = {
-            **self._tokenizer.special_tokens_map,
-            "tools": list(tools) or None,
-            "chat_template": self.source,
-            "return_assistant_tokens_mask": self._marked,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        try:
-            rendered: Any = render_jinja_template([conversation], **arguments)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise DataError(f"template {self.name!r} cannot render the conversation: {error}") from error
-        (text,), marked = rendered
-        return text, marked[0] if marked else []
 
     def _normalised(self, text: str, start: int, end: int) -> Span:
         """A marked span without the header, with the end-of-turn token and nothing behind it."""
-        if text.startswith(self._header, start) and not text.endswith(self._header, 0, start):
-            start += len(self._header)
+        header = self._frame.header
+        if text.startswith(header, start) and not text.endswith(header, 0, start):
+            start += len(header)
         body = text[start:end].rstrip()
         if body.endswith(self._end):
             return start, start + len(body)
         closing = re.compile(r"\s*" + re.escape(self._end)).match(text, end)
         return start, closing.end() if closing else end
 
-    def _searched(self, text: str, before: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Span:
+    def _searched(self, text: str, before: Sequence[Any], tools: Sequence[dict[str, Any]]) -> Span:
         """The span of the answer that follows the turns ``before``, for templates without markers."""
-        prompt = self._render_text(before, tools, add_generation_prompt=True)[0]
+        prompt = self._source.render(before, tools, add_generation_prompt=True)[0]
         end = text.find(self._end, len(prompt))
         if not text.startswith(prompt) or end < 0:
             raise DataError(
                 f"template {self.name!r} has no generation markers and renders turns differently once an answer "
                 f"follows, so that the answer at turn {len(before)} cannot be located",
-                hint=f"choose one of our templates ({', '.join(template_names())}) or a .jinja file with markers",
+                hint=fitting_hint(self._tokenizer),
             )
         return len(prompt), end + len(self._end)
 
-    def _render_sample(self, sample: Sample) -> tuple[str, list[Span], list[Span]]:
+    def _render_sample(self, sample: Sample) -> Rendered:
         """The text, the assistant's spans, and those of them that carry loss."""
         flags = [message.get("train", True) for message in sample.messages if message["role"] == "assistant"]
-        try:
-            text, spans = self._render(sample.messages, sample.tools, add_generation_prompt=False)
-            if all(flags):
-                return text, spans, spans
-            if len(spans) != len(flags):
-                raise DataError(
-                    f"template {self.name!r} marks {len(spans)} spans for {len(flags)} assistant turns, so that turns "
-                    "without loss cannot be told apart"
-                )
-        except DataError as error:
-            raise DataError(f"sample {sample.id!r} (row {sample.row}): {error.message}", hint=error.hint) from error
-        return text, spans, [span for span, flag in zip(spans, flags, strict=True) if flag]
+        rendered = self._render(sample.messages, sample.tools, add_generation_prompt=False)
+        notes = (*row_notes(sample), *rendered.notes)
+        if all(flags):
+            return replace(rendered, notes=notes)
+        if len(rendered.spans) != len(flags):
+            raise DataError(
+                f"template {self.name!r} marks {len(rendered.spans)} spans for {len(flags)} assistant turns, so that "
+                "turns without loss cannot be told apart"
+            )
+        trained = [span for span, flag in zip(rendered.spans, flags, strict=True) if flag]
+        return replace(rendered, trained=trained, notes=notes)
 
     def _end_of_turn(self) -> str:
-        """The token behind an answer, found by rendering one."""
-        tail = self._render_text(_PROBE, (), add_generation_prompt=False)[0].rpartition(_ANSWER)[2].lstrip()
-        found = max((token for token in self._special.values() if tail.startswith(token)), key=len, default=None)
-        if found is None:
-            shown = repr(tail[:40]) if tail else "nothing"
-            raise DataError(
-                f"template {self.name!r} ends an answer with {shown}, which does not begin with a special token of "
-                f"this tokenizer ({', '.join(sorted(self._special.values())[:12])}): the model could not end an answer",
-                hint="choose the template that the tokenizer was made for, or one that ends with its EOS (alpaca, "
-                "default, mistral, vicuna)",
-            )
-        return found
-
-    def _assistant_header(self) -> str:
-        """What the generation prompt adds to a conversation; empty if it changes what is before."""
-        plain = self._render_text(_PROBE[:1], (), add_generation_prompt=False)[0]
-        prompt = self._render_text(_PROBE[:1], (), add_generation_prompt=True)[0]
-        return prompt[len(plain) :] if prompt.startswith(plain) else ""
-
-
-def template_names() -> list[str]:
-    """Names of the templates that come with dataflex, sorted."""
-    names = (Path(entry.name) for entry in _folder().iterdir())
-    return sorted(name.stem for name in names if name.suffix == ".jinja" and not name.stem.startswith("_"))
-
-
-def _folder() -> Any:
-    return files("dataflex.data").joinpath("templates")
-
-
-def _packaged(name: str) -> str:
-    """The text of a packaged template, with the macro files that it includes put in place."""
-    text: str = _folder().joinpath(name).read_text(encoding="utf-8")
-    return _INCLUDE.sub(lambda match: _packaged(match[1]), text)
-
-
-def _own_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        source = source.get("default")
-    if not source:
+        """The token behind an answer."""
+        if self._frame.end is not None:
+            return self._frame.end
+        shown = repr(self._frame.tail[:40]) if self._frame.tail else "nothing"
         raise DataError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template of its own",
-            hint=f"name one as `template`: {', '.join(template_names())}",
+            f"template {self.name!r} ends an answer with {shown}, which does not begin with a special token of "
+            f"this tokenizer ({', '.join(sorted(control_tokens(self._tokenizer))[:12])}): the model could not end an "
+            "answer",
+            hint=fitting_hint(self._tokenizer),
         )
-    return str(source)
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
-    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id

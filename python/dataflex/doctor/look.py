@@ -9,6 +9,7 @@ from statistics import median
 import numpy as np
 
 from dataflex.data.encoding import IGNORE_INDEX, Encoded
+from dataflex.data.notes import counted, sentences
 from dataflex.data.templates import ChatTemplate
 from dataflex.types import Sample
 from dataflex.utils.shown import listed
@@ -49,6 +50,10 @@ class Look:
         return [len(row.input_ids) for row in self.encoded]
 
     def lines(self) -> list[str]:
+        """The counts in words, and what stands out."""
+        return [*self.counts(), *self.warnings()]
+
+    def counts(self) -> list[str]:
         """The counts in words."""
         rows, lengths = len(self.samples), self.lengths
         looked = "all looked at" if rows == self.total else f"{rows:,} of them looked at"
@@ -59,6 +64,10 @@ class Look:
             f"cut to {self.cutoff_len} tokens (cutoff_len): {self._named(self.truncated)}",
             f"without a token to learn, left out of training: {self._named(self.unlabelled)}",
         ]
+
+    def warnings(self) -> list[str]:
+        """What stands out in the rows (:mod:`dataflex.data.notes`), a line each."""
+        return sentences(counted(row.notes for row in self.encoded), len(self.encoded))
 
     def _named(self, places: Sequence[int]) -> str:
         """How many, and the first of them by id."""
@@ -76,7 +85,7 @@ def look(samples: Sequence[Sample], template: ChatTemplate, cutoff_len: int, row
         rows: How many, at most.
 
     Raises:
-        DataError: The template cannot render a row.
+        DataError: The template cannot render rows (all of those that are looked at are counted).
     """
     places = spread(len(samples), rows)
     chosen = [samples[place] for place in places]

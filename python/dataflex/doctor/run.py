@@ -161,7 +161,7 @@ def _labels(
 ) -> Generator[Check, None, Look | None]:
     """The counts of a set and, with a tokenizer, the end of a row with what is learnt in brackets."""
     seen = yield from attempt(
-        name, lambda: look(samples, template, config.cutoff_len), lambda found: "\n".join(found.lines())
+        name, lambda: look(samples, template, config.cutoff_len), lambda found: "\n".join(found.counts())
     )
     if seen is None:
         return None
@@ -171,6 +171,8 @@ def _labels(
     if len(seen.truncated) > MANY * rows:
         fix = f"raise cutoff_len above {config.cutoff_len}, or leave long rows out of the data"
         yield Check(name, "warn", f"{len(seen.truncated):,} of {rows:,} rows lose tokens to cutoff_len", fix)
+    for line in seen.warnings():
+        yield Check(name, "warn", line, "correct or remove the rows, or choose another template, if that is not meant")
     return seen
 
 

@@ -181,7 +181,7 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
     )
     if metric is not None:
         metric.check(samples)
-    dataset = tokenize(samples, template, config.cutoff_len, keep_unlabelled=True)
+    dataset = tokenize(samples, template, config.cutoff_len, keep_unlabelled=True, name="evaluation set")
     scored = _evaluate_all(config, adapters, tokenizer, template, dataset, metric)
     results = estimates(scored, resamples=resamples, seed=config.seed)
     name = ", ".join(config.eval_dataset or [f"{config.val_size:g} of {', '.join(config.dataset)}"])

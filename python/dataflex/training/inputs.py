@@ -196,4 +196,5 @@ def as_dataset(
             check_labels(data)
         return data
     samples = load_samples(data, dataset_dir=dataset_dir)
-    return tokenize(samples, template, cutoff_len, keep_unlabelled=keep_unlabelled)
+    name = "evaluation set" if keep_unlabelled else "training set"
+    return tokenize(samples, template, cutoff_len, keep_unlabelled=keep_unlabelled, name=name)

@@ -125,11 +125,11 @@ def load_rows(config: RunConfig) -> tuple[list[Sample], list[Sample] | None]:
 def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedDataset, TokenizedDataset | None]:
     """Tokenised training and evaluation sets; see :func:`load_rows`."""
     samples, evaluation = load_rows(config)
-    training = tokenize(samples, template, config.cutoff_len)
+    training = tokenize(samples, template, config.cutoff_len, name="training set")
     logger.info("training set: %s", training.report.describe())
     if evaluation is None:
         return training, None
-    held_out = tokenize(evaluation, template, config.cutoff_len, keep_unlabelled=True)
+    held_out = tokenize(evaluation, template, config.cutoff_len, keep_unlabelled=True, name="evaluation set")
     logger.info("evaluation set: %s", held_out.report.describe())
     return training, held_out
 

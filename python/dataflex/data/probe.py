@@ -1,0 +1,120 @@
+"""What a template writes around an answer, found by rendering one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from dataflex.data.encoding import Span, control_tokens, special_tokens
+from dataflex.errors import DataError
+from dataflex.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_QUESTION, _ANSWER = "QUESTION", "ANSWER"
+_PROBE: tuple[Message, ...] = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
+
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
+)
+"""What the expressions of a template raise over a conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A template's Jinja text.
+
+    Attributes:
+        name: How messages call it.
+        text: The Jinja text.
+        tokenizer: The tokenizer whose special tokens it may name.
+    """
+
+    name: str
+    text: str
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def marked(self) -> bool:
+        """It marks where the assistant speaks."""
+        return _GENERATION.search(self.text) is not None
+
+    def render(
+        self, turns: Sequence[Any], tools: Sequence[dict[str, Any]] = (), *, add_generation_prompt: bool = False
+    ) -> tuple[str, list[Span]]:
+        """The text of a conversation, and the spans that the template marks.
+
+        Raises:
+            DataError: The template refuses it.
+        """
+        arguments: dict[str, Any] = {
+            **self.tokenizer.special_tokens_map,
+            "tools": list(tools) or None,
+            "chat_template": self.text,
+            "return_assistant_tokens_mask": self.marked,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            rendered: Any = render_jinja_template([list(turns)], **arguments)
+        except TEMPLATE_ERRORS as error:
+            raise DataError(f"template {self.name!r} cannot render the conversation: {error}") from error
+        (text,), marked = rendered
+        return text, marked[0] if marked else []
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a template writes around an answer.
+
+    Attributes:
+        tail: Everything behind the answer, without white space in front.
+        end: The special token at the start of ``tail``; None if there is none.
+        header: What the generation prompt adds to a conversation; empty if it changes what is before.
+        control: Special tokens that the template writes around turns, and those that the tokenizer has names for.
+        special: The tokenizer's other special tokens.
+    """
+
+    tail: str
+    end: str | None
+    header: str
+    control: frozenset[str]
+    special: frozenset[str]
+
+
+def frame_of(source: Source) -> Frame:
+    """Render an answer and look at what is around it.
+
+    Raises:
+        DataError: The template cannot be rendered at all.
+    """
+    text, _ = source.render(_PROBE)
+    plain, _ = source.render(_PROBE[:1])
+    prompt, _ = source.render(_PROBE[:1], add_generation_prompt=True)
+    tail = text.rpartition(_ANSWER)[2].lstrip()
+    tokens = special_tokens(source.tokenizer).values()
+    end = max((token for token in tokens if tail.startswith(token)), key=len, default=None)
+    special = control_tokens(source.tokenizer)
+    control = _control(source, special, around=prompt + tail, answer=text.rpartition(_ANSWER)[0].removeprefix(prompt))
+    return Frame(
+        tail=tail,
+        end=end,
+        header=prompt[len(plain) :] if prompt.startswith(plain) else "",
+        control=frozenset(control | ({end} if end else set())),
+        special=frozenset(special - control),
+    )
+
+
+def _control(source: Source, special: set[str], *, around: str, answer: str) -> set[str]:
+    """Special tokens that frame turns; those that stand inside an answer only, marks of a thought, do not."""
+    named = {str(token) for token in source.tokenizer.special_tokens_map.values()}
+    inside = {token for token in special if token in answer and token not in around}
+    written = {token for token in special if token in around or token in source.text}
+    return (written - inside) | (named & special)
