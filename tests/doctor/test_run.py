@@ -186,7 +186,7 @@ def test_many_cut_or_empty_rows_are_warnings(project: Path) -> None:
 
 def test_a_folder_without_safetensors_fails(project: Path) -> None:
     (project / "model" / "model.safetensors").unlink()
-    assert "holds no weights" in failures()["model"].detail
+    assert "there are no weights in" in failures()["model"].detail
 
 
 @pytest.mark.usefixtures("project")
@@ -240,7 +240,7 @@ def test_a_model_that_cannot_run_without_values_is_a_warning(monkeypatch: pytest
 
 def test_an_adapter_that_cannot_be_read_fails(project: Path) -> None:
     (project / "adapter").mkdir()
-    assert "cannot use the adapter" in failures("adapter_name_or_path=./adapter")["model"].detail
+    assert "cannot load the adapter" in failures("adapter_name_or_path=./adapter")["model"].detail
 
 
 @pytest.mark.usefixtures("project")

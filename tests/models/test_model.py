@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
 
 from dataflex.errors import ModelError
+from dataflex.models.adapters import load_adapter
 from dataflex.models.model import (
     add_lora,
     base_model,
-    load_adapter,
     load_model,
     load_tokenizer,
+    outline_model,
     recomputing,
     save_model,
     trainable_parameters,
@@ -71,16 +73,18 @@ def test_missing_models_say_where_they_were_looked_for(tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="cannot load the") as caught:
             load(str(tmp_path / "nowhere"))
         assert "HF_HUB_OFFLINE forbids the hub" in str(caught.value)
-    with pytest.raises(ModelError, match="cannot load the adapter"):
-        load_adapter(tiny_model(), tmp_path)
 
 
 def test_pickled_weights_are_not_read(tmp_path):
     model = tiny_model()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot load the model"):
-        load_model(str(tmp_path))
+    for load in (load_model, outline_model):
+        with pytest.raises(
+            ModelError, match=r"its weights are pickled \(pytorch_model.bin\), which may run code"
+        ) as caught:
+            load(str(tmp_path))
+        assert "save_pretrained(FOLDER) writes safetensors" in caught.value.hint
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_token(tmp_path):
@@ -138,7 +142,47 @@ def test_damaged_files_of_a_model_are_an_error_of_one_line(folder, tmp_path, nam
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     (damaged / name).write_text(text, encoding="utf-8")
     load = load_tokenizer if name.startswith("tokenizer") else load_model
-    with pytest.raises(ModelError, match="cannot load the") as caught:
+    with pytest.raises(ModelError, match=r"cannot (load|read) ") as caught:
         load(str(damaged))
     assert cause in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("load", [load_model, outline_model])
+def test_weights_of_another_model_are_refused_before_they_take_memory(folder, tmp_path, load):
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")  # sizes of 7B by default
+    with pytest.raises(ModelError, match=r"its weights are not those that its config\.json describes") as caught:
+        load(str(other))
+    assert "lm_head.weight has shape [384, 32] in the files, [32000, 4096] by the configuration (and 20 more)" in str(
+        caught.value
+    )
+
+
+def test_layers_that_are_not_in_the_files_are_not_made_up(tmp_path):
+    tiny_model(num_hidden_layers=1).save_pretrained(tmp_path)
+    tiny_model(num_hidden_layers=2).config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"9 tensors that its config.json describes are not in its files"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("load", [load_model, outline_model])
+def test_files_of_weights_that_are_missing_are_named(tmp_path, load):
+    tiny_model().save_pretrained(tmp_path, max_shard_size="50KB")
+    load(str(tmp_path))
+    (tmp_path / "model-00002-of-00004.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"1 of the 4 files of weights .* are missing: model-00002-of-00004"):
+        load(str(tmp_path))
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": 3}', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"cannot read .*index\.json"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("load", [load_model, outline_model])
+def test_quantised_weights_are_refused(folder, tmp_path, load):
+    quantised = shutil.copytree(folder, tmp_path / "quantised")
+    config = json.loads((quantised / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (quantised / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError, match="its weights are quantised, which is not supported"):
+        load(str(quantised))

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from dataflex.errors import RewardError
 from dataflex.rewards.classifier import ClassifierReward
-from dataflex.testing import tiny_tokenizer
+from dataflex.testing import tiny_model, tiny_tokenizer
 from dataflex.types import RewardRequest
 from helpers.classifier import save_classifier
 
@@ -116,3 +116,34 @@ def test_a_missing_model_is_found_before_training(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(RewardError, match="cannot be loaded"):
         ClassifierReward(model_name_or_path=folder).score(requests("a"))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    folder = Path(save_classifier(tmp_path / "model", 1))
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(RewardError, match=r"cannot be loaded: its weights are pickled \(pytorch_model.bin\)"):
+        ClassifierReward(model_name_or_path=str(folder)).check()
+
+
+def test_a_language_model_without_a_head_is_no_reward_model(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path / "model", 1)
+    tiny_model().save_pretrained(folder)
+    with pytest.raises(RewardError, match=r"score.weight is not in its files and would be random"):
+        ClassifierReward(model_name_or_path=folder, label=0).score(requests("a"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cause"),
+    [
+        ("model.safetensors", "", "the file is damaged or cut off"),
+        ("config.json", "null", "TypeError"),
+        ("tokenizer.json", "[", "not valid JSON"),
+    ],
+)
+def test_damaged_files_are_an_error_of_one_line(tmp_path: Path, name: str, text: str, cause: str) -> None:
+    folder = save_classifier(tmp_path / "model", 1)
+    (Path(folder) / name).write_text(text, encoding="utf-8")
+    with pytest.raises(RewardError, match=cause) as caught:
+        ClassifierReward(model_name_or_path=folder).score(requests("a"))
+    assert "\n" not in caught.value.message

@@ -24,6 +24,7 @@ ENGINE_OPTIONS = {"trust_remote_code", "tensor_parallel_size", "dtype", "seed", 
     "max_model_len",
     "kv_cache_memory_bytes",
     "enable_chunked_prefill",
+    "load_format",
 }
 SAMPLING_OPTIONS = {"temperature", "top_p", "top_k", "max_tokens", "seed", "structured_outputs"}
 """Keyword arguments of vLLM 0.32 (its ``LLM`` and engine arguments, its ``SamplingParams``) that may be used here."""
@@ -142,6 +143,7 @@ def test_the_published_parameters_reach_the_engine(fake: FakeVllm) -> None:
             "trust_remote_code": False,
             "tensor_parallel_size": 1,
             "dtype": "auto",
+            "load_format": "safetensors",
             "seed": 42,
             "gpu_memory_utilization": 0.9,
             "enforce_eager": False,

@@ -104,7 +104,7 @@ def test_the_documented_parameters_reach_the_server(judge, tmp_path):
         **{"port": 0, "dtype": "auto", "seed": 42, "tensor_parallel_size": 2, "gpu_memory_utilization": 0.8},
         **{"max_model_len": 2048, "kv_cache_memory_bytes": 2**29, "chat_template": None, "generation_config": "vllm"},
         **{"uvicorn_log_level": "warning", "enforce_eager": True, "trust_remote_code": False},
-        **{"enable_chunked_prefill": False},
+        **{"enable_chunked_prefill": False, "load_format": "safetensors"},
     }
     assert backend.body() == {
         "model": str(tmp_path / "judge"),

@@ -127,7 +127,13 @@ def test_the_request_asks_for_the_policys_distribution(fake, policy, tmp_path):
     assert engine == {
         **{"model": str(tmp_path / "base"), "trust_remote_code": False, "tensor_parallel_size": 1, "dtype": "float32"},
         **{"gpu_memory_utilization": 0.3, "enforce_eager": False, "max_model_len": 14, "generation_config": "vllm"},
-        **{"logprobs_mode": "processed_logprobs", "enable_lora": True, "max_loras": 1, "max_lora_rank": 8},
+        **{
+            "logprobs_mode": "processed_logprobs",
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": 8,
+            "load_format": "safetensors",
+        },
     }
     seeds = {params.pop("seed") for params in fake.params}
     assert len(seeds) == 6

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -24,9 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dataflex.config import RunConfig
 from dataflex.doctor.check import Check
-from dataflex.errors import ModelError
 from dataflex.gradients.memory import available_bytes, kept_bytes
 from dataflex.gradients.store import DTYPES
+from dataflex.models.adapters import outline_adapter
 from dataflex.models.bounds import Bounds
 from dataflex.models.model import base_model, outline_model
 from dataflex.selectors.base import Selector
@@ -79,7 +78,7 @@ def outline(config: RunConfig, tokens: int) -> Outline:
         if config.adapter_name_or_path is None:
             model: nn.Module = add_new_adapter(base, config)
         else:
-            model = _adapted(base, config.locate(config.adapter_name_or_path))
+            model = outline_adapter(base, config.locate(config.adapter_name_or_path))
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
     per_token, unknown = 0.0, None
     try:
@@ -94,17 +93,6 @@ def outline(config: RunConfig, tokens: int) -> Outline:
         bounds=bounds,
         unknown=unknown,
     )
-
-
-def _adapted(base: PreTrainedModel, adapter: str) -> nn.Module:
-    """The model with an adapter like the stored one."""
-    try:
-        settings = PeftConfig.from_pretrained(adapter)
-        settings.inference_mode = False
-        return cast(nn.Module, get_peft_model(base, settings))
-    except (OSError, ValueError, TypeError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise ModelError(f"cannot use the adapter {adapter!r}: {first_line}") from error
 
 
 def _most_bytes(model: nn.Module, tokens: int, *, recomputes: bool) -> float:

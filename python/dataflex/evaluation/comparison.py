@@ -24,7 +24,8 @@ from dataflex.config.values import LOSS
 from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, ModelError, TrainingError
-from dataflex.models.model import load_adapter, load_model, load_tokenizer
+from dataflex.models.adapters import adapter_folder, load_adapter
+from dataflex.models.model import load_model, load_tokenizer
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
 from dataflex.training.evaluation import AnswerMetric, Evaluator
@@ -168,9 +169,7 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
     if process_count() > 1:
         raise TrainingError("several processes were started; models are compared in a single one")
     for adapter in adapters:  # before the base model is evaluated
-        folder = Path(config.locate(adapter))
-        if folder.is_dir() and not (folder / "adapter_config.json").is_file():
-            raise ModelError(f"{adapter} holds no adapter: adapter_config.json is missing")
+        adapter_folder(config.locate(adapter))
     tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
     template = ChatTemplate.load(config.template, tokenizer)
     samples = evaluation_samples(config)

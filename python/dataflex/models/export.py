@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dataflex.config import ExportConfig
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ModelError
-from dataflex.models.model import base_model, load_adapter, load_model, load_tokenizer
+from dataflex.models.adapters import load_adapter
+from dataflex.models.model import base_model, load_model, load_tokenizer
 from dataflex.utils.files import atomic_directory
 from dataflex.utils.shown import shown
 

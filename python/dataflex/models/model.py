@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from dataflex.errors import ModelError
+from dataflex.models.weights import compare_shapes, require_safetensors
 from dataflex.types import Autocast
 from dataflex.utils.files import atomic_directory, fsync
 from dataflex.utils.foreign import foreign, model_errors
@@ -51,10 +52,22 @@ def load_model(
     Raises:
         ModelError: The folder or hub id does not hold a loadable causal language model.
     """
+    outline_model(name_or_path, trust_remote_code=trust_remote_code)  # before weights of other shapes take memory
     dtype = "auto" if precision is None else DTYPES[precision]
     with loading("model", name_or_path):
-        model = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    model, facts = loaded
+    if missing := sorted(facts["missing_keys"]):
+        raise ModelError(
+            f"cannot load the model {name_or_path!r}: {len(missing)} tensors that its config.json describes are not in "
+            f"its files ({missing[0]}, ...); they would be random",
+            hint="take config.json and weights from the same model",
         )
     return cast(PreTrainedModel, model)
 
@@ -66,20 +79,21 @@ def outline_model(
 
     Raises:
         ModelError: The folder or hub id describes no causal language model, or a folder has no weights in safetensors
-            form.
+            form, or those of another model.
     """
-    folder = Path(name_or_path)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"the folder {name_or_path!r} holds no weights (*.safetensors)",
-            hint="other formats are not read: save the model with safe serialization",
-        )
+    folder, what = Path(name_or_path), f"cannot load the model {name_or_path!r}"
+    if folder.is_dir():
+        require_safetensors(what, folder)
     with loading("model", name_or_path):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=DTYPES[precision], trust_remote_code=trust_remote_code
             )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{what}: its weights are quantised, which is not supported", hint="name the model without")
+    if folder.is_dir():
+        compare_shapes(what, folder, model.state_dict())
     return cast(PreTrainedModel, model)
 
 
@@ -139,17 +153,6 @@ def _linear_in_name_only(model: nn.Module) -> list[str] | None:
         and type(module).forward is not nn.Linear.forward
     ]
     return names or None
-
-
-def load_adapter(model: PreTrainedModel, path: str | Path, *, trainable: bool = True) -> PeftModel:
-    """Put an existing adapter on ``model``, to go on training it or to use it as it is.
-
-    Raises:
-        ModelError: ``path`` holds no adapter in safetensors form.
-    """
-    with loading("adapter", str(path)):
-        adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable, use_safetensors=True)
-    return adapted
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

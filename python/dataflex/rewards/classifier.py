@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,8 +25,10 @@ from torch import Tensor
 
 from dataflex.errors import ModelError, RewardError
 from dataflex.models.model import DTYPES, Precision, load_tokenizer
+from dataflex.models.weights import require_safetensors
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
 from dataflex.types import RewardRequest
+from dataflex.utils.foreign import foreign, model_errors
 from dataflex.utils.progress import progress_bar
 
 Head = Literal["sigmoid", "softmax", "none"]
@@ -162,10 +165,11 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
         from transformers import AutoConfig
 
         name = self.config.model_name_or_path
-        try:
-            return AutoConfig.from_pretrained(name, trust_remote_code=self.config.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise RewardError(f"the reward model {name!r} cannot be loaded: {error}") from error
+        with foreign(RewardError, f"the reward model {name!r} cannot be loaded", model_errors()):
+            found = AutoConfig.from_pretrained(name, trust_remote_code=self.config.trust_remote_code)
+        if Path(name).is_dir():
+            require_safetensors(f"the reward model {name!r} cannot be loaded", Path(name), kind=RewardError)
+        return found
 
     def _loaded(self) -> Any:
         """The model, loaded if it is not."""
@@ -174,15 +178,21 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
         from transformers import AutoModelForSequenceClassification
 
         config = self.config
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+        what = f"the reward model {config.model_name_or_path!r} cannot be loaded"
+        with foreign(RewardError, what, model_errors()):
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
                 config.model_name_or_path,
                 dtype=DTYPES[config.precision],
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
-            raise RewardError(f"the reward model {config.model_name_or_path!r} cannot be loaded: {error}") from error
+        model, facts = loaded
+        if missing := sorted(facts["missing_keys"]):
+            raise RewardError(
+                f"{what}: {missing[0]} is not in its files and would be random",
+                hint="name a trained reward model, not the language model that it comes from",
+            )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self._tokenizer.pad_token_id  # it finds the last token by it
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -205,6 +205,7 @@ class VllmServerReward(ChatReward[VllmServerConfig]):
             "served-model-name": config.hf_model_name_or_path,
             "host": "127.0.0.1",
             "port": port,
+            "load-format": "safetensors",  # not pickles, which vLLM would take in their absence
             "dtype": config.vllm_dtype,
             "seed": config.vllm_seed,
             "tensor-parallel-size": config.vllm_tensor_parallel_size,

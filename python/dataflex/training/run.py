@@ -18,7 +18,8 @@ from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
-from dataflex.models.model import add_lora, load_adapter, load_model, load_tokenizer
+from dataflex.models.adapters import load_adapter
+from dataflex.models.model import add_lora, load_model, load_tokenizer
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
 from dataflex.training.schedule import Schedule

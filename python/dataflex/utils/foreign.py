@@ -99,7 +99,7 @@ def explain(error: BaseException) -> tuple[str, str | None]:
     if isinstance(error, json.JSONDecodeError):
         return f"not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})", None
     if _is_safetensor_error(error):
-        return f"the file is damaged or cut off ({_first_line(error)})", "copy or download the file again"
+        return f"the file is damaged or cut off ({str(error).strip()})", "copy or download the file again"
     if isinstance(error, MemoryError):
         return "not enough memory", None
     if isinstance(error, RuntimeError) and (shapes := _other_shapes(str(error))):
@@ -155,9 +155,15 @@ _SHAPE = re.compile(
 )
 
 
-def _other_shapes(text: str) -> str | None:
-    """Torch's list of tensors that have another shape in the file than in the model, as its first entry and a count."""
+def mismatched_shapes(text: str) -> list[tuple[str, list[int], list[int]]]:
+    """Name, stored shape and the model's own, from what torch raises over tensors that do not fit."""
     found = _SHAPE.findall(text)
+    return [(name, json.loads(stored), json.loads(own)) for name, stored, own in found]
+
+
+def _other_shapes(text: str) -> str | None:
+    """The first tensor of another shape in the file than in the model, and how many more there are."""
+    found = mismatched_shapes(text)
     if not found:
         return None
     name, stored, own = found[0]

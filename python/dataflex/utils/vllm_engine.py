@@ -72,6 +72,7 @@ def start_engine(
     """
     vllm = import_vllm(needed_by, error)
     has_gpu = _has_gpu()
+    options.setdefault("load_format", "safetensors")  # not pickles, which vLLM would take in their absence
     options["enforce_eager"] = not has_gpu if enforce_eager is None else enforce_eager
     if kv_cache_gib is None and not has_gpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         kv_cache_gib = CPU_KV_CACHE_GIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,3 +161,15 @@ def test_settings_reach_the_encoder() -> None:
     made = encoders.open_encoder("m", settings)
     assert isinstance(made, SentenceTransformerEncoder)
     assert (made.devices, made.batch_size, made.precision) == (["cuda:0", "cuda:1"], 7, "fp16")
+
+
+@pytest.mark.usefixtures("encoder")
+@pytest.mark.parametrize("part", [".", "2_Dense"])
+def test_pickled_weights_of_any_part_are_refused(folder: Path, tmp_path: Path, part: str) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / part).mkdir(exist_ok=True)
+    if part == ".":
+        (copy / "model.safetensors").unlink()
+    torch.save({}, copy / part / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"its weights are pickled \(pytorch_model.bin\), which may run code"):
+        SentenceTransformerEncoder(str(copy), devices=["cpu"]).check()

@@ -40,6 +40,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
             assert runner == "pooling"
             # Else the engine wants most of the machine's memory to be free.
             assert on_cpu == {
+                "load_format": "safetensors",
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": 2 * 2**30,
                 "enable_chunked_prefill": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from dataflex.errors import ModelError
 from dataflex.models.identity import model_identity
+from dataflex.models.weights import refuse_pickles
 from dataflex.retrieval.embeddings.base import Encoder
 from dataflex.retrieval.embeddings.coverage import Coverage, token_coverage
 
@@ -114,12 +116,14 @@ class SentenceTransformerEncoder(Encoder):
     def _start(self) -> Any:
         if self._loaded is not None:
             return self._loaded
+        if Path(self.model).is_dir():
+            refuse_pickles(f"cannot load the embedding model {self.model!r}", Path(self.model))
         try:
             self._loaded = self._package.SentenceTransformer(
                 self.model,
                 device=self.devices[0] if len(self.devices) == 1 else "cpu",
                 trust_remote_code=self.trust_remote_code,
-                model_kwargs={"dtype": DTYPES[self.precision]},
+                model_kwargs={"dtype": DTYPES[self.precision], "use_safetensors": True},
             )
         except Exception as error:  # transformers, huggingface_hub, safetensors and pickle raise errors of their own
             first = str(error).strip().split("\n")[0]

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
-for option in ("model", "served-model-name", "host", "dtype", "generation-config", "uvicorn-log-level"):
+for option in ("model", "served-model-name", "host", "load-format", "dtype", "generation-config", "uvicorn-log-level"):
     parser.add_argument(f"--{option}")
 for option in ("port", "seed", "tensor-parallel-size", "max-model-len", "kv-cache-memory-bytes"):
     parser.add_argument(f"--{option}", type=int)
