@@ -226,7 +226,10 @@ def test_no_signal_may_use_the_reference_answers(tmp_path, caplog):
     context = tiny_context(tmp_path)
     selection = tiny_nice(reward=Fixed([0.0]), on_no_signal="reference").select(context)
     assert selection.report["target"] == "reference answers"
-    assert selection.report["prompts"] == {"total": 3, "with_signal": 0, "not_finite": [], "zero": []}
+    assert selection.report["prompts"] == {
+        **{"total": 3, "with_signal": 0, "with_reference": 0},
+        **{"not_finite": [], "zero": []},
+    }
     assert "no evaluation prompt carries a reward signal" in caplog.text
 
 

@@ -9,8 +9,8 @@ weight zero add nothing and are left out. Evaluation gradients are never Adam-no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from dataflex.errors import GradientError
 from dataflex.gradients.features import GradientContext, GradientFeatures, Work
 from dataflex.gradients.memory import BatchTokens
 from dataflex.gradients.plain import policy_gradient
+from dataflex.gradients.similarity import Blocks
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.models.losses import label_log_probs
 from dataflex.projection.projector import Projector
@@ -50,6 +51,48 @@ class WeightedPrompt:
     def length(self) -> int:
         """The length that the frequencies are those of."""
         return max(len(self.prompt_ids) + max(map(len, self.answers)), self.horizon or 0)
+
+
+def halves(prompt: WeightedPrompt) -> list[tuple[WeightedPrompt, float]]:
+    """The prompt with every other one of its weighted answers, and with the rest; whole where only one has a weight.
+
+    Returns:
+        Each half with its factor: the features of the halves, times their factors, add up to the prompt's.
+    """
+    weighted = [number for number, weight in enumerate(prompt.weights) if weight]
+    parts = [part for part in (weighted[::2], weighted[1::2]) if part]
+    return [
+        (
+            replace(
+                prompt,
+                answers=[prompt.answers[number] for number in part],
+                weights=[prompt.weights[number] for number in part],
+            ),
+            len(part) / len(prompt.answers),
+        )
+        for part in parts
+    ]
+
+
+def rejoined(blocks: Blocks, factors: Sequence[Sequence[float]]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Features of prompts from those of their halves, which stream by.
+
+    Args:
+        blocks: Features of all halves, in the order of the prompts.
+        factors: Factors of each prompt's halves.
+
+    Yields:
+        ``(number, (k,) of the prompt, (h, k) of its h halves)``, float64.
+    """
+    waiting: list[Tensor] = []
+    number = 0
+    for _, features in blocks:
+        for row in features.to(torch.float64):
+            waiting.append(row)
+            if len(waiting) == len(factors[number]):
+                rows = torch.stack(waiting)
+                yield number, torch.tensor(factors[number], dtype=torch.float64) @ rows, rows
+                waiting, number = [], number + 1
 
 
 class PolicyFeatures(GradientFeatures):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dataflex.errors import CheckpointError, SelectionError
 from dataflex.gradients.features import report_broken
+from dataflex.gradients.reliability import Reliability
 from dataflex.gradients.similarity import Influence, influence_scores, target_directions, top_k, unusual_rows
 from dataflex.gradients.store import FeatureStore
 from dataflex.offline.checkpoints import open_checkpoint
@@ -64,7 +65,9 @@ def score_checkpoints(
         with at_checkpoint(context, directory, needs_optimizer=selector.config.gradient_type == "adam") as current:
             states.append(_features(selector, current, projector, watch))
     with watch.phase("scores"):
-        parts, facts = _compare(selector, states, weights, len(context.eval_dataset or ()))
+        parts, reliability, facts = _compare(selector, states, weights, len(context.eval_dataset or ()))
+        if context.ranks.is_main:
+            selector.say_reliability(reliability)
         scores = influence_scores(parts, len(context.train_dataset))
         report_unusable(scores, context.train_dataset.samples)
         indices = top_k(scores.values, context.num_samples)
@@ -74,6 +77,7 @@ def score_checkpoints(
             shutil.rmtree(selector.work_dir(context) / "features")
     report = {
         "seconds": watch.seconds,
+        "reliability": reliability.facts(),
         **with_candidates(facts, scores),
         "checkpoints": [
             {"path": str(directory), "step": state.step, "weight": weight}
@@ -99,8 +103,8 @@ def _check(selector: LessSelector, context: SelectionContext, checkpoints: Seque
 
 def _compare(
     selector: LessSelector, states: Sequence[_State], weights: Sequence[float], total: int
-) -> tuple[list[Influence], dict[str, Any]]:
-    """What the candidates' features are compared with at each checkpoint, and the report on the ``total`` targets."""
+) -> tuple[list[Influence], Reliability, dict[str, Any]]:
+    """What candidates are compared with, its reliability at the last checkpoint, and a report on ``total`` targets."""
     samples = states[0].samples
     unusual = [unusual_rows(state.evaluation.blocks()) for state in states]
     # A target that is broken at one checkpoint would leave another mean there: it is left out of all of them.
@@ -108,10 +112,13 @@ def _compare(
     zero = sorted({row for _, rows in unusual for row in rows})
     ids = {"not_finite": [samples[row].id for row in broken], "zero": [samples[row].id for row in zero]}
     report_broken("evaluation", ids["not_finite"])
+    aggregate = selector.aggregate_rule(samples)
     parts = []
     for state, weight in zip(states, weights, strict=True):
         parts.append(Influence(state.train.blocks(), _directions(selector, state.evaluation, samples, broken), weight))
-    return parts, target_report(total, len(samples), ids, selector.aggregate_rule(samples))
+    groups = group_names(samples, selector.config.task_column)
+    last = selector.reliability(states[-1].evaluation.blocks(), groups, aggregate, {*broken, *zero})
+    return parts, last, target_report(total, len(samples), ids, aggregate)
 
 
 def _directions(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -25,9 +25,11 @@ from dataflex.errors import SelectionError
 from dataflex.gradients.features import GradientFeatures, report_broken
 from dataflex.gradients.memory import BatchTokens
 from dataflex.gradients.moments import adam_settings, adam_states
+from dataflex.gradients.reliability import LOW, Reliability, target_reliability
 from dataflex.gradients.samples import GradientType, SampleFeatures
 from dataflex.gradients.similarity import (
     Aggregate,
+    Blocks,
     Influence,
     Scores,
     influence_scores,
@@ -75,17 +77,36 @@ class Targets:
 
     Attributes:
         directions: ``(d, k)`` float64: a candidate's score is its largest inner product with one of them.
+        reliability: How far two halves of the targets agree.
         report: What the selection's report says about them.
     """
 
     directions: Tensor
+    reliability: Reliability
     report: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """What candidates are compared with.
+
+    Attributes:
+        vectors: ``(d, k)`` float64.
+        reliability: How far two halves of the targets agree.
+        unusual: Ids of the targets that are not finite (left out) and zero (cosine 0).
+    """
+
+    vectors: Tensor
+    reliability: Reliability
+    unusual: dict[str, list[str]]
 
 
 class GradientSelector(Selector[GradientConfigT]):
     """Selects the candidates whose features are most aligned with those of the targets."""
 
     needs_eval_dataset: ClassVar[bool] = True
+    more_reliable: ClassVar[str] = "more evaluation samples, or samples of one kind"
+    """What to change where the targets' direction is mostly noise."""
 
     @abstractmethod
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
@@ -127,6 +148,8 @@ class GradientSelector(Selector[GradientConfigT]):
         watch = Stopwatch()
         projector = self.projector()
         targets = self.targets(context, projector, watch)
+        if context.ranks.is_main:
+            self.say_reliability(targets.reliability)
         with watch.phase(TRAINING):
             train = self.training_features(context, projector)
         with watch.phase("scores"):
@@ -136,7 +159,11 @@ class GradientSelector(Selector[GradientConfigT]):
         context.ranks.barrier()  # all have read what is removed now
         if context.ranks.is_main:
             self._prune(context)
-        report = {"seconds": watch.seconds, **with_candidates(targets.report, scores)}
+        report = {
+            "seconds": watch.seconds,
+            "reliability": targets.reliability.facts(),
+            **with_candidates(targets.report, scores),
+        }
         return Selection(indices, scores.values, self.name, context.step, context.round, report)
 
     def projector(self) -> Projector:
@@ -226,26 +253,41 @@ class GradientSelector(Selector[GradientConfigT]):
             ),
         )
 
-    def directions(
-        self, store: FeatureStore, samples: Sequence[Sample], aggregate: Aggregate
-    ) -> tuple[Tensor, dict[str, list[str]]]:
-        """Directions of the usable evaluation rows, and the ids of the unusual ones.
+    def say_reliability(self, found: Reliability) -> None:
+        """Log how far the targets' direction can be trusted; a warning says what to change where it cannot."""
+        logger.info("reliability of the target: %s", found.describe())
+        if found.low:
+            logger.warning(
+                "the direction of the targets is mostly noise (reliability %s; below %.1f the ranking may be little "
+                "better than chance); what helps: %s",
+                found.describe(),
+                LOW,
+                self.more_reliable,
+            )
+
+    def directions(self, blocks: Callable[[], Blocks], samples: Sequence[Sample], aggregate: Aggregate) -> Directions:
+        """Directions of the usable evaluation rows.
 
         Args:
-            store: Features of the targets, one row a sample.
+            blocks: Streams the features of the targets, one row a sample; called once a pass.
             samples: The samples of these rows.
             aggregate: Rule over the targets.
-
-        Returns:
-            Directions ``(d, k)`` float64, and the ids of rows that are not finite (left out) and zero (cosine 0).
         """
-        not_finite, zero = unusual_rows(store.blocks())
+        not_finite, zero = unusual_rows(blocks())
         facts = {"not_finite": [samples[row].id for row in not_finite], "zero": [samples[row].id for row in zero]}
         report_broken("evaluation", facts["not_finite"])
         if zero:
             logger.warning("%d evaluation samples have a gradient of zero: %s", len(zero), listed(facts["zero"]))
         groups = group_names(samples, self.config.task_column)
-        return target_directions(store.blocks(), aggregate, groups, leave_out=set(not_finite)), facts
+        vectors = target_directions(blocks(), aggregate, groups, leave_out=set(not_finite))
+        return Directions(vectors, self.reliability(blocks(), groups, aggregate, {*not_finite, *zero}), facts)
+
+    def reliability(
+        self, blocks: Blocks, groups: Sequence[str | None], aggregate: Aggregate, leave_out: Collection[int]
+    ) -> Reliability:
+        """How far two halves of the targets agree, task by task where the rule keeps tasks apart."""
+        tasks = [str(group) for group in groups] if aggregate == "task_max" else ()
+        return target_reliability(blocks, len(groups), seed=self.config.seed, groups=tasks, leave_out=leave_out)
 
     def work_dir(self, context: SelectionContext) -> Path:
         """Folder of everything that rounds leave behind."""

@@ -83,8 +83,9 @@ class LessSelector(GradientSelector[LessConfig]):
         with watch.phase(EVALUATION):
             store, samples = self.reference_features(context, projector)
             aggregate = self.aggregate_rule(samples)
-            directions, unusual = self.directions(store, samples, aggregate)
-        return Targets(directions, target_report(len(context.eval_dataset or ()), len(samples), unusual, aggregate))
+            found = self.directions(store.blocks, samples, aggregate)
+        report = target_report(len(context.eval_dataset or ()), len(samples), found.unusual, aggregate)
+        return Targets(found.vectors, found.reliability, report)
 
     def aggregate_rule(self, samples: Sequence[Sample]) -> Aggregate:
         """The configured rule; ``auto`` becomes ``task_max`` where all ``samples`` have a task, else ``mean``."""

@@ -62,8 +62,8 @@ def selection_statistics(selection: Selection, previous: Sequence[int]) -> dict[
 
     Returns:
         ``selection_round``, ``selected``; where the method has scores their mean over the chosen and over all usable
-        candidates; ``selection_overlap``, the share of the chosen that the last selection chose too; and the seconds
-        of each phase that the selector reports.
+        candidates; ``selection_overlap``, the share of the chosen that the last selection chose too; how reliable the
+        target was, where the selector knows; and the seconds of each phase that the selector reports.
     """
     statistics: dict[str, float | int] = {
         "selection_round": selection.round,
@@ -75,6 +75,8 @@ def selection_statistics(selection: Selection, previous: Sequence[int]) -> dict[
         statistics["selection_mean_score_of_all"] = float(usable.mean())
     if previous:
         statistics["selection_overlap"] = float(np.isin(selection.indices, previous).mean())
+    for what, value in numbers(selection.report.get("reliability")).items():
+        statistics[f"selection_reliability/{what}"] = round(value, 4)
     for phase, seconds in numbers(selection.report.get("seconds")).items():
         statistics[f"selection_seconds/{phase.replace(' ', '_')}"] = round(seconds, 3)
     return statistics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import score_answers
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
-from dataflex.rollouts.answers import gather_answers, prompts_of
+from dataflex.rollouts.answers import by_row, gather_answers, prompts_of
+from dataflex.rollouts.references import reference_rollouts
 from dataflex.rollouts.vllm import VllmSampler
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.nice.config import NiceConfig
@@ -83,47 +84,91 @@ class Answers:
             if part in self.__dict__:
                 self.__dict__[part].close()
 
-    def scored(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[Rollout]:
-        """Sampled and scored answers of the round, from disk where the same round left them.
+    def scored(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[list[Rollout]]:
+        """Sampled and scored answers of the round, M a row, from disk where the same round left them.
 
         Raises:
             RewardError: The reward backend failed.
         """
         prompts = self.prompts(context, samples)
+        asked = self._asked(context, prompts)
+
+        def draw() -> list[Rollout]:
+            with watch.phase("answers"):
+                return self._shared(context, prompts)
+
+        facts = {
+            "state": state_fingerprint(context.model, context.autocast),
+            "config": self._config.model_dump(mode="json", include=SAMPLING_FIELDS),
+        }
+        name = f"step-{context.step}.jsonl"
+        return by_row(self._stored(context, name, facts, asked, samples, draw, watch), [s.id for s in samples])
+
+    def references(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[Rollout]:
+        """The reference answers of samples that have one, scored like any answer.
+
+        Raises:
+            RewardError: The reward backend failed.
+        """
+        asked = self._asked(context, self.prompts(context, samples))
+        name = f"step-{context.step}.references.jsonl"
+        facts = {"reference_answer": True, "max_new_tokens": self._config.max_new_tokens}
+
+        def draw() -> list[Rollout]:
+            return reference_rollouts(samples, context.template, self._config.max_new_tokens)
+
+        return self._stored(context, name, facts, asked, samples, draw, watch)
+
+    def _asked(self, context: SelectionContext, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """What tells one list of prompts from another."""
         asked: dict[str, Any] = {
             "data": context.eval_dataset.fingerprint if context.eval_dataset else None,
             "prompts": fingerprint([[prompt.sample_id, prompt.token_ids] for prompt in prompts]),
         }
         if repeats := sum(prompt.repeat > 0 for prompt in prompts):
             asked["repeated_ids"] = repeats  # what was stored without this fact mixed up the answers of one id
+        return asked
+
+    def _stored(
+        self,
+        context: SelectionContext,
+        name: str,
+        facts: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        samples: Sequence[Sample],
+        draw: Callable[[], list[Rollout]],
+        watch: Stopwatch,
+    ) -> list[Rollout]:
+        """Answers with rewards: those on disk, the rewards asked for again, or all made anew.
+
+        Args:
+            context: The selection's context.
+            name: Of the file below ``rollouts``.
+            facts: What fixes the answers beside the prompts; a replay does without.
+            asked: What tells the prompts.
+            samples: The prompts' samples.
+            draw: Makes the answers, not yet scored.
+            watch: Counts the seconds.
+        """
+        ranks, path = context.ranks, self._work_dir(context) / "rollouts" / name
         judged = {"samples": fingerprint([[sample.id, sample.messages, dict(sample.metadata)] for sample in samples])}
-        name = Path("rollouts") / f"step-{context.step}.jsonl"
         if self._config.replay_rewards is not None:
-            replayed = RolloutFile(self._config.replay_rewards / name, asked, judged).replayed()
-            if context.ranks.is_main:
-                own = self._work_dir(context) / name
-                RolloutFile(own, {"replayed": True, **asked}, {"replayed": True, **judged}).write(replayed)
-            logger.info("using the answers and rewards of %s", self._config.replay_rewards / name)
+            source = self._config.replay_rewards / "rollouts" / name
+            replayed = RolloutFile(source, asked, judged).replayed()
+            if ranks.is_main:
+                RolloutFile(path, {"replayed": True, **asked}, {"replayed": True, **judged}).write(replayed)
+            logger.info("using the answers and rewards of %s", source)
             return replayed
-        file = RolloutFile(
-            self._work_dir(context) / name,
-            answers={
-                "state": state_fingerprint(context.model, context.autocast),
-                "config": self._config.model_dump(mode="json", include=SAMPLING_FIELDS),
-                **asked,
-            },
-            rewards={"name": self.reward.name, "config": self.reward.config.model_dump(mode="json"), **judged},
-        )
-        ranks = context.ranks
+        backend = {"name": self.reward.name, "config": self.reward.config.model_dump(mode="json")}
+        file = RolloutFile(path, answers={**facts, **asked}, rewards={**backend, **judged})
         stored = ranks.main_first(file.scored)
         if stored is not None:
-            logger.info("using the answers and rewards of %s", file.path)
+            logger.info("using the answers and rewards of %s", path)
             return stored
         ranks.on_main(file.report_unused)
         answers = ranks.main_first(file.answered)
         if answers is None:
-            with watch.phase("answers"):
-                answers = self._shared(context, prompts)
+            answers = draw()
             ranks.on_main(partial(file.write_answers, answers))
         ranks.on_main(lambda: self.reward.use_folder(context.output_dir))
         with watch.phase("rewards"):

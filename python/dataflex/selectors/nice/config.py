@@ -40,6 +40,11 @@ class NiceConfig(GradientConfig):
         None, description="output_dir or cache_dir of another run: its answers and rewards are used, none is asked for"
     )
     baseline: Baseline = Field("none", description="advantage: the reward itself, minus the others' mean, or scaled")
+    reference_answer: Literal["none", "sample", "fallback"] = Field(
+        "none",
+        description="the reference answer as one more answer of its prompt, scored like any: never, always, or only "
+        "where the sampled ones carry no signal",
+    )
     length_normalize: bool = Field(False, description="mean over an answer's tokens in place of the sum")
     aggregate: Aggregate = Field("mean", description="rule over the evaluation samples")
     on_no_signal: Literal["raise", "reference"] = Field(

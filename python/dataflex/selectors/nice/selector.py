@@ -10,6 +10,10 @@ a training sample's feature is phi_i = P u_i with its Adam-normalised loss gradi
 mean_x cos(phi_i, phi_x). Both sides are gradients of a loss: a step on sample i changes the expected reward's loss by
 -lr <u_i, g_x>, so the largest cosine helps most.
 
+Where most answers earn nothing, the few that do are a noisy estimate: with ``reference_answer: sample`` the reference
+answer is one more answer, scored and weighted like the others. It was not drawn from the policy, so the gradient is no
+longer unbiased; it is what makes a sparse reward usable.
+
 Deviations from the official code: rewards are never dropped silently, a constant reward can be subtracted by a
 baseline, and the sampled tokens are used as they were sampled.
 """
@@ -18,23 +22,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import SelectionError
-from dataflex.gradients.advantages import Baseline, advantages, unit_scale
+from dataflex.gradients.advantages import Baseline
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
-from dataflex.gradients.store import FeatureStore
 from dataflex.projection.projector import Projector
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import reward_facts
 from dataflex.rollouts import Rollout
-from dataflex.rollouts.answers import by_row
 from dataflex.selectors.base import SelectionContext
-from dataflex.selectors.gradient import EVALUATION, GradientSelector, Targets, split_answered
+from dataflex.selectors.gradient import EVALUATION, Directions, GradientSelector, Targets, split_answered
 from dataflex.selectors.nice.answers import Answers
 from dataflex.selectors.nice.config import NiceConfig
+from dataflex.selectors.nice.targets import Halves, weighted
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample
 from dataflex.utils.progress import Stopwatch
@@ -55,6 +59,10 @@ class NiceSelector(GradientSelector[NiceConfig]):
 
     name: ClassVar[str] = "nice"
     Config = NiceConfig
+    more_reliable: ClassVar[str] = (
+        "more evaluation prompts, more answers (mc_samples), a softer reward, or the reference answers among the "
+        "answers (reference_answer: sample)"
+    )
 
     @cached_property
     def answers(self) -> Answers:
@@ -81,6 +89,12 @@ class NiceSelector(GradientSelector[NiceConfig]):
             raise SelectionError(
                 "on_no_signal 'reference' needs reference answers, and no evaluation sample has one",
                 hint="add answers to eval_dataset, or use on_no_signal: raise",
+            )
+        if self.config.reference_answer != "none" and not any(s.reference for s in context.eval_dataset.samples):
+            raise SelectionError(
+                f"reference_answer {self.config.reference_answer!r} needs reference answers, and no evaluation sample "
+                "has one",
+                hint="add answers to eval_dataset, or use reference_answer: none",
             )
         self.answers.check(context)
         if self.config.generation_top_p < 1 or self.config.generation_top_k > 0:
@@ -111,7 +125,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         lengths = [len(prompt.answers) * (len(prompt.prompt_ids) + len(prompt.answers[0])) for prompt in prompts]
         return Plan(
             [answers, self.planned(EVALUATION, gradients, lengths), *super().plan(context).parts],
-            {"reward calls": len(samples) * self.config.mc_samples},
+            {"reward calls": len(samples) * self.config.mc_samples + self._most_references(samples)},
         )
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
@@ -122,34 +136,40 @@ class NiceSelector(GradientSelector[NiceConfig]):
             RewardError: The reward backend failed.
         """
         samples = context.eval_dataset.samples if context.eval_dataset else []
-        rollouts = self.answers.scored(context, samples, watch)
-        prompts = self._weighted_prompts(context, samples, rollouts)
+        sampled = self.answers.scored(context, samples, watch)
+        references = self._references(context, samples, sampled, watch)
+        answers = [[*own, references[row]] if row in references else own for row, own in enumerate(sampled)]
+        prompts = self._weighted_prompts(context, samples, answers)
         with watch.phase(EVALUATION):
-            store, kept = self._evaluation_features(context, projector, prompts)
-            directions, unusual = self.directions(store, kept, self.config.aggregate)
+            found = self._compared(context, projector, prompts)
         report = {
-            "rewards": reward_facts(rollouts),
+            "rewards": reward_facts([answer for own in sampled for answer in own]),
             "reward_backend": {"name": self.answers.reward.name, **self.answers.reward.stats()},
-            "prompts": {"total": len(samples), "with_signal": len(prompts), **unusual},
+            "prompts": {
+                "total": len(samples),
+                "with_signal": len(prompts),
+                "with_reference": len(references),
+                **found.unusual,
+            },
             "target": "policy gradient" if prompts else "reference answers",
-            "left_out": self._left_out(samples, rollouts, prompts, unusual),
+            "left_out": self._left_out(answers, prompts, found.unusual),
         }
-        return Targets(directions, report)
+        if references:
+            report["reference_rewards"] = reward_facts(list(references.values()))
+        return Targets(found.vectors, found.reliability, report)
 
     def _left_out(
         self,
-        samples: Sequence[Sample],
-        rollouts: Sequence[Rollout],
+        answers: Sequence[list[Rollout]],
         prompts: Sequence[WeightedPrompt],
         unusual: Mapping[str, Sequence[str]],
     ) -> dict[str, int]:
         """Prompts and answers that the targets are not made of, by the reason."""
-        rows = by_row(rollouts, [sample.id for sample in samples])
-        unscored = sum(all(rollout.reward is None for rollout in own) for own in rows)
+        unscored = sum(all(answer.reward is None for answer in own) for own in answers)
         return {
-            "answers without a reward": sum(rollout.reward is None for rollout in rollouts),
+            "answers without a reward": sum(answer.reward is None for own in answers for answer in own),
             "prompts without a scored answer": unscored,
-            "prompts without a signal": len(samples) - len(prompts) - unscored,
+            "prompts without a signal": len(answers) - len(prompts) - unscored,
             "prompts with a gradient that is not finite": len(unusual["not_finite"]),
         }
 
@@ -163,39 +183,55 @@ class NiceSelector(GradientSelector[NiceConfig]):
         example = context.eval_dataset[row]
         reference = [label for label in example.labels if label != IGNORE_INDEX][: self.config.max_new_tokens]
         answer = reference or [int(context.tokenizer.pad_token_id)] * self.config.max_new_tokens
-        count = self.config.mc_samples
+        count = self.config.mc_samples + (self.config.reference_answer == "sample" and bool(reference))
         return WeightedPrompt(row, self.answers.prompt_ids(context, example.sample), [answer] * count, [1.0] * count)
 
+    def _most_references(self, samples: Sequence[Sample]) -> int:
+        """How many reference answers may be scored in a round."""
+        return 0 if self.config.reference_answer == "none" else sum(bool(sample.reference) for sample in samples)
+
+    def _references(
+        self, context: SelectionContext, samples: Sequence[Sample], sampled: Sequence[list[Rollout]], watch: Stopwatch
+    ) -> dict[int, Rollout]:
+        """Scored reference answers by row, of the rows where ``reference_answer`` wants one and there is one."""
+        rule = self.config.reference_answer
+        rows = [
+            row
+            for row, sample in enumerate(samples)
+            if rule != "none"
+            and sample.reference
+            and (rule == "sample" or self._weighted(context, row, sample, sampled[row]) is None)
+        ]
+        if not rows:
+            return {}
+        return dict(zip(rows, self.answers.references(context, [samples[row] for row in rows], watch), strict=True))
+
+    def _weighted(
+        self, context: SelectionContext, row: int, sample: Sample, answers: Sequence[Rollout]
+    ) -> WeightedPrompt | None:
+        """A row's prompt with the weights of these answers; None where every advantage is zero."""
+        prompt_ids = self.answers.prompt_ids(context, sample)
+        horizon = len(prompt_ids) + self.config.max_new_tokens
+        prompt = WeightedPrompt(row, prompt_ids, [], [], horizon)
+        return weighted(prompt, answers, self.config.baseline, length_normalize=self.config.length_normalize)
+
     def _weighted_prompts(
-        self, context: SelectionContext, samples: Sequence[Sample], rollouts: Sequence[Rollout]
+        self, context: SelectionContext, samples: Sequence[Sample], answers: Sequence[list[Rollout]]
     ) -> list[WeightedPrompt]:
-        """Prompts whose scored answers have at least one advantage that is not zero."""
-        answers = by_row(rollouts, [sample.id for sample in samples])
-        prompts = []
-        for row, (sample, own) in enumerate(zip(samples, answers, strict=True)):
-            scored = [rollout for rollout in own if rollout.reward is not None]
-            rewards = unit_scale([float(rollout.reward or 0.0) for rollout in scored])
-            weights = unit_scale(advantages(rewards, self.config.baseline))
-            if not any(weights):
-                continue
-            if self.config.length_normalize:
-                weights = [w / len(rollout.token_ids) for w, rollout in zip(weights, scored, strict=True)]
-            token_ids = [rollout.token_ids for rollout in scored]
-            prompt_ids = self.answers.prompt_ids(context, sample)
-            horizon = len(prompt_ids) + self.config.max_new_tokens
-            prompts.append(WeightedPrompt(row, prompt_ids, token_ids, weights, horizon))
+        """Prompts whose scored answers have at least one advantage that is not zero; a reference is answer M + 1."""
+        found = [
+            self._weighted(context, row, sample, own)
+            for row, (sample, own) in enumerate(zip(samples, answers, strict=True))
+        ]
+        prompts = [prompt for prompt in found if prompt is not None]
         if not prompts and self.config.on_no_signal == "raise":
-            raise SelectionError(no_signal_message(samples, rollouts, self.config.baseline), hint=NO_SIGNAL_HINT)
+            raise SelectionError(no_signal_message(samples, answers, self.config.baseline), hint=NO_SIGNAL_HINT)
         return prompts
 
-    def _evaluation_features(
+    def _compared(
         self, context: SelectionContext, projector: Projector, prompts: Sequence[WeightedPrompt]
-    ) -> tuple[FeatureStore, list[Sample]]:
-        """Features of the prompts, or of the reference answers without any (``on_no_signal: reference``).
-
-        Returns:
-            The store and the sample of each of its rows.
-        """
+    ) -> Directions:
+        """Directions of the prompts, or of the reference answers without any (``on_no_signal: reference``)."""
         assert context.eval_dataset is not None
         if not prompts:
             logger.warning(
@@ -203,10 +239,12 @@ class NiceSelector(GradientSelector[NiceConfig]):
                 "answers instead (on_no_signal: reference)",
                 context.step,
             )
-            return self.reference_features(context, projector)
+            store, samples = self.reference_features(context, projector)
+            return self.directions(store.blocks, samples, self.config.aggregate)
+        halves = Halves.of(prompts)
         store = PolicyFeatures(
             context,
-            prompts,
+            halves.prompts,
             projector,
             temperature=self.config.generation_temperature,
             batch_tokens=self.config.feature_batch_tokens,
@@ -216,26 +254,28 @@ class NiceSelector(GradientSelector[NiceConfig]):
             description=EVALUATION,
             dtype=self.config.features_dtype,
         )
-        return store, [context.eval_dataset.samples[prompt.row] for prompt in prompts]
+        samples = [context.eval_dataset.samples[prompt.row] for prompt in prompts]
+        found = self.directions(halves.whole(store), samples, self.config.aggregate)
+        return replace(found, reliability=replace(found.reliability, answers=halves.agreement(store)))
 
 
 NO_SIGNAL_HINT = (
-    "a higher generation_temperature, more mc_samples, an easier evaluation set or another reward; or "
-    "on_no_signal: reference to use the reference answers' gradient in such a round"
+    "reference_answer: sample where the evaluation set has answers, a higher generation_temperature, more mc_samples, "
+    "an easier evaluation set or another reward; or on_no_signal: reference to use the reference answers' gradient in "
+    "such a round"
 )
 
 
-def no_signal_message(samples: Sequence[Sample], rollouts: Sequence[Rollout], baseline: Baseline) -> str:
+def no_signal_message(samples: Sequence[Sample], sampled: Sequence[list[Rollout]], baseline: Baseline) -> str:
     """Says that a round has no signal, with a few answers to look at."""
-    rows = by_row(rollouts, [sample.id for sample in samples])
-    pairs = [(sample, rollout) for sample, own in zip(samples, rows, strict=True) for rollout in own]
+    pairs = [(sample, rollout) for sample, own in zip(samples, sampled, strict=True) for rollout in own]
     answers = [
         f"    {shown(sample.id, 60)}: {(sample.prompt[-1]['content'] if sample.prompt else '')[:60]!r} -> "
         f"{rollout.text[:60]!r} "
         f"reward {'missing' if rollout.reward is None else rollout.reward}"
         for sample, rollout in pairs[:5]
     ]
-    facts = reward_facts(rollouts)
+    facts = reward_facts([rollout for _, rollout in pairs])
     return (
         f"no evaluation prompt carries a signal: {facts['scored']} of {facts['answers']} answers have a reward, "
         f"between {facts['min']} and {facts['max']}, and with baseline {baseline!r} every advantage is zero; "

@@ -1,0 +1,80 @@
+"""NICE's targets: advantages become weighted prompts, and these policy gradients, by halves of their answers.
+
+The halves cost what the whole costs (the same answers, a projected row more a prompt), add up to the prompt's feature,
+and tell how far its answers agree (:mod:`dataflex.gradients.reliability`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dataflex.gradients.advantages import Baseline, advantages, unit_scale
+from dataflex.gradients.policy import WeightedPrompt, halves, rejoined
+from dataflex.gradients.reliability import paired_reliability
+from dataflex.gradients.similarity import Blocks
+from dataflex.gradients.store import FeatureStore
+from dataflex.rollouts import Rollout
+
+PROMPTS_AT_ONCE = 64
+
+
+def weighted(
+    prompt: WeightedPrompt, answers: Sequence[Rollout], baseline: Baseline, *, length_normalize: bool
+) -> WeightedPrompt | None:
+    """A prompt with answers and their weights; None where every advantage is zero.
+
+    Args:
+        prompt: The prompt, without answers.
+        answers: Its answers, those without a reward among them, and the reference if it counts as one.
+        baseline: From rewards to advantages.
+        length_normalize: Divide an answer's weight by its length in tokens.
+    """
+    scored = [answer for answer in answers if answer.reward is not None]
+    rewards = unit_scale([float(answer.reward or 0.0) for answer in scored])
+    weights = unit_scale(advantages(rewards, baseline))
+    if not any(weights):
+        return None
+    if length_normalize:
+        weights = [weight / len(answer.token_ids) for weight, answer in zip(weights, scored, strict=True)]
+    return replace(prompt, answers=[answer.token_ids for answer in scored], weights=weights)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Prompts whose gradients are made by halves of their answers.
+
+    Attributes:
+        prompts: The halves, prompt after prompt.
+        factors: Per prompt the factors of its halves.
+    """
+
+    prompts: list[WeightedPrompt]
+    factors: list[list[float]]
+
+    @classmethod
+    def of(cls, prompts: Sequence[WeightedPrompt]) -> Halves:
+        """Split the answers of every prompt."""
+        parts = [halves(prompt) for prompt in prompts]
+        return cls([half for part in parts for half, _ in part], [[factor for _, factor in part] for part in parts])
+
+    def whole(self, store: FeatureStore) -> Callable[[], Blocks]:
+        """Streams the prompts' own features ``(rows, k)`` float64 from those of the halves in ``store``."""
+
+        def blocks() -> Iterator[tuple[int, Tensor]]:
+            gathered: list[Tensor] = []
+            start = 0
+            for number, feature, _ in rejoined(store.blocks(), self.factors):
+                gathered.append(feature)
+                if len(gathered) == PROMPTS_AT_ONCE or number + 1 == len(self.factors):
+                    yield start, torch.stack(gathered)
+                    start, gathered = number + 1, []
+
+        return blocks
+
+    def agreement(self, store: FeatureStore) -> float | None:
+        """Cosine between the mean directions of the two halves; None if no prompt has two."""
+        return paired_reliability(rows for _, _, rows in rejoined(store.blocks(), self.factors) if len(rows) == 2)
