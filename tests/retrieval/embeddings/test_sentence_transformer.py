@@ -71,6 +71,13 @@ def test_vectors_are_those_of_the_model_whatever_the_batch(encoder: SentenceTran
         np.testing.assert_allclose(vector, mean_pooled(folder, text), atol=1e-5)
 
 
+def test_what_the_model_sees_is_counted_with_its_own_tokenizer(encoder: SentenceTransformerEncoder) -> None:
+    found = encoder.coverage(["word " * 2000, "word"])
+    assert found.max_length is not None
+    assert (found.texts, found.cut) == (2, 1)
+    assert found.tokens >= 2001
+
+
 def test_bf16_is_close_and_comes_out_as_float32(encoder: SentenceTransformerEncoder, folder: Path) -> None:
     half = SentenceTransformerEncoder(str(folder), devices=["cpu"], precision="bf16")
     vectors = half.encode(TEXTS)

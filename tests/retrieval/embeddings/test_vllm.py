@@ -15,6 +15,7 @@ from dataflex.config import load_near_config
 from dataflex.errors import ModelError
 from dataflex.retrieval.embeddings.encoders import open_encoder
 from dataflex.retrieval.embeddings.vllm import VllmEncoder
+from dataflex.testing import tiny_tokenizer
 
 
 class FakeVllm:
@@ -48,6 +49,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
             state.engines.append({"model": model, "dtype": dtype, "seqs": max_num_seqs, "trust": trust_remote_code})
             core = SimpleNamespace(shutdown=lambda: setattr(state, "shutdowns", state.shutdowns + 1))
             self.llm_engine = SimpleNamespace(engine_core=core)
+            self.model_config = SimpleNamespace(max_model_len=8)
+
+        def get_tokenizer(self) -> Any:
+            return tiny_tokenizer()
 
         def embed(self, prompts: list[str], *, use_tqdm: bool, tokenization_kwargs: dict[str, Any]) -> list[Any]:
             if state.fails_at == "embed":
@@ -148,3 +153,9 @@ def test_the_real_engine_gives_the_vectors_of_sentence_transformers() -> None:
         engine.close()
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.999
+
+
+@pytest.mark.usefixtures("fake")
+def test_texts_beyond_the_engine_s_length_are_counted() -> None:
+    found = VllmEncoder("m").coverage(["short", "one two three four five six seven eight nine ten"])
+    assert (found.texts, found.cut, found.max_length) == (2, 1, 8)
