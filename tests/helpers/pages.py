@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 from helpers.scripts import ROOT
 
-ELSEWHERE = {"docs/plugins.md": "tests/docs/test_plugins_page.py"}
+ELSEWHERE = {
+    "docs/getting-started.md": "tests/docs/test_getting_started.py",
+    "docs/plugins.md": "tests/docs/test_plugins_page.py",
+}
 """Pages that a test of their own follows to the letter."""
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[^`\s]*)(?P<rest>[^`]*)$")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,21 @@ def eval_rows() -> list[dict[str, Any]]:
     return [row_of(sample) for sample in tiny_samples(4, seed=9)]
 
 
-def taught_model(likely: float = 0.5) -> LlamaForCausalLM:
-    """A tiny model that gives the references of :func:`eval_rows` with a probability of about ``likely`` each."""
+def taught_model(likely: float = 0.5, samples: Sequence[Sample] | None = None, steps: int = 300) -> LlamaForCausalLM:
+    """A tiny model that gives the references of some samples with a probability of about ``likely`` each.
+
+    Args:
+        likely: That probability; what is reached after ``steps`` may be less.
+        samples: The samples; None: those of :func:`eval_rows`.
+        steps: Most optimizer steps.
+    """
     model = tiny_model(max_position_embeddings=2048)
     template = ChatTemplate.load("chatml", tiny_tokenizer())
-    dataset = tokenize(tiny_samples(4, seed=9), template, 128, progress=False)
+    dataset = tokenize(tiny_samples(4, seed=9) if samples is None else samples, template, 128, progress=False)
     batch = collate(list(dataset), 2)
     answer_tokens = dataset.report.label_tokens / len(dataset)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(300):
+    for _ in range(steps):
         loss = mean_losses(model, batch).mean()  # nats a token
         if float(loss.detach()) * answer_tokens < -np.log(likely):
             break

@@ -40,14 +40,14 @@ def test_arguments_of_transformers_give_the_run_that_ours_give(tmp_path, caplog)
     values = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "lr_scheduler_type": "linear", "seed": 5}
     with caplog.at_level(logging.WARNING):
         first = trainer(
-            theirs(tmp_path / "a", logging_steps=1, save_steps=50, report_to="none", warmup_steps=2, **values),
+            theirs(tmp_path / "a", logging_steps=1, report_to="none", warmup_steps=2, **values),
             selector=RandomSelector(),
         )
         results = first.train()
-    own = TrainingArguments(output_dir=tmp_path / "b", logging_steps=1, save_steps=50, warmup_steps=2, **values)
+    own = TrainingArguments(output_dir=tmp_path / "b", logging_steps=1, warmup_steps=2, **values)
     assert results["train_loss"] == trainer(own, selector=RandomSelector()).train()["train_loss"]
     assert (first.total_steps, first.args.lr_scheduler_type, first.args.warmup_steps) == (3, "linear", 2)
-    assert "do not act here" not in caplog.text
+    assert caplog.text == ""
     assert torch.isfinite(torch.tensor(results["train_loss"]))
 
 

@@ -18,15 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-from pydantic import ValidationError
-
 from dataflex.config.document import Document, KeyPath, parse_yaml
 from dataflex.config.fields import RunFields
 from dataflex.config.origin import closest_place
 from dataflex.config.paths import absolute_if_found, candidates, read_text, resolve_path
-from dataflex.errors import ConfigError, DataflexError, PluginError
+from dataflex.errors import ConfigError, PluginError
 from dataflex.plugins.registry import registry
-from dataflex.utils.messages import LITERAL_SECRET, explain, literal_secrets, nearest, shown
+from dataflex.utils.messages import LITERAL_SECRET, literal_secrets, nearest, shown
 
 DOCUMENTED_FILE = ("dataflex", "configs", "components.yaml")
 """How the path of the file ends in DataFlex's documentation (``src/dataflex/configs/components.yaml``), and in the
@@ -141,15 +139,39 @@ def validate_component(spec: ComponentSpec) -> type[Any]:
         PluginError: The selector cannot be imported.
     """
     selector = registry().get("selector", spec.name)
-    try:
-        selector.Config.model_validate(dict(spec.params))
-    except ValidationError as error:
-        known = selector.Config.model_fields
-        texts = [(explain(problem, known), problem["loc"]) for problem in error.errors()]
-        raise ConfigError([spec.at(f"{text}{_also_sought(spec, path)}", path) for text, path in texts]) from error
-    except DataflexError as error:
-        raise ConfigError(spec.at(error.message), hint=error.hint) from error
+    problems = selector.Config.find_problems(spec.params)
+    if problems:
+        raise ConfigError([spec.at(f"{text}{_also_sought(spec, path)}", path) for path, text in problems])
     return selector
+
+
+def idle_parameters(config: RunFields) -> list[str]:
+    """Parameters of the run itself (not of a components file) that have no effect because of others, with the reason.
+
+    Nothing is said of parameters that are not valid: whoever builds the component says that.
+    """
+    try:
+        spec = resolve_component(config)
+        model = validate_component(spec).Config.model_validate(dict(spec.params))
+    except (ConfigError, PluginError):
+        return []
+    packaged = _read_entries(packaged_file()).get(spec.name)
+    fields = type(model).model_fields
+    defaults: list[Mapping[str, Any]] = [packaged.params] if packaged else []
+    defaults.append({name: info.get_default(call_default_factory=True) for name, info in fields.items()})
+    own = config.component_params
+    return [
+        spec.at(f"component_params.{_dotted(path)}: {text}", path)
+        for path, text in model.find_idle()
+        if (value := _below(own, path)) is not None and all(value != _below(known, path) for known in defaults)
+    ]
+
+
+def _below(params: Any, path: KeyPath) -> Any:
+    """What a path leads to; None if it leads nowhere."""
+    for part in path:
+        params = params.get(part) if isinstance(params, Mapping) else None
+    return params
 
 
 def _also_sought(spec: ComponentSpec, path: KeyPath) -> str:

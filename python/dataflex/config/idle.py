@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
+
+from pydantic import BaseModel
 
 from dataflex.config.checks import Problem, planned_evaluations, planned_steps
 from dataflex.config.fields import RunFields
@@ -13,11 +15,18 @@ from dataflex.config.values import LOSS
 _SELECTION_KEYS = (
     "component_name",
     "component_params",
+    "components_cfg_file",
     "warmup_step",
     "update_step",
     "update_times",
     "selection_repeats",
 )
+_NEW_ADAPTER_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
+_FOLLOWS: dict[str, Callable[[Any], Any]] = {
+    "eval_steps": lambda settings: settings.logging_steps,
+    "lora_alpha": lambda settings: 2 * settings.lora_rank,
+}
+"""Defaults that follow from another key."""
 _SWANLAB_KEYS = tuple(key for key in RunFields.model_fields if key.startswith("swanlab_"))
 
 
@@ -60,7 +69,19 @@ def find_warnings(config: RunFields) -> list[Problem]:
         text = f"the run ends before its first selection: {steps} steps, of which {config.warmup_step} warm up"
         found.append(("warmup_step", text))
     evaluations = planned_evaluations(config) or 0
-    return [*found, *step_warnings(config, steps, evaluations, selects=selects)]
+    on_the_way = step_warnings(config, steps, evaluations, selects=selects)
+    return [*found, *((key, text) for key, text in on_the_way if is_written(config, key))]
+
+
+def is_written(settings: BaseModel, key: str) -> bool:
+    """Whether somebody gave a key a value of its own: nobody is warned about a default.
+
+    A resolved configuration spells out the defaults, too, which is why a value that equals one does not count.
+    """
+    default = type(settings).model_fields[key].get_default(call_default_factory=True)
+    if default is None and key in _FOLLOWS:
+        default = _FOLLOWS[key](settings)
+    return key in settings.model_fields_set and getattr(settings, key) != default
 
 
 def step_warnings(settings: StepSettings, steps: int, evaluations: int, *, selects: bool) -> Iterator[Problem]:
@@ -107,29 +128,28 @@ def _warn_metric(config: RunFields) -> Iterator[Problem]:
         yield "greater_is_better", f"false with {best} takes the model with the worst answers for the best"
     if config.eval_metric is not None and config.eval_strategy == "no":
         yield "eval_metric", "has no effect on training with eval_strategy no"
-    if config.eval_metric is None and _changed(config, "eval_max_new_tokens"):
+    if config.eval_metric is None and is_written(config, "eval_max_new_tokens"):
         yield "eval_max_new_tokens", "has no effect without eval_metric"
-
-
-def _changed(config: RunFields, key: str) -> bool:
-    """Whether a key was given a value of its own: a resolved configuration spells out the defaults too."""
-    default = config.logging_steps if key == "eval_steps" else RunFields.model_fields[key].default
-    return key in config.model_fields_set and getattr(config, key) != default
 
 
 def _warn_idle(config: RunFields) -> Iterator[Problem]:
     if config.train_type == "static":
-        for key in filter(partial(_changed, config), _SELECTION_KEYS):
+        for key in filter(partial(is_written, config), _SELECTION_KEYS):
             yield key, "has no effect with train_type static"
-    if config.eval_strategy != "steps" and _changed(config, "eval_steps"):
+    if config.eval_strategy != "steps" and is_written(config, "eval_steps"):
         yield "eval_steps", f"has no effect with eval_strategy {config.eval_strategy}"
+    if config.adapter_name_or_path is not None:
+        for key in filter(partial(is_written, config), _NEW_ADAPTER_KEYS):
+            yield key, "has no effect beside adapter_name_or_path: the adapter keeps the settings that it was made with"
+    if config.eval_strategy == "no" and is_written(config, "per_device_eval_batch_size"):
+        yield "per_device_eval_batch_size", "has no effect with eval_strategy no"
     if config.lr_scheduler_type == "constant" and config.warmup_ratio > 0:
         yield "warmup_ratio", "has no effect with lr_scheduler_type constant (constant_with_warmup has one)"
 
 
 def _warn_trackers(config: RunFields) -> Iterator[Problem]:
     if not (config.use_swanlab or "swanlab" in config.report_to):
-        for key in filter(partial(_changed, config), _SWANLAB_KEYS):
+        for key in filter(partial(is_written, config), _SWANLAB_KEYS):
             yield key, "has no effect: swanlab is not in report_to and use_swanlab is false"
         if not config.report_to and config.run_name is not None:
             yield "run_name", "has no effect: report_to names no tracker"

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dataflex.errors import ConfigError
-from dataflex.utils.messages import explain_all
+from dataflex.errors import ConfigError, DataflexError
+from dataflex.utils.messages import Path, explain_all
 
 
 class ComponentConfig(BaseModel):
     """Base of the parameters of every component: unknown keys are errors, defaults are validated."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, arbitrary_types_allowed=True)
+
+    @classmethod
+    def find_problems(cls, params: Mapping[str, Any]) -> list[tuple[Path, str]]:
+        """Where each wrong value of some parameters lies, and what is wrong with it: all at once.
+
+        Args:
+            params: The parameters before they are validated.
+        """
+        nested = cls.find_nested_problems(params)
+        try:
+            cls.model_validate(dict(params))
+        except ValidationError as error:
+            return [*explain_all(error, cls), *nested]
+        except DataflexError as error:
+            return nested or [((), one_line(error))]
+        return nested
+
+    @classmethod
+    def find_nested_problems(cls, params: Mapping[str, Any]) -> list[tuple[Path, str]]:
+        """The same for parameters of what a parameter names (a backend), which this model does not know itself.
+
+        Args:
+            params: The parameters before they are validated; nothing about them may be taken for granted.
+        """
+        del params
+        return []
+
+    def find_idle(self) -> list[tuple[Path, str]]:
+        """Parameters that have no effect because of others: where they lie, and why."""
+        return []
 
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
@@ -40,13 +71,20 @@ class Configurable(Generic[ConfigT]):
         """
         try:
             self.config = self.Config(**params)
-        except ValidationError as error:
-            raise ConfigError([f"{self.name}: {line}" for line in validation_lines(error, self.Config)]) from error
+        except (ValidationError, DataflexError) as error:
+            problems = self.Config.find_problems(params)
+            raise ConfigError([f"{self.name}: {text}" for _, text in problems] or one_line(error)) from error
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> Self:
         """Build the component from its mapping in a configuration file."""
         return cls(**params)
+
+
+def one_line(error: Exception) -> str:
+    """An error's message, with its hint in brackets."""
+    text, hint = (error.message, error.hint) if isinstance(error, DataflexError) else (str(error), None)
+    return f"{text} ({hint})" if hint else text
 
 
 def validation_lines(error: ValidationError, model: type[BaseModel]) -> list[str]:

@@ -42,6 +42,7 @@ from dataflex.projection.projector import AdamMoments, AdamVariant, Projector
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample, group_names
+from dataflex.utils.messages import Path as KeyPath
 from dataflex.utils.progress import Stopwatch
 from dataflex.utils.shown import listed
 
@@ -66,6 +67,10 @@ class GradientConfig(SelectorConfig):
     features_dtype: FeatureDtype = Field("float32", description="type of the features on disk; 16 bits halve them")
     keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
     task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")
+
+    def find_idle(self) -> list[tuple[KeyPath, str]]:
+        """What concerns Adam's normalisation, where there is none."""
+        return [(("adam_variant",), "has no effect with gradient_type sgd")] if self.gradient_type == "sgd" else []
 
 
 GradientConfigT = TypeVar("GradientConfigT", bound=GradientConfig)

@@ -121,8 +121,8 @@ HARMLESS_NAMES = (
 """Arguments (and beginnings of names) that change how transformers' loop works, not what a step computes."""
 
 
-def from_transformers(args: TransformersArguments, *, scheduled: bool) -> dict[str, Any]:
-    """The values of :class:`dataflex.TrainingArguments` that say the same.
+def from_transformers(args: TransformersArguments, *, scheduled: bool) -> tuple[dict[str, Any], set[str]]:
+    """The values of :class:`dataflex.TrainingArguments` that say the same, and the names that somebody wrote.
 
     Args:
         args: transformers' arguments, or those of a subclass.
@@ -143,7 +143,7 @@ def from_transformers(args: TransformersArguments, *, scheduled: bool) -> dict[s
     if idle:
         said = "; ".join(f"{name} ({ADVICE[name]})" if name in ADVICE else name for name in idle)
         logger.warning("arguments of transformers that do not act here: %s", said)
-    return _taken(_values(args), scheduled=scheduled)
+    return _taken(_values(args), scheduled=scheduled), {RENAMED.get(name, name) for name in changed}
 
 
 def _taken(values: dict[str, Any], *, scheduled: bool) -> dict[str, Any]:

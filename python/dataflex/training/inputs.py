@@ -126,7 +126,10 @@ def as_arguments(args: Any, *, scheduled: bool) -> TrainingArguments:
     if isinstance(args, TrainingArguments):
         return args
     if isinstance(args, TransformersArguments):
-        return TrainingArguments(**from_transformers(args, scheduled=scheduled))
+        values, written = from_transformers(args, scheduled=scheduled)
+        made = TrainingArguments(**values)
+        made.model_fields_set.intersection_update(written)  # nobody is warned about their defaults
+        return made
     if isinstance(args, Mapping):
         return TrainingArguments(**args)
     raise ConfigError(

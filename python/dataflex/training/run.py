@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dataflex.config import RunConfig, load_config, validate_component
+from dataflex.config.idle import is_written
 from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
@@ -73,6 +74,8 @@ def train_from_config(config: RunConfig) -> dict[str, Any]:
     )
     if config.planned_steps is None:
         for key, text in trainer.idle_settings():
+            if not is_written(config, key):
+                continue
             _warn(config.origin.about(key, text))
     trainer.run_config = config.to_yaml()
     return trainer.train()

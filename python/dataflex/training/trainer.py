@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dataflex.config.idle import is_written
 from dataflex.errors import TrainingError
 from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
@@ -137,7 +138,8 @@ class Trainer:
         set_seed(self.args.seed + self.ranks.index)
         if self.run_config is None and self.ranks.is_main:  # a configuration has been warned about already
             for key, text in self.idle_settings():
-                logger.warning("%s: %s", key, text)
+                if is_written(self.args, key):
+                    logger.warning("%s: %s", key, text)
         if self.selector is not None:
             largest = min(preflight.longest_selection(self.phases) * self.global_batch, len(self.train_dataset))
             self.selector.check(self._context(self.optimizer, num_samples=largest, round_number=0))

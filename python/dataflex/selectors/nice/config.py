@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import pathlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,8 +12,10 @@ from dataflex.gradients.advantages import Baseline
 from dataflex.gradients.similarity import Aggregate
 from dataflex.rewards import resolve_reward
 from dataflex.rewards.base import RewardBackend
+from dataflex.rewards.problems import reward_problems
 from dataflex.rollouts.vllm import VllmRolloutConfig
 from dataflex.selectors.gradient import GradientConfig
+from dataflex.utils.messages import Path
 
 
 class NiceConfig(GradientConfig):
@@ -36,7 +39,7 @@ class NiceConfig(GradientConfig):
     rollout_backend_params: VllmRolloutConfig = Field(
         default_factory=VllmRolloutConfig, description="parameters of rollout_backend: vllm"
     )
-    replay_rewards: Path | None = Field(
+    replay_rewards: pathlib.Path | None = Field(
         None, description="output_dir or cache_dir of another run: its answers and rewards are used, none is asked for"
     )
     baseline: Baseline = Field("none", description="advantage: the reward itself, minus the others' mean, or scaled")
@@ -53,10 +56,31 @@ class NiceConfig(GradientConfig):
 
     @field_validator("replay_rewards")
     @classmethod
-    def _replay_exists(cls, value: Path | None) -> Path | None:
+    def _replay_exists(cls, value: pathlib.Path | None) -> pathlib.Path | None:
         if value is not None and not value.is_dir():
             raise ValueError(f"there is no folder {value.absolute()}: name another run's output_dir or cache_dir")
         return value
+
+    @classmethod
+    def find_nested_problems(cls, params: Mapping[str, Any]) -> list[tuple[Path, str]]:
+        """Problems of the reward backend's parameters."""
+        return reward_problems(params, str(cls.model_fields["reward_model_backend"].default))
+
+    def find_idle(self) -> list[tuple[Path, str]]:
+        """Parameters of what is not used: other backends, an engine that does not draw the answers."""
+        found = super().find_idle()
+        named = self.reward or self.reward_model_backend
+        used = named if isinstance(named, str) else None
+        if self.reward:
+            found.append((("reward_model_backend",), "has no effect beside reward, which goes before it"))
+        found += [
+            (("reward_backend_params", name), f"has no effect: the reward is {used or 'the one of the key reward'}")
+            for name in self.reward_backend_params
+            if name != used
+        ]
+        if self.rollout_backend == "hf":
+            found.append((("rollout_backend_params",), "has no effect with rollout_backend hf"))
+        return found
 
     @model_validator(mode="after")
     def _reward_fits(self) -> NiceConfig:
