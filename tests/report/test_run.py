@@ -272,6 +272,7 @@ def test_whatever_a_selector_reports_can_be_shown(tmp_path):
         "left_out": [1, 2],
         "x": {"y": [{"z": 1}], "nothing": None, "yes": True},
         "n": [1.5, 2],
+        "ids": [],
     }
     selection = Selection(np.arange(2), np.full(4, np.nan), "x", 1, 1, report)
     write_selection(tmp_path / "selections" / "step-1.parquet", selection, tiny_dataset(4), "task")
@@ -279,7 +280,7 @@ def test_whatever_a_selector_reports_can_be_shown(tmp_path):
     write_json(tmp_path / "all_results.json", {"seconds": {"a": "b"}, "data": [1], "eval_loss": None})
     print_report(tmp_path)
     facts = {name: row["value"] for name, row in sheet(tmp_path, "what the selector says").items()}
-    assert facts == {"x.y": "1 entries", "x.nothing": "-", "x.yes": "yes", "n": "1.5, 2"}
+    assert facts == {"x.y": "1 entries", "x.nothing": "-", "x.yes": "yes", "n": "1.5, 2", "ids": "none"}
 
 
 HOSTILE = ["[/]", "[red]x[/red]", ":smile:", "\x1b[2J", "\x9b31m", "\u202egpj", "a\nb", "<b>&", "x" * 500]

@@ -48,7 +48,7 @@ def fake(monkeypatch):
             self.llm_engine = SimpleNamespace(engine_core=core)
 
         @torch.no_grad()
-        def generate(self, prompts, params, lora_request):
+        def generate(self, prompts, params, use_tqdm, lora_request):
             state.loras.append(lora_request)
             state.params += [vars(given) for given in params]
             base = AutoModelForCausalLM.from_pretrained(self.path)

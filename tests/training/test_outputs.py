@@ -47,18 +47,23 @@ def test_ranks_must_agree():
 
 def test_statistics_of_a_selection():
     found = selection([3, 1], scores=[0.0, 0.5, -np.inf, 1.0], seconds={"training gradients": 1.23456})
-    assert selection_statistics(found, [1, 0]) == {
+    assert selection_statistics(found, [1, 0], 2.34567) == {
         "selection_round": 2,
         "selected": 2,
         "selection_mean_score": 0.75,
         "selection_mean_score_of_all": 0.5,
         "selection_overlap": 0.5,
         "selection_seconds/training_gradients": 1.235,
+        "selection_seconds/total": 2.346,
     }
 
 
 def test_statistics_without_scores_and_before_the_second_selection():
-    assert selection_statistics(selection([3, 1]), []) == {"selection_round": 2, "selected": 2}
+    assert selection_statistics(selection([3, 1]), [], 1.0) == {
+        "selection_round": 2,
+        "selected": 2,
+        "selection_seconds/total": 1.0,
+    }
 
 
 def test_the_model_card_shows_every_fact_as_text(tmp_path):

@@ -31,6 +31,7 @@ from dataflex.cli.version import version
 from dataflex.errors import ConfigError, DataflexError, PluginError
 from dataflex.plugins.installed import may_have_plugins
 from dataflex.utils.console import echo
+from dataflex.utils.progress import bars
 from dataflex.utils.shown import one_record
 
 logger = logging.getLogger("dataflex")
@@ -83,7 +84,20 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        echo(one_record(f"{level}{self.format(record)}"), err=True)
+        with _above_bars():
+            echo(one_record(f"{level}{self.format(record)}"), err=True)
+
+
+@contextmanager
+def _above_bars() -> Iterator[None]:
+    """What is printed in the block stands above the bars that are being drawn, not in the midst of one."""
+    if "tqdm" not in sys.modules:
+        yield
+        return
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stderr):
+        yield
 
 
 @contextmanager
@@ -113,14 +127,15 @@ def _print_error(error: DataflexError) -> None:
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
-@click.option("-v", "--verbose", is_flag=True, help="Log details.")
-@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
+@click.option("-v", "--verbose", is_flag=True, help="Log details: every step, checkpoint and phase.")
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only, no bars.")
 @click.pass_context
 def cli(ctx: click.Context, traceback: bool, verbose: bool, quiet: bool) -> None:
     """Choose the data that a language model is fine-tuned on, while it is being fine-tuned."""
     del traceback  # read by the group when a command fails
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet exclude each other")
+    ctx.with_resource(bars(wanted=not quiet))
     ctx.with_resource(_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from dataflex.cli.run_file import run_file
-from dataflex.utils.console import echo
+from dataflex.utils.console import say
 
 
 @click.command(name="export")
@@ -24,4 +24,4 @@ def export_model(config: str, overrides: tuple[str, ...]) -> None:
     done = export(run)
     difference = done["largest_logit_difference"]
     checked = "" if difference is None else f"; largest difference of a logit from base and adapter: {difference:.2g}"
-    echo(f"{done['export_dir']}: {done['dtype']}, {len(done['files'])} files{checked}")
+    say(f"{done['export_dir']}: {done['dtype']}, {len(done['files'])} files{checked}")

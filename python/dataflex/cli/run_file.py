@@ -19,6 +19,12 @@ def run_file(function: Function) -> Function:
     return click.argument("config")(overrides(function))
 
 
+def root_options() -> list[str]:
+    """The options before the command (``--verbose``), for processes that carry it on."""
+    given = click.get_current_context().find_root().params
+    return [f"--{name}" for name in ("traceback", "verbose", "quiet") if given.get(name)]
+
+
 def load_run(config: str, overrides: tuple[str, ...]) -> RunConfig:
     """Load the file with its overrides, the parameters of its component checked."""
     from dataflex.config import load_config

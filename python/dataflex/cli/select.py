@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dataflex.cli.run_file import load_run, run_file
-from dataflex.utils.console import echo
+from dataflex.utils.console import echo, say
 
 logger = logging.getLogger("dataflex")
 
@@ -71,4 +71,4 @@ def select(
     elif output is not None:
         chosen = select_from_config(run, output, num_samples=num, checkpoint=checkpoint, overwrite=overwrite)
         if is_main_process():
-            echo(f"{len(chosen.indices):,} of {len(chosen.samples):,} rows are in {output}")
+            say(f"{len(chosen.indices):,} of {len(chosen.samples):,} rows are in {output}")

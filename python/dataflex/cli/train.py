@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from dataflex.cli.run_file import load_run, run_file
+from dataflex.cli.run_file import load_run, root_options, run_file
 
 logger = logging.getLogger("dataflex")
 
@@ -36,7 +36,7 @@ def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -
     if replay_rewards is not None:
         overrides = (*overrides, f"component_params.replay_rewards={json.dumps(replay_rewards)}")
     run = load_run(config, overrides)
-    command = torchrun_command(["train", config, *overrides])
+    command = torchrun_command([*root_options(), "train", config, *overrides])
     if command is not None:
         os.execv(command[0], command)
     if not is_main_process():
@@ -44,7 +44,7 @@ def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -
     from dataflex.training.run import train_from_config
 
     train_from_config(run)
-    if is_main_process():
+    if is_main_process() and logger.isEnabledFor(logging.INFO):  # with --quiet, report.html has it
         from dataflex.report.run import print_report
 
         print_report(Path(run.output_dir))

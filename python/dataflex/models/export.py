@@ -20,6 +20,7 @@ from dataflex.errors import ModelError
 from dataflex.models.adapters import load_adapter
 from dataflex.models.model import base_model, load_model, load_tokenizer
 from dataflex.utils.files import atomic_directory
+from dataflex.utils.progress import library_bars
 from dataflex.utils.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def merge(model: PreTrainedModel, adapter: str) -> tuple[PreTrainedModel, float]
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, config: ExportConfig) -> None:
     """Weights in shards of at most ``export_size`` GB, generation config, tokenizer with its template, model card."""
-    with atomic_directory(target) as staged:
+    with atomic_directory(target) as staged, library_bars():
         model.save_pretrained(staged, max_shard_size=f"{config.export_size}GB")
         tokenizer.save_pretrained(staged)
         base = shown(config.model_name_or_path, target="markdown")

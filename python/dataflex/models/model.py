@@ -24,6 +24,7 @@ from dataflex.models.weights import compare_shapes, require_safetensors
 from dataflex.types import Autocast
 from dataflex.utils.files import atomic_directory, fsync
 from dataflex.utils.foreign import foreign, model_errors
+from dataflex.utils.progress import library_bars
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,7 +55,7 @@ def load_model(
     """
     outline_model(name_or_path, trust_remote_code=trust_remote_code)  # before weights of other shapes take memory
     dtype = "auto" if precision is None else DTYPES[precision]
-    with loading("model", name_or_path):
+    with loading("model", name_or_path), library_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             dtype=dtype,
@@ -161,7 +162,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     Other files of the directory stay.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(directory / ".model") as staged:
+    with atomic_directory(directory / ".model") as staged, library_bars():
         cast(PreTrainedModel, model).save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         (staged / "README.md").unlink(missing_ok=True)

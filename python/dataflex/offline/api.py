@@ -22,7 +22,9 @@ from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.selectors.less import LessSelector
 from dataflex.training.inputs import as_dataset, as_selector, as_template, as_tokenizer, check_model
 from dataflex.training.outputs import check_agreement, check_selection
+from dataflex.training.story import log_selection
 from dataflex.utils.aliases import also_called
+from dataflex.utils.progress import Stopwatch
 
 
 @also_called(tokenizer="processing_class")
@@ -151,6 +153,8 @@ def less_static(
     with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
         selection = score_checkpoints(selector, context, [Path(path) for path in checkpoints], learning_rates)
         check_agreement(selection, context.ranks)
+        if context.ranks.is_main:
+            log_selection(selection, len(context.train_dataset), (), sum(selection.report["seconds"].values()))
         return _finish(selection, context, train_dataset, dataset_dir)
 
 
@@ -175,10 +179,13 @@ def checked_context(
 
 def run_selector(selector: Selector[Any], context: SelectionContext, checkpoint: str | Path | None) -> Selection:
     """One checked selection; errors as :func:`checked_context`, and whatever the selector raises."""
-    with checked_context(selector, context, checkpoint) as current:
+    watch = Stopwatch()
+    with checked_context(selector, context, checkpoint) as current, watch.phase("selection"):
         selection = selector.select(current)
     check_selection(selection, len(context.train_dataset), context.num_samples)
     check_agreement(selection, context.ranks)
+    if context.ranks.is_main:
+        log_selection(selection, len(context.train_dataset), (), watch.seconds["selection"])
     return selection
 
 

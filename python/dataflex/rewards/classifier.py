@@ -29,7 +29,7 @@ from dataflex.models.weights import require_safetensors
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
 from dataflex.types import RewardRequest
 from dataflex.utils.foreign import foreign, model_errors
-from dataflex.utils.progress import progress_bar
+from dataflex.utils.progress import library_bars, progress_bar
 
 Head = Literal["sigmoid", "softmax", "none"]
 
@@ -179,7 +179,7 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
 
         config = self.config
         what = f"the reward model {config.model_name_or_path!r} cannot be loaded"
-        with foreign(RewardError, what, model_errors()):
+        with foreign(RewardError, what, model_errors()), library_bars():
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
                 config.model_name_or_path,
                 dtype=DTYPES[config.precision],

@@ -17,6 +17,7 @@ from dataflex.errors import RewardError
 from dataflex.rewards.base import Failure, RewardBackend, settle
 from dataflex.rewards.judge import REMINDER, SCORE_PATTERN, JudgeConfig, JudgePrompt, parse_score
 from dataflex.types import RewardRequest
+from dataflex.utils.progress import bars_shown
 from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class LocalVllmReward(RewardBackend[VllmJudgeConfig]):
         )
         conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
         try:
-            outputs = engine.chat(conversations, sampling, use_tqdm=True, chat_template=self._chat_template())
+            outputs = engine.chat(conversations, sampling, use_tqdm=bars_shown(), chat_template=self._chat_template())
         except Exception as error:
             raise RewardError(f"vLLM failed on {len(prompts)} prompts: {type(error).__name__}: {error}") from error
         replies = [output.outputs[0] for output in outputs]

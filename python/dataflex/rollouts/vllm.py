@@ -33,6 +33,7 @@ from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rol
 from dataflex.rollouts.comparison import compare_answers
 from dataflex.types import Autocast
 from dataflex.utils.files import atomic_directory
+from dataflex.utils.progress import bars_shown
 from dataflex.utils.vllm_engine import import_vllm, start_engine, stop_engine
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -189,6 +190,7 @@ class VllmSampler:
                 engine.generate(
                     [{"prompt_token_ids": prompt.token_ids} for prompt in prompts],
                     params,
+                    use_tqdm=bars_shown(),
                     lora_request=LoRARequest(f"round-{self._rounds}", self._rounds, str(adapter.resolve())),
                 )
             )

@@ -28,6 +28,7 @@ from dataflex.models.model import trainable_parameters
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_directory, remove_folder
 from dataflex.utils.foreign import JSON, foreign
+from dataflex.utils.progress import library_bars
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def save_checkpoint(
         generators: :func:`random_states`; None for a model that cannot be resumed from.
         step: Noted in the manifest, for :func:`noted_step`.
     """
-    with atomic_directory(directory) as staged:
+    with atomic_directory(directory) as staged, library_bars():
         cast(PreTrainedModel, model).save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         if optimizer is not None:

@@ -141,6 +141,8 @@ class Checkpointer:
             checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit, directory)
 
         self.ranks.on_main(write)
+        if self.ranks.is_main:
+            logger.debug("saved %s", directory)
         self.current = directory.resolve()
 
     def save_best(self, step: int) -> None:

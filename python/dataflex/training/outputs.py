@@ -53,17 +53,18 @@ def check_agreement(selection: Selection, ranks: Ranks) -> None:
         )
 
 
-def selection_statistics(selection: Selection, previous: Sequence[int]) -> dict[str, float | int]:
+def selection_statistics(selection: Selection, previous: Sequence[int], total: float) -> dict[str, float | int]:
     """Numbers about a selection for logs and trackers.
 
     Args:
         selection: The new selection.
         previous: Positions that the last one chose; empty before the first.
+        total: Seconds that the selection took.
 
     Returns:
         ``selection_round``, ``selected``; where the method has scores their mean over the chosen and over all usable
         candidates; ``selection_overlap``, the share of the chosen that the last selection chose too; how reliable the
-        target was, where the selector knows; and the seconds of each phase that the selector reports.
+        target was, where the selector knows; and the seconds of each phase that the selector reports, and in all.
     """
     statistics: dict[str, float | int] = {
         "selection_round": selection.round,
@@ -79,7 +80,7 @@ def selection_statistics(selection: Selection, previous: Sequence[int]) -> dict[
         statistics[f"selection_reliability/{what}"] = round(value, 4)
     for phase, seconds in numbers(selection.report.get("seconds")).items():
         statistics[f"selection_seconds/{phase.replace(' ', '_')}"] = round(seconds, 3)
-    return statistics
+    return {**statistics, "selection_seconds/total": round(total, 3)}
 
 
 def write_model_card(output_dir: Path, facts: Mapping[str, Any]) -> None:

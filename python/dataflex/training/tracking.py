@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,10 @@ from typing import Any
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
+from dataflex.training.story import log_line
 from dataflex.utils.files import atomic_path, write_text
+
+logger = logging.getLogger(__name__)
 
 LOG_FILE = "trainer_log.jsonl"
 PLOT_FILE = "training_loss.png"
@@ -41,7 +45,7 @@ class RunLog:
             write_text(self._file, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log values at a step; a number that is not finite is null in history and file, which are JSON."""
+        """Log values at a step, as a line too; a number that is not finite is null in history and file (JSON)."""
         elapsed = time.perf_counter() - self._start
         done = step - self._start_step
         entry = {
@@ -56,6 +60,8 @@ class RunLog:
         if self._accelerator.is_main_process:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+            if line := log_line(entry):
+                logger.info("%s", line)
         numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
         self._accelerator.log(numbers, step=step)
 

@@ -25,7 +25,7 @@ from dataflex.errors import TrainingError
 from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
 from dataflex.selectors.base import SelectionContext, Selector
-from dataflex.training import outputs, preflight
+from dataflex.training import outputs, preflight, story
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpointer import Checkpointer
 from dataflex.training.evaluation import AnswerMetric, Evaluator
@@ -144,9 +144,16 @@ class Trainer:
             largest = min(preflight.longest_selection(self.phases) * self.global_batch, len(self.train_dataset))
             self.selector.check(self._context(self.optimizer, num_samples=largest, round_number=0))
         self._start()
+        if self.ranks.is_main:
+            logger.info("%s", story.plan_line(self.phases, self.global_batch, len(self.train_dataset)))
         try:
             with progress_bar(
-                self.total_steps, "training", unit="step", initial=self.state.step, disable=not self.ranks.is_main
+                self.total_steps,
+                "training",
+                unit="step",
+                initial=self.state.step,
+                disable=not self.ranks.is_main,
+                logged=False,
             ) as self.bar:
                 for phase in self.phases:
                     if self.state.step < phase.stop and not self._stopped_early():
@@ -276,8 +283,8 @@ class Trainer:
                 self.train_dataset,
                 self.args.task_column,
             )
-        statistics = outputs.selection_statistics(selection, self.state.indices)
-        self.log.add(self.state.step, {**statistics, "selection_seconds/total": round(seconds, 3)})
+            story.log_selection(selection, len(self.train_dataset), self.state.indices, seconds)
+        self.log.add(self.state.step, outputs.selection_statistics(selection, self.state.indices, seconds))
         self.state.round = phase.round
         self.state.indices = selection.indices.tolist()
 
@@ -303,11 +310,15 @@ class Trainer:
     def _run_phase(self, phase: Phase, order: NDArray[np.int64]) -> None:
         while self.state.step < phase.stop and not self._stopped_early():
             offset = (self.state.step - phase.start) * self.global_batch
+            before = self.watch.seconds.get("training", 0.0)
             with self.watch.phase("training"):
                 indices = order[offset : offset + self.global_batch].tolist()
                 values = self.stepper.step([self.train_dataset[index] for index in indices], self.state.step + 1)
             self.state.step += 1
             self.bar.update()
+            if self.ranks.is_main:
+                seconds = self.watch.seconds["training"] - before
+                logger.debug("%s", story.step_details(self.state.step, values, seconds))
             self._after_step(values, phase)
 
     def _after_step(self, values: dict[str, float], phase: Phase) -> None:
@@ -378,3 +389,4 @@ class Trainer:
         base = getattr(self.model, "name_or_path", None)
         write_results(out, results, self.state, self.log.history, base_model=base, plot=self.args.plot_loss)
         registry().call("on_train_end", output_dir=str(out), results=results)
+        logger.info("finished at step %d; everything is in %s", self.state.step, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,18 @@ from rich.cells import cell_len
 
 from dataflex.utils.shown import shown
 
+logger = logging.getLogger(__name__)
+
 
 def echo(text: str = "", *, err: bool = False) -> None:
     """Print text whose own characters cannot act on the terminal; for styled text, style what is ``shown`` already."""
     click.echo(shown(text, lines=True), err=err)
+
+
+def say(text: str) -> None:
+    """Print what a command has done; with ``--quiet`` its files alone say so."""
+    if logger.isEnabledFor(logging.INFO):
+        echo(text)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

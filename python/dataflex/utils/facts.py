@@ -22,7 +22,7 @@ def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
             yield from flat(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, Sequence) and not isinstance(value, str):
         short = len(value) <= _LISTED and not any(isinstance(item, Mapping | list) for item in value)
-        yield name, ", ".join(map(_text, value)) if short else f"{len(value):,} entries"
+        yield name, (", ".join(map(_text, value)) or "none") if short else f"{len(value):,} entries"
     else:
         yield name, _text(value)
 
