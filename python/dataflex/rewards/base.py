@@ -105,6 +105,10 @@ class RewardBackend(Configurable[ConfigT], ABC):
         """
         return None
 
+    def facts(self) -> dict[str, Any]:
+        """What fixes an answer's reward, JSON-able: stored rewards are used again only as long as it stays the same."""
+        return {"name": self.name, "config": self.config.model_dump(mode="json")}
+
     @abstractmethod
     def score(self, requests: Sequence[RewardRequest]) -> list[float | None]:
         """Score answers.

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -44,7 +44,15 @@ def cache_folder() -> Path:
 
 
 class ChatConfig(JudgeConfig):
-    """What a round of questions to a chat completions API may take."""
+    """What a round of questions to a chat completions API may take.
+
+    Attributes:
+        limits: Parameters that no score depends on.
+    """
+
+    limits: ClassVar[frozenset[str]] = frozenset(
+        {"max_concurrency", "timeout", "deadline", "max_retries", "backoff", "max_requests", "cache_path"}
+    )
 
     max_concurrency: int = Field(8, ge=1, description="requests under way at once")
     timeout: float = Field(60.0, gt=0, description="seconds for one request")
@@ -85,6 +93,10 @@ class ChatReward(RewardBackend[ChatConfigT]):
     def control_tokens(self) -> frozenset[str]:
         """Control tokens of the judge's tokenizer that are to be broken up, beyond the well-known ones."""
         return frozenset()
+
+    def facts(self) -> dict[str, Any]:
+        """Name and parameters, but for what a round may take; see :meth:`RewardBackend.facts`."""
+        return {"name": self.name, "config": self.config.model_dump(mode="json", exclude=set(self.config.limits))}
 
     def use_folder(self, folder: Path) -> None:
         """Count the run's requests in its folder; see :meth:`RewardBackend.use_folder`.

@@ -1,9 +1,10 @@
 """Verifiable rewards: a metric compares the answer with a reference; no model is needed.
 
-``metric`` is the name of a metric in :data:`METRICS`, or ``"package.module:function"``, a function of
-``(prediction, reference, metadata)`` that returns a finite number (the reference is None where the sample has none).
-The named metrics return numbers in [0, 1]. A list of metrics with weights gives their weighted mean. A sample may
-carry several references in a list column (``reference_column``): the best one counts, as in SQuAD, for each metric.
+``metric`` is the name of a metric in :data:`METRICS`, or a function of ``(prediction, reference, metadata)`` that
+returns a finite number (the reference is None where the sample has none): ``"package.module:function"``, or in Python
+the function itself. The named metrics return numbers in [0, 1]. A list of metrics with weights gives their weighted
+mean. A sample may carry several references in a list column (``reference_column``): the best one counts, as in SQuAD,
+for each metric.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import regex
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 
-from dataflex.errors import RewardError
+from dataflex.errors import PluginError, RewardError
 from dataflex.plugins.configurable import ComponentConfig
 from dataflex.plugins.registry import callable_from
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
+from dataflex.rewards.functions import call_problem, function_digest, function_name
 from dataflex.rewards.numeric import Decimal, Percent, numeric_match
 from dataflex.rewards.structured import choice_match, json_match
 from dataflex.rewards.text import Normalisation, Take, exact_match, regex_match, rouge_l, token_f1
@@ -79,12 +81,18 @@ class MetricOptions(ComponentConfig):
 class MetricPart(MetricOptions):
     """One metric with its options, and its weight among several."""
 
-    metric: str = Field(description="name of a metric, or package.module:function(prediction, reference, metadata)")
+    metric: str | Callable[..., Any] = Field(
+        description="name of a metric, or a function (package.module:function) of (prediction, reference, metadata)"
+    )
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight in the mean of several metrics")
 
     @field_validator("metric")
     @classmethod
-    def _known_metric(cls, metric: str) -> str:
+    def _known_metric(cls, metric: str | Callable[..., Any]) -> str | Callable[..., Any]:
+        if not isinstance(metric, str):
+            if isinstance(metric, type) and issubclass(metric, RewardBackend):
+                raise ValueError(f"{metric.__name__} is a class of reward backends, expected an object of it")
+            return metric
         if metric in METRICS or metric.count(":") == 1:
             return metric
         near = difflib.get_close_matches(metric, METRICS, n=1)
@@ -97,7 +105,7 @@ class MetricPart(MetricOptions):
     def _options_fit(self) -> MetricPart:
         unused = sorted(self.model_fields_set - {"metric", "weight", *self.chosen.options})
         if unused:
-            raise ValueError(f"metric {self.metric!r} has no option {', '.join(unused)}")
+            raise ValueError(f"metric {self.label!r} has no option {', '.join(unused)}")
         if self.metric == "regex":
             self._check_group()
         return self
@@ -112,24 +120,37 @@ class MetricPart(MetricOptions):
     @property
     def chosen(self) -> Metric:
         """The metric that ``metric`` names."""
-        return METRICS.get(self.metric, CALLABLE)
+        return METRICS.get(self.metric, CALLABLE) if isinstance(self.metric, str) else CALLABLE
+
+    @property
+    def label(self) -> str:
+        """What messages and stored facts call the metric."""
+        return self.metric if isinstance(self.metric, str) else function_name(self.metric)
+
+    @field_serializer("metric")
+    def _written_metric(self, metric: str | Callable[..., Any]) -> str:
+        return metric if isinstance(metric, str) else function_name(metric)
 
     @cached_property
     def function(self) -> Callable[..., Any]:
-        """The function that ``metric`` names.
+        """The function that ``metric`` is or names.
 
         Raises:
-            PluginError: It cannot be imported.
+            PluginError: It cannot be imported, or not be called as a metric is.
         """
-        return callable_from(self.metric)
+        function = callable_from(self.metric) if isinstance(self.metric, str) else self.metric
+        problem = call_problem(function)
+        if problem is not None:
+            raise PluginError(f"metric {self.label!r} {problem}")
+        return function
 
 
 class MetricConfig(RewardConfig, MetricOptions):
     """Parameters of verifiable rewards: one metric with its options, or several with theirs."""
 
-    metric: str | list[MetricPart] = Field(
-        description="name of a metric, package.module:function(prediction, reference, metadata), or a list of "
-        "{metric, weight, options}, whose weighted mean is the reward"
+    metric: str | Callable[..., Any] | list[MetricPart] = Field(
+        description="name of a metric, a function (package.module:function) of (prediction, reference, metadata), or a "
+        "list of {metric, weight, options}, whose weighted mean is the reward"
     )
     reference_column: str | None = Field(
         None, description="column that holds the reference or a list of them; null: the sample's last assistant turn"
@@ -149,6 +170,12 @@ class MetricConfig(RewardConfig, MetricOptions):
         except ValidationError as error:
             raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
         return self
+
+    @field_serializer("metric")
+    def _written_metric(self, metric: str | Callable[..., Any] | list[MetricPart]) -> Any:
+        if isinstance(metric, list):
+            return [part.model_dump(mode="json") for part in metric]
+        return metric if isinstance(metric, str) else function_name(metric)
 
     @cached_property
     def parts(self) -> list[MetricPart]:
@@ -230,7 +257,7 @@ def _regex(config: MetricPart, prediction: str, reference: str | None, metadata:
 def _callable(config: MetricPart, prediction: str, reference: str | None, metadata: Mapping[str, Any]) -> float:
     value = config.function(prediction, reference, metadata)
     if not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{config.metric} returned {value!r}, expected a finite number")
+        raise ValueError(f"{config.label} returned {value!r}, expected a finite number")
     return float(value)
 
 
@@ -280,9 +307,14 @@ class MetricReward(RewardBackend[MetricConfig]):
             package = part.chosen.package(part)
             if package is not None and find_spec(package) is None:
                 raise RewardError(
-                    f"metric {part.metric!r} needs a package that is not installed: {package}",
+                    f"metric {part.label!r} needs a package that is not installed: {package}",
                     hint='pip install "dataflex-sdk[metrics]"',
                 )
+
+    def facts(self) -> dict[str, Any]:
+        """Name, parameters and what the functions are; see :meth:`RewardBackend.facts`."""
+        functions = [function_digest(part.function) for part in self.config.parts if part.chosen is CALLABLE]
+        return {**super().facts(), **({"functions": functions} if functions else {})}
 
     def score(self, requests: Sequence[RewardRequest]) -> list[float | None]:
         """Score answers; see :meth:`RewardBackend.score`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dataflex.errors import ConfigError, PluginError
@@ -13,13 +13,14 @@ from dataflex.rewards.metric import METRICS, MetricReward
 
 
 def resolve_reward(
-    spec: str | Mapping[str, Any] | RewardBackend[Any], params: Mapping[str, Any] | None = None
+    spec: str | Mapping[str, Any] | RewardBackend[Any] | Callable[..., Any], params: Mapping[str, Any] | None = None
 ) -> RewardBackend[Any]:
     """Build the reward backend that ``spec`` describes.
 
     Args:
-        spec: A backend (returned as it is), the name of a backend or of a metric, ``"package.module:function"`` (a
-            metric), or a mapping ``{"name": ..., "params": {...}}``. A backend's name goes before a metric's.
+        spec: A backend (returned as it is), the name of a backend or of a metric, a function of ``(prediction,
+            reference, metadata)`` (a metric) or ``"package.module:function"``, or a mapping ``{"name": ..., "params":
+            {...}}``. A backend's name goes before a metric's.
         params: Parameters of the backend, or of the metric; only with a name.
 
     Raises:
@@ -34,6 +35,8 @@ def resolve_reward(
             raise ConfigError(f"reward: expected {{name: ..., params: {{...}}}}, got the keys {sorted(map(str, spec))}")
         _no_params(params, "a reward with its own params")
         return resolve_reward(spec["name"], spec.get("params"))
+    if not isinstance(spec, str):
+        return MetricReward.from_params({"metric": spec, **(params or {})})
     found = registry()
     if spec in found.names("reward"):
         backend: RewardBackend[Any] = found.get("reward", spec).from_params(dict(params or {}))

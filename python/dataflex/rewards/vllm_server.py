@@ -48,6 +48,10 @@ _PROBE_SECONDS = 5.0
 class VllmServerConfig(VllmJudgeConfig, ChatConfig):
     """Parameters of a judge in a vLLM server."""
 
+    limits: ClassVar[frozenset[str]] = ChatConfig.limits | {
+        *("server_url", "server_port", "server_log", "server_start_timeout", "vllm_release")
+    }
+
     max_concurrency: int = Field(32, ge=1, description="requests under way at once; the server batches them")
     timeout: float = Field(600.0, gt=0, description="seconds for one request")
     server_url: str | None = Field(

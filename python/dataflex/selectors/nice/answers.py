@@ -159,8 +159,7 @@ class Answers:
                 RolloutFile(path, {"replayed": True, **asked}, {"replayed": True, **judged}).write(replayed)
             logger.info("using the answers and rewards of %s", source)
             return replayed
-        backend = {"name": self.reward.name, "config": self.reward.config.model_dump(mode="json")}
-        file = RolloutFile(path, answers={**facts, **asked}, rewards={**backend, **judged})
+        file = RolloutFile(path, answers={**facts, **asked}, rewards={**self.reward.facts(), **judged})
         stored = ranks.main_first(file.scored)
         if stored is not None:
             logger.info("using the answers and rewards of %s", path)

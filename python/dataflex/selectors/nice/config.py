@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -21,8 +21,10 @@ from dataflex.utils.messages import Path
 class NiceConfig(GradientConfig):
     """Parameters of NICE."""
 
-    reward: str | dict[str, Any] | RewardBackend[Any] | None = Field(
-        None, description="name of a metric or backend, {name, params}, or a backend; before reward_model_backend"
+    reward: str | dict[str, Any] | RewardBackend[Any] | Callable[..., Any] | None = Field(
+        None,
+        description="name of a metric or backend, {name, params}, a backend, or a function of (prediction, reference, "
+        "metadata); before reward_model_backend",
     )
     reward_model_backend: str = Field("local_vllm", description="reward backend: local_vllm, api, metric or a plugin's")
     reward_backend_params: dict[str, dict[str, Any]] = Field(
