@@ -81,6 +81,13 @@ def test_scores_equal_the_formula(run, kind):
     assert not np.allclose(other.scores, found.scores, atol=1e-4)
 
 
+def test_targets_may_choose_in_turns(run):
+    checkpoints = [run / "checkpoint-2", run / "checkpoint-4"]
+    best, turns = (score(checkpoints, aggregate=rule) for rule in ("max", "round_robin"))
+    assert np.array_equal(turns.scores, best.scores)
+    assert len(set(turns.indices.tolist())) == len(turns.indices)
+
+
 def test_the_optimizer_of_the_checkpoint_is_used(run):
     context = tiny_context(Path("unused"), steps=0)
     with at_checkpoint(context, run / "checkpoint-4", needs_optimizer=True) as current:

@@ -39,6 +39,26 @@ def test_scores_follow_the_definition(tmp_path, params):
     assert np.abs(projected.scores - expected).max() < 6 / 2048**0.5
 
 
+def in_turns(cosines, count, order):
+    """The naive loop: each target in its turn takes its best candidate that nobody has."""
+    taken = []
+    for turn in range(count):
+        column = cosines[:, order[turn % len(order)]].copy()
+        column[taken] = -np.inf
+        taken.append(int(column.argmax()))
+    return taken
+
+
+def test_targets_may_choose_in_turns(tmp_path):
+    context = tiny_context(tmp_path, eval_dataset=tiny_dataset(6, seed=100))
+    selection = unprojected(context, aggregate="round_robin").select(context)
+    full = full_cosines(context)
+    order = np.random.default_rng([123, context.round]).permutation(6)  # 123: the seed of the projection
+    assert selection.indices.tolist() == in_turns(full, 4, order)
+    np.testing.assert_allclose(selection.scores, full.max(axis=1), rtol=0, atol=1e-5)
+    assert selection.report["aggregate"] == "round_robin"
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_features_may_be_stored_in_16_bits(tmp_path, dtype):
     context = tiny_context(tmp_path / "a")

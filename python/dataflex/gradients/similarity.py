@@ -6,6 +6,7 @@ With features phi, the score of candidate i under mean aggregation is
 
 one inner product with a mean direction: nothing of size n x q is formed. The other rules are a maximum over several
 directions: ``max`` has one direction a target, ``task_max`` the mean direction of each task (LESS, arXiv 2402.04333).
+``round_robin`` has one direction a target too, and lets the targets choose in turns (:mod:`dataflex.gradients.turns`).
 
 Features of several model states (LESS's checkpoints) count with weights eta_c that sum to one. The sum goes inside the
 maximum, as in LESS:
@@ -18,7 +19,7 @@ have equal scores whatever block they lie in, and ties go to the smaller index.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from dataflex.errors import SelectionError
 from dataflex.gradients.products import cosines, split_rows
 
-Aggregate = Literal["mean", "max", "task_max"]
+Aggregate = Literal["mean", "max", "task_max", "round_robin"]
 Blocks = Iterable[tuple[int, Tensor]]
 """(first row, ``(rows, k)`` features), the rows in order without gaps."""
 
@@ -117,8 +118,8 @@ def target_directions(
     for start, features in blocks:
         unit = normalized_rows(features)
         for row in (row for row in range(start, start + len(features)) if row not in leave_out):
-            # max: every target is a group of its own; mean: all are one group.
-            group = row if aggregate == "max" else order[names[row]] if names else 0
+            # max, round_robin: every target is a group of its own; mean: all are one group.
+            group = row if aggregate in ("max", "round_robin") else order[names[row]] if names else 0
             sums[group] = sums[group] + unit[row - start] if group in sums else unit[row - start]
             counts[group] = counts.get(group, 0) + 1
     if not sums:
@@ -143,6 +144,23 @@ def influence_scores(parts: Sequence[Influence], num_rows: int) -> Scores:
     values = np.full(num_rows, -np.inf)
     not_finite: list[int] = []
     zero: list[int] = []
+    for start, cosines_of_rows, finite, nonzero in influences(parts):
+        values[start : start + len(finite)] = cosines_of_rows.amax(dim=1).numpy()
+        not_finite += (start + (~finite).nonzero().flatten()).tolist()
+        zero += (start + (finite & ~nonzero).nonzero().flatten()).tolist()
+    return Scores(values, not_finite, zero)
+
+
+def influences(parts: Sequence[Influence]) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Weighted cosines of every candidate with every direction, while its features stream by.
+
+    Args:
+        parts: As for :func:`influence_scores`.
+
+    Yields:
+        ``(first row, (rows, d) float64, (rows,) bool, (rows,) bool)``: cosines, -inf for unusable rows; which rows are
+        finite, and which have a direction.
+    """
     directions = [split_rows(part.directions) for part in parts]
     for states in zip(*(part.blocks for part in parts), strict=True):
         start = states[0][0]
@@ -155,11 +173,7 @@ def influence_scores(parts: Sequence[Influence], num_rows: int) -> Scores:
             total = weighted if total is None else total + weighted
             finite, nonzero = finite & rows.finite, nonzero | rows.nonzero
         assert total is not None
-        best = total.amax(dim=1).masked_fill(~(finite & nonzero), float("-inf"))
-        values[start : start + len(best)] = best.numpy()
-        not_finite += (start + (~finite).nonzero().flatten()).tolist()
-        zero += (start + (finite & ~nonzero).nonzero().flatten()).tolist()
-    return Scores(values, not_finite, zero)
+        yield start, total.masked_fill(~(finite & nonzero)[:, None], float("-inf")), finite, nonzero
 
 
 def top_k(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:

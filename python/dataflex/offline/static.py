@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,14 @@ from torch import Tensor
 from dataflex.errors import CheckpointError, SelectionError
 from dataflex.gradients.features import report_broken
 from dataflex.gradients.reliability import Reliability
-from dataflex.gradients.similarity import Influence, influence_scores, target_directions, top_k, unusual_rows
+from dataflex.gradients.similarity import Influence, target_directions, unusual_rows
 from dataflex.gradients.store import FeatureStore
 from dataflex.offline.checkpoints import open_checkpoint
 from dataflex.offline.context import at_checkpoint
 from dataflex.offline.transformers_checkpoint import TransformersCheckpoint
 from dataflex.projection.projector import Projector
 from dataflex.selectors.base import Selection, SelectionContext
-from dataflex.selectors.gradient import report_unusable, with_candidates
+from dataflex.selectors.gradient import with_candidates
 from dataflex.selectors.less import LessSelector, target_report
 from dataflex.training.checkpoint import read_state
 from dataflex.training.tracking import LOG_FILE
@@ -68,9 +68,7 @@ def score_checkpoints(
         parts, reliability, facts = _compare(selector, states, weights, len(context.eval_dataset or ()))
         if context.ranks.is_main:
             selector.say_reliability(reliability)
-        scores = influence_scores(parts, len(context.train_dataset))
-        report_unusable(scores, context.train_dataset.samples)
-        indices = top_k(scores.values, context.num_samples)
+        indices, scores = selector.ranked(context, parts, facts["aggregate"])
     if selector.config.keep_features == "none":
         context.ranks.barrier()  # all have read what is removed now
         if context.ranks.is_main:
@@ -103,7 +101,7 @@ def _check(selector: LessSelector, context: SelectionContext, checkpoints: Seque
 
 def _compare(
     selector: LessSelector, states: Sequence[_State], weights: Sequence[float], total: int
-) -> tuple[list[Influence], Reliability, dict[str, Any]]:
+) -> tuple[Callable[[], list[Influence]], Reliability, dict[str, Any]]:
     """What candidates are compared with, its reliability at the last checkpoint, and a report on ``total`` targets."""
     samples = states[0].samples
     unusual = [unusual_rows(state.evaluation.blocks()) for state in states]
@@ -113,9 +111,14 @@ def _compare(
     ids = {"not_finite": [samples[row].id for row in broken], "zero": [samples[row].id for row in zero]}
     report_broken("evaluation", ids["not_finite"])
     aggregate = selector.aggregate_rule(samples)
-    parts = []
-    for state, weight in zip(states, weights, strict=True):
-        parts.append(Influence(state.train.blocks(), _directions(selector, state.evaluation, samples, broken), weight))
+    directions = [_directions(selector, state.evaluation, samples, broken) for state in states]
+
+    def parts() -> list[Influence]:
+        return [
+            Influence(state.train.blocks(), vectors, weight)
+            for state, vectors, weight in zip(states, directions, weights, strict=True)
+        ]
+
     groups = group_names(samples, selector.config.task_column)
     last = selector.reliability(states[-1].evaluation.blocks(), groups, aggregate, {*broken, *zero})
     return parts, last, target_report(total, len(samples), ids, aggregate)

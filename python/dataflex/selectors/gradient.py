@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -34,10 +36,10 @@ from dataflex.gradients.similarity import (
     Scores,
     influence_scores,
     target_directions,
-    top_k,
     unusual_rows,
 )
 from dataflex.gradients.store import FeatureDtype, FeatureStore
+from dataflex.gradients.turns import choose
 from dataflex.projection.projector import AdamMoments, AdamVariant, Projector
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.selectors.plan import Plan, PlannedPart
@@ -82,11 +84,13 @@ class Targets:
 
     Attributes:
         directions: ``(d, k)`` float64: a candidate's score is its largest inner product with one of them.
+        aggregate: Rule over the targets.
         reliability: How far two halves of the targets agree.
         report: What the selection's report says about them.
     """
 
     directions: Tensor
+    aggregate: Aggregate
     reliability: Reliability
     report: Mapping[str, Any]
 
@@ -158,9 +162,9 @@ class GradientSelector(Selector[GradientConfigT]):
         with watch.phase(TRAINING):
             train = self.training_features(context, projector)
         with watch.phase("scores"):
-            scores = influence_scores([Influence(train.blocks(), targets.directions)], len(context.train_dataset))
-            report_unusable(scores, context.train_dataset.samples)
-            indices = top_k(scores.values, context.num_samples)
+            indices, scores = self.ranked(
+                context, lambda: [Influence(train.blocks(), targets.directions)], targets.aggregate
+            )
         context.ranks.barrier()  # all have read what is removed now
         if context.ranks.is_main:
             self._prune(context)
@@ -170,6 +174,15 @@ class GradientSelector(Selector[GradientConfigT]):
             **with_candidates(targets.report, scores),
         }
         return Selection(indices, scores.values, self.name, context.step, context.round, report)
+
+    def ranked(
+        self, context: SelectionContext, parts: Callable[[], Sequence[Influence]], aggregate: Aggregate
+    ) -> tuple[NDArray[np.int64], Scores]:
+        """The candidates to train on, best first, and the scores of all."""
+        scores = influence_scores(parts(), len(context.train_dataset))
+        report_unusable(scores, context.train_dataset.samples)
+        seed = (self.config.seed, context.round)
+        return choose(parts, scores, context.num_samples, aggregate, seed), scores
 
     def projector(self) -> Projector:
         """The configured projection."""

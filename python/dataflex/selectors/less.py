@@ -85,7 +85,7 @@ class LessSelector(GradientSelector[LessConfig]):
             aggregate = self.aggregate_rule(samples)
             found = self.directions(store.blocks, samples, aggregate)
         report = target_report(len(context.eval_dataset or ()), len(samples), found.unusual, aggregate)
-        return Targets(found.vectors, found.reliability, report)
+        return Targets(found.vectors, aggregate, found.reliability, report)
 
     def aggregate_rule(self, samples: Sequence[Sample]) -> Aggregate:
         """The configured rule; ``auto`` becomes ``task_max`` where all ``samples`` have a task, else ``mean``."""

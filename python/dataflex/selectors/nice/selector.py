@@ -156,7 +156,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         }
         if references:
             report["reference_rewards"] = reward_facts(list(references.values()))
-        return Targets(found.vectors, found.reliability, report)
+        return Targets(found.vectors, self.config.aggregate, found.reliability, report)
 
     def _left_out(
         self,
