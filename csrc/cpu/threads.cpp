@@ -9,16 +9,23 @@
 #include <system_error>
 #include <thread>
 
+#include "float_environment.h"
+
 namespace dataflex {
 namespace {
 
+void call(PartFunction function, const void* body, int part) {
+  const IeeeArithmetic arithmetic;
+  function(body, part);
+}
+
 class Pool {
  public:
-  void run(int parts, PartFunction call, const void* body) {
+  void run(int parts, PartFunction function, const void* body) {
     const std::lock_guard<std::mutex> turn(turn_);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      call_ = call;
+      call_ = function;
       body_ = body;
       next_ = 0;
       parts_ = unfinished_ = parts;
@@ -54,7 +61,7 @@ class Pool {
     while (next_ < parts_) {
       const int part = next_++;
       lock.unlock();
-      call_(body_, part);
+      call(call_, body_, part);
       lock.lock();
       if (--unfinished_ == 0) done_.notify_one();
     }
@@ -82,11 +89,11 @@ Pool& current_pool() {
 
 }  // namespace
 
-void run_parts(int parts, PartFunction call, const void* body) {
+void run_parts(int parts, PartFunction function, const void* body) {
   if (parts > 1) {
-    current_pool().run(parts, call, body);
+    current_pool().run(parts, function, body);
   } else if (parts == 1) {
-    call(body, 0);
+    call(function, body, 0);
   }
 }
 

@@ -8,6 +8,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
 #include "adam_pass.h"
 #include "cpu/isa.h"
 #include "gaussian.h"
@@ -39,7 +43,7 @@ float random_value(uint32_t& state) {
 
 // A block of gradients in exactly the memory it needs.
 struct Case {
-  Case(int64_t rows, int64_t count, int64_t offset, int32_t dim, AdamVariant variant, ValueType type)
+  Case(int64_t rows, int64_t count, int64_t offset, int32_t dim, AdamVariant variant, ValueType type, bool tiny = false)
       : rows(rows), dim(dim), floats(rows * count), halves(rows * count), exp_avg(count), exp_avg_sq(count) {
     uint32_t state = static_cast<uint32_t>(rows * 31 + count);
     for (float& x : floats) x = random_value(state);
@@ -51,7 +55,14 @@ struct Case {
     if (!floats.empty() && rows > 2) floats[count + count / 2] = NAN;
     for (float& x : exp_avg) x = random_value(state);
     for (float& x : exp_avg_sq) x = std::fabs(random_value(state));
-    const Adam adam{variant, exp_avg.data(), exp_avg_sq.data(), 0.9f, 0.1f, 0.999f, 0.001f, 2.0f, 3.0f, 1e-8f};
+    if (tiny) {  // second moments that are denormal, which eps does not hide
+      for (auto* values : {&floats, &exp_avg}) {
+        for (float& x : *values) x *= 0x1p-70f;
+      }
+      for (float& x : exp_avg_sq) x *= 0x1p-140f;
+    }
+    const float eps = tiny ? 0.0f : 1e-8f;
+    const Adam adam{variant, exp_avg.data(), exp_avg_sq.data(), 0.9f, 0.1f, 0.999f, 0.001f, 2.0f, 3.0f, eps};
     const void* values = type == ValueType::kFloat32 ? static_cast<const void*>(floats.data()) : halves.data();
     block = {values, type, rows, count, count, offset, adam};
   }
@@ -107,6 +118,15 @@ bool near(const std::vector<double>& a, const std::vector<double>& b) {
   return error <= 1e-12 * norm;
 }
 
+// torch.set_flush_denormal(true), for as long as it lives.
+struct FlushDenormals {
+#ifdef __SSE__
+  FlushDenormals() : before(_mm_getcsr()) { _mm_setcsr(before | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before); }
+  unsigned before;
+#endif
+};
+
 void compare(const Case& sparse, const Case& dense, const char* isa) {
   chosen = Isa::kPortable;
   const FixedPoint sjlt = run_sjlt(sparse, 1), rademacher = run_rademacher(dense, 1);
@@ -124,6 +144,10 @@ void compare(const Case& sparse, const Case& dense, const char* isa) {
       require(run_rademacher(dense, threads) == rademacher, "rademacher differs", name, threads);
       require(run_gaussian(dense, threads) == alone, "gaussian differs", name, threads);
       require(std::isfinite(adam_pass(sparse.block, threads)) || sparse.rows > 2, "adam_pass", name, threads);
+      const FlushDenormals flush;
+      require(run_sjlt(sparse, threads) == sjlt, "sjlt depends on denormals' mode", name, threads);
+      require(run_rademacher(dense, threads) == rademacher, "rademacher depends on denormals' mode", name, threads);
+      require(run_gaussian(dense, threads) == alone, "gaussian depends on denormals' mode", name, threads);
     }
   }
 }
@@ -147,5 +171,7 @@ int main(int, char** arguments) {
     compare(Case(c.rows, c.count, c.offset, 48 * (1 + c.dim / 30), c.variant, c.type),
             Case(c.rows, c.count, c.offset, c.dim, c.variant, c.type), arguments[1]);
   }
+  const Case tiny(3, 2100, 17, 96, AdamVariant::kAdamW, ValueType::kFloat32, true);
+  compare(tiny, tiny, arguments[1]);
   return 0;
 }

@@ -171,11 +171,17 @@ def test_bound_holds_for_the_worst_gradients(b1: float, b2: float, steps: int, r
     if variant == "adamw":
         mean, square = mean / (1 - b1**steps), square / (1 - b2**steps)
     assert mean / math.sqrt(square) <= adam_bound((b1, b2)) * (1 + 1e-9)
+    if variant == "adamw":
+        assert mean / math.sqrt(square) <= adam_bound((b1, b2), steps) * (1 + 1e-9)
 
 
 def test_bound_of_the_usual_betas() -> None:
     assert adam_bound((0.9, 0.999)) == pytest.approx(7.27, abs=0.01)
     assert adam_bound((0.0, 0.0 + 1e-12)) == pytest.approx(1.0)
+    assert adam_bound((0.9, 0.999), 1) == pytest.approx(1.0)
+    assert adam_bound((0.9, 0.999), 10**6) == pytest.approx(adam_bound((0.9, 0.999)))
+    assert adam_bound((0.9, 1 - 1e-8)) == pytest.approx(2294, abs=1)
+    assert adam_bound((0.9, 1 - 1e-8), 1001) == pytest.approx(7.3, abs=0.1)
 
 
 def test_betas_without_a_bound_are_refused() -> None:

@@ -31,3 +31,9 @@ def test_adam_exponent_covers_the_bound() -> None:
     assert fixed_point.adam_exponent((0.9, 0.999), sjlt.LIMIT) == 20  # |u| <= 7.27 < 2^3
     assert fixed_point.adam_exponent((0.9, 0.9), sjlt.LIMIT) == 22  # |u| <= 1, and rounding may pass it
     assert fixed_point.adam_exponent((0.9, 0.999), rademacher.LIMIT) == 12
+    for steps in (1, 2, 100, 10**6):  # the step does not matter where the limit is small
+        assert fixed_point.adam_exponent((0.9, 0.999), sjlt.LIMIT, gradients=steps) == 20
+    close = (0.9, 1 - 1e-8)
+    exponents = [fixed_point.adam_exponent(close, sjlt.LIMIT, gradients=steps) for steps in (10, 1000, 10**6, None)]
+    assert exponents == [20, 20, 15, 11]
+    assert fixed_point.adam_exponent((0.9, 0.999), sjlt.LIMIT, 1.9) == 19

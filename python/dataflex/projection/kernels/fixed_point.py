@@ -9,6 +9,15 @@ instruction set or device. With a row's exponent e and the kind's limit (2^23 fo
 Adam-normalised values are bounded, so one e serves all rows; raw gradients take e from the row's largest entry. The
 grid moves an entry by at most half a step 2^-e, which is less than 1 / limit of the row's largest entry (raw) or of
 twice the bound (Adam).
+
+The error of features relative to their norm is about 0.29 2^-e over the root mean square of the row's values, and stays
+within what a kind promises where
+
+- the largest entry of a raw row is at least limit 2^-127, which is where the grid ends: 5e-32 for ``sjlt``, 2e-34 for
+  ``rademacher``. (Features of rows much smaller than that are float32 denormals anyway.)
+- it is at most 145 (``sjlt``) or 28 (``rademacher``) times the root mean square of its row.
+- the bound of Adam-normalised values is at most 7.5: for b2 <= 0.999 (b1 = 0.9), and for any b2 in the first 1,000
+  steps. Beyond, the error grows with the bound: for b2 = 0.99999999 to 30 times after a million steps.
 """
 
 from __future__ import annotations
@@ -27,9 +36,24 @@ SCHEMA = "Tensor exponents, Tensor(a!) sums, Tensor(b!) not_finite, Tensor(c!) s
 """The arguments of an operator that adds to integer sums."""
 
 
-def adam_exponent(betas: tuple[float, float], limit: int, largest_rate: float = 1.0) -> int:
-    """The exponent of Adam-normalised rows: the largest with bound * largest rate * 2^e <= limit, 0.1 % in hand."""
-    return math.floor(math.log2(limit / (adam_bound(betas) * largest_rate * (1 + 2**-10))))
+COARSEST_BOUND = 7.5
+"""The bound at a number of steps replaces the limit no further down than here: all grids of betas up to 0.9, 0.999 are
+then those of the limit, whatever the step."""
+
+
+def adam_exponent(
+    betas: tuple[float, float], limit: int, largest_rate: float = 1.0, gradients: int | None = None
+) -> int:
+    """The exponent of Adam-normalised rows: the largest with bound * largest rate * 2^e <= limit, 0.1 % in hand.
+
+    Args:
+        betas: The optimizer's (b1, b2).
+        limit: Largest integer of the grid.
+        largest_rate: :attr:`dataflex.projection.adam.AdamMoments.largest_rate`.
+        gradients: As for :func:`dataflex.projection.adam.adam_bound`.
+    """
+    bound = min(adam_bound(betas), max(COARSEST_BOUND, adam_bound(betas, gradients)))
+    return math.floor(math.log2(limit / (bound * largest_rate * (1 + 2**-10))))
 
 
 def row_exponents(grads: Tensor, limit: int) -> Tensor:

@@ -58,8 +58,8 @@ class SjltConfig(ProjectionConfig):
 class SjltProjection(FixedPointProjection[SjltConfig]):
     """Block-permutation sparse Johnson-Lindenstrauss; ``dim`` is a multiple of ``16 * sparsity``.
 
-    Within 1e-5 of exact arithmetic (:mod:`dataflex.projection.kernels.sjlt`). The cheapest kind, and as accurate as a
-    dense one.
+    Within 1e-5 of exact arithmetic (:mod:`dataflex.projection.kernels.fixed_point` says for which rows and betas). The
+    cheapest kind, and as accurate as a dense one.
     """
 
     name = "sjlt"
@@ -96,7 +96,8 @@ class SjltProjection(FixedPointProjection[SjltConfig]):
 class RademacherProjection(FixedPointProjection[ProjectionConfig]):
     """Dense random signs over sqrt(k); any ``dim``.
 
-    Within 5e-4 of exact arithmetic on its two-byte grid (:mod:`dataflex.projection.kernels.rademacher`). Costs k
+    Within 5e-4 of exact arithmetic on its two-byte grid (:mod:`dataflex.projection.kernels.rademacher`; rows and betas
+    as for ``sjlt``). Costs k
     operations a parameter: take it to compare with, or where few outputs must be dense.
     """
 
@@ -143,7 +144,8 @@ class FixedPointAccumulator(Accumulator):
     def _grid(self, adam: AdamMoments | None) -> Tensor:
         """(b,) int32 exponents of the rows' grids."""
         if adam is not None and not self._raw:
-            exponent = fixed_point.adam_exponent(adam.betas, self._kind.limit, adam.largest_rate)
+            gradients = adam.step + 1 if adam.variant == "adamw" else None
+            exponent = fixed_point.adam_exponent(adam.betas, self._kind.limit, adam.largest_rate, gradients)
             self._exponents = torch.full((self.rows,), exponent, dtype=torch.int32, device=self.device)
         elif adam is not None or self._exponents is None:
             got = "raw gradients" if adam is None else "gradients with moments"
