@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -254,9 +255,55 @@ def test_ambiguous_columns() -> None:
     assert turns(sample) == [("user", "a"), ("assistant", "b")]
 
 
-def test_images_are_refused() -> None:
-    with pytest.raises(DataError, match="rows have images; only text"):
-        convert({"messages": [{"role": "user", "content": "<image>"}], "images": ["x.png"]})
+def test_rows_with_images_are_refused_and_counted_wherever_they_stand() -> None:
+    text = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}], "images": []}
+    image = {**text, "images": ["x.png"]}
+    layouts = (None, Layout("openai"), Layout("openai", columns={"messages": "messages"}))
+    for rows, layout in itertools.product(([text, image, image, text | {"video": "y"}], [image]), layouts):
+        with pytest.raises(DataError) as caught:
+            convert(*rows, layout=layout)
+        kinds, count = ("images, video", 3) if len(rows) > 1 else ("images", 1)
+        lines = str(caught.value).splitlines()
+        assert lines[0] == f"data: {count} of {len(rows)} rows have {kinds}; only text is supported:"
+        assert lines[1] == f"  row {1 if len(rows) > 1 else 0}: has images"
+    (sample,) = convert(
+        {"image": "What is it?", "output": "A"}, layout=Layout("alpaca", {"prompt": "image", "response": "output"})
+    )
+    assert sample.messages[0]["content"] == "What is it?"
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"instruction": "cut \ud83d", "output": "x"}, "instruction"),
+        ({"instruction": "a", "output": "x", "id": "\udc00"}, "id"),
+        ({"instruction": "a", "output": "x", "task": "\ud83d"}, "task"),
+        ({"instruction": "a", "output": "x", "task": {"\ud83d": 1}}, "a key in task"),
+        ({"instruction": "a", "output": "x", "\ud83d": 1}, "the name of a column"),
+        ({"instruction": "a", "output": "x", "history": [["b", "\ud83d"]]}, "history"),
+        ({"instruction": "a", "output": "x", "tools": r'[{"name": "\ud83d"}]'}, "tools"),
+    ],
+)
+def test_a_lone_surrogate_is_a_damaged_row(row: dict[str, Any], what: str) -> None:
+    good = {"instruction": "whole \U0001f600", "output": "x"}
+    with pytest.raises(DataError, match="1 of 3 rows cannot be read") as caught:
+        convert(good, good, row)
+    assert f"row 2: {what} holds a lone surrogate (\\ud" in caught.value.message
+    with pytest.raises(DataError, match="holds a lone surrogate"):
+        convert(row, layout=Layout("alpaca"))
+
+
+def test_rows_of_several_forms_may_share_their_columns() -> None:
+    sharegpt = {"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]}
+    openai = {"conversations": [{"role": "user", "content": "3"}, {"role": "assistant", "content": "4"}]}
+    elsewhere = {"messages": openai["conversations"]}
+    alpaca = {"instruction": "5", "output": "6"}
+    rows = [sharegpt, openai, elsewhere, alpaca]
+    names = {name: None for row in rows for name in row}
+    for order in itertools.permutations(rows):
+        for made in (list(order), [names | row for row in order]):  # as JSON Lines, and as a table with nulls
+            found = [sample.reference for sample in convert(*made)]
+            assert found == ["2" if row is sharegpt else "6" if row is alpaca else "4" for row in order]
 
 
 def test_mapped_columns_leave_out_what_they_do_not_name() -> None:

@@ -112,6 +112,41 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
         load_samples(tmp_path / "empty")
 
 
+def test_a_folder_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = {"train-00000": 0, "train-00001": 1, "my_test": 2, "validation": 3}
+    for name, number in names.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", [ROWS[number]])
+    assert references(tmp_path) == ["a0", "a1"]
+    assert caplog.messages == [f"{tmp_path}: read is the split train; left out: my_test.jsonl, validation.jsonl"]
+    assert references(tmp_path, split="test") == ["a2"]
+    assert [row.text for row in original_rows(tmp_path, [1, 0])] == [json.dumps(ROWS[1]), json.dumps(ROWS[0])]
+    write_jsonl(tmp_path / "more.jsonl", [ROWS[3]])
+    with pytest.raises(DataError, match=r"(?s)several splits, and it is not clear .* 'train'.*more.jsonl: of no split"):
+        load_samples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (("test", "validation"), None),  # no file of the split that is asked for
+        (("test-0", "test-1"), ["a0", "a1"]),  # one split, or none, is no mixture
+        (("pretraining", "contest"), ["a1", "a0"]),
+        (("train_test", "train"), None),
+    ],
+)
+def test_a_folder_without_a_clear_training_split(
+    tmp_path: Path, names: tuple[str, ...], read: list[str] | None
+) -> None:
+    for number, name in enumerate(names):
+        write_jsonl(tmp_path / f"{name}.jsonl", [ROWS[number]])
+    if read is None:
+        with pytest.raises(DataError, match="of several splits") as caught:
+            load_samples(tmp_path)
+        assert "name the files" in str(caught.value.hint)
+    else:
+        assert references(tmp_path) == read
+
+
 def test_working_directory_goes_before_base_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("here", "base"):
         (tmp_path / name).mkdir()
@@ -308,6 +343,31 @@ def test_original_rows_of_an_entry_count_all_its_rows(folder: Path) -> None:
     assert [row.value for row in original_rows("some", [sample.row for sample in samples], dataset_dir=folder)] == [
         ROWS[sample.row] for sample in samples
     ]
+
+
+def test_rows_that_need_a_mapping_become_messages(folder: Path) -> None:
+    call = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
+    turns = [
+        {"who": "q", "text": "1+2?"},
+        {"who": "c", "text": call["value"]},
+        {"who": "a", "text": "3", "train": False},
+    ]
+    rows = [{"dialogue": turns, "id": 7, "task": "sums", "output": "o", "instruction": "i"}]
+    tags = {"role_tag": "who", "content_tag": "text", "user_tag": "q", "assistant_tag": "a", "function_tag": "c"}
+    columns = {"messages": "dialogue", "system": "persona"}
+    write_jsonl(folder / "chats.jsonl", [*rows, rows[0] | {"persona": "You add."}])
+    write_registry(
+        folder,
+        mapped={"file_name": "chats.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags},
+        named={"file_name": "rows.jsonl", "formatting": "prompt_completion"},
+    )
+    sample, _ = load_samples("mapped", dataset_dir=folder)
+    (row,) = original_rows("mapped", [0], dataset_dir=folder)
+    (again,) = load_samples([row.value])
+    assert row.text is None
+    assert (again.messages, again.id, again.tools) == (sample.messages, sample.id, sample.tools)
+    assert again.metadata == {"task": "sums", "output_": "o", "instruction_": "i"}
+    assert original_rows("named", [1], dataset_dir=folder)[0].text == json.dumps(ROWS[1])  # readable as it is
 
 
 def test_a_source_that_names_no_form_may_hold_several(folder: Path) -> None:

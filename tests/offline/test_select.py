@@ -124,10 +124,7 @@ def test_written_rows_are_those_of_the_source_with_notes(tmp_path):
 
 def test_lines_of_json_lines_files_are_copied_as_they_are(tmp_path):
     rows = alpaca_rows(5)
-    texts = [
-        json.dumps(row)[:-1] + ', "n": 1.50e+03, "u": "\\u00e9 \\ud800", "big": 12345678901234567890123}'
-        for row in rows
-    ]
+    texts = [json.dumps(row)[:-1] + ', "n": 1.50e+03, "u": "\\u00e9", "big": 12345678901234567890123}' for row in rows]
     (tmp_path / "a.jsonl").write_text("\r\n\n".join(texts), encoding="utf-8")
     chosen = select(str(tmp_path / "a.jsonl"), num_samples=5)
     chosen.write_jsonl(tmp_path / "s.jsonl")

@@ -248,6 +248,26 @@ class PromptCompletionFormat(DatasetFormat):
         return _sample(row, row_index, columns, turns)
 
 
+_RECOGNISED = (
+    *("instruction", "input", "output", "history", "prompt", "completion"),
+    *("messages", "conversations", "conversation", "system", "tools"),
+)
+
+
+def as_row(sample: Sample, source: Row) -> dict[str, Any]:
+    """A sample as a row of messages, which is recognised without a mapping.
+
+    Args:
+        sample: The sample.
+        source: The row that it was read from, whose ``id`` is kept. Other columns that would make a row of another
+            form of it get an underscore.
+    """
+    own_id = {"id": source["id"]} if str(source.get("id")) == sample.id else {}
+    metadata = {f"{name}_" if name in _RECOGNISED else name: value for name, value in sample.metadata.items()}
+    tools = {"tools": list(sample.tools)} if sample.tools else {}
+    return own_id | {"messages": [dict(message) for message in sample.messages]} | tools | metadata
+
+
 def _sharegpt_turn(item: Row, columns: Columns) -> Message:
     tag = str(_needed(item, columns.role_tag))
     content = _needed(item, columns.content_tag)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dataflex.data.plain import plain
+from dataflex.data.refusals import check_text
 from dataflex.data.turns import KNOWN_KEYS
 from dataflex.errors import DataError
 from dataflex.types import Message, Role, ToolCall
@@ -225,9 +226,11 @@ def conversation(turns: Sequence[Message], system: str | None = None) -> tuple[M
 
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{what} is not valid JSON ({error}): {shown(text)}") from error
+    check_text(value, what)  # an escape inside text, which the row's own check cannot see
+    return value
 
 
 def shown(value: Any) -> str:

@@ -6,25 +6,34 @@ JSON is read with the standard library, so that columns of mixed types survive a
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dataflex.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 MAX_REPORTED = 5
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, or of all data files of a folder in the order of their names.
+def read_rows(path: Path, split: str = "train") -> list[dict[str, Any]]:
+    """The rows of a file, or of the data files of a folder in the order of their names.
+
+    Args:
+        path: The file or folder.
+        split: Of a folder whose files are named after splits, those of this one are read.
 
     Raises:
-        DataError: Another kind of file, no rows, or content that cannot be parsed (with ``file:line``).
+        DataError: Another kind of file, no rows, content that cannot be parsed (with ``file:line``), or a folder whose
+            files are of several splits, none of them this one, or of none.
     """
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in READERS)
-        if not files:
-            raise DataError(f"{path}: no {_kinds()} file in this folder")
+        files = data_files(path, split)
+        if left := [file.name for file in data_files(path) if file not in files]:
+            logger.warning("%s: read is the split %s; left out: %s", path, split, ", ".join(left))
         return [row for file in files for row in read_rows(file)]
     reader = READERS.get(path.suffix)
     if reader is None:
@@ -35,15 +44,48 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def row_texts(path: Path) -> list[str] | None:
+def row_texts(path: Path, split: str = "train") -> list[str] | None:
     """The rows of a JSON Lines file, or of a folder of them, as they are written; None for other kinds of files.
 
     They are in the order of :func:`read_rows`, which must have accepted the path.
     """
     if path.is_dir():
-        parts = [row_texts(file) for file in sorted(file for file in path.iterdir() if file.suffix in READERS)]
+        parts = [row_texts(file) for file in data_files(path, split)]
         return None if None in parts else [text for part in parts for text in part or ()]
     return [line.strip() for line in _lines(path) if line.strip()] if path.suffix == ".jsonl" else None
+
+
+def data_files(folder: Path, split: str | None = None) -> list[Path]:
+    """The data files of a folder, or those of a split if its files are named after splits, in the order of their names.
+
+    Names of splits are recognised as ``datasets`` does it (``train``, ``valid``, ``dev-0``, ``my_test``).
+
+    Raises:
+        DataError: There are none, or it is not clear which.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix in READERS)
+    if not files:
+        raise DataError(f"{folder}: no {_kinds()} file in this folder")
+    splits = {file: _split_of(file) for file in files} if split and len(files) > 1 else {}
+    if len(set(splits.values())) < 2:
+        return files
+    chosen = [file for file in files if splits[file] == split]
+    if not chosen or None in splits.values():
+        listed = "".join(f"\n  {file.name}: {splits[file] or 'of no split'}" for file in files)
+        raise DataError(
+            f"{folder}: the files are of several splits, and it is not clear which are meant by {split!r}:{listed}",
+            hint="name the files (a list), or move the others to another folder",
+        )
+    return chosen
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name tells, None if it tells none or several."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    words = set(re.split(r"[^a-z]+", file.stem.lower()))
+    found = {str(split) for split, keywords in SPLIT_KEYWORDS.items() if words & set(keywords)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:

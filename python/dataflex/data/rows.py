@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from dataflex.data.formats import COLUMN_KEYS, TAG_KEYS, Columns, DatasetFormat, Row
 from dataflex.data.hints import SUPPORTED, nearest_hint
+from dataflex.data.problems import Problems
+from dataflex.data.refusals import check_text, refuse_media
 from dataflex.errors import DataError, PluginError
 from dataflex.plugins.registry import registry
 from dataflex.types import Sample
-
-MAX_REPORTED = 5
-MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,6 @@ class Layout:
         return self.formatting is None and self.columns is None and self.tags is None
 
 
-@dataclass
-class _Problems:
-    where: str
-    lines: list[str] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, row: int, message: str) -> None:
-        self.count += 1
-        if len(self.lines) < MAX_REPORTED:
-            self.lines.append(f"  row {row}: {message}")
-
-    def raise_if_any(self, total: int, form: str) -> None:
-        if not self.count:
-            return
-        more = [f"  ... and {self.count - len(self.lines)} more"] if self.count > len(self.lines) else []
-        head = f"{self.where}: {self.count} of {total} rows cannot be read as {form}:"
-        raise DataError(
-            "\n".join([head, *self.lines, *more]), hint="correct or remove these rows (row numbers start at 0)"
-        )
-
-
 def convert_rows(
     rows: Sequence[Row], where: str, *, layout: Layout, numbers: Sequence[int], offset: int = 0
 ) -> list[Sample]:
@@ -68,42 +47,45 @@ def convert_rows(
         offset: ``Sample.row`` is the number plus this.
 
     Raises:
-        DataError: The form is unknown, ambiguous or unsupported, a mapped column does not exist, or rows are damaged
-            (all of them are counted, the first few shown).
+        DataError: The form is unknown or ambiguous, a mapped column does not exist, or rows are damaged or hold more
+            than text (all of them are counted, the first few shown).
     """
     if not rows:
         raise DataError(f"{where}: there are no rows")
+    refuse_media(rows, numbers, where, used=set((layout.columns or {}).values()))
     form, columns = _layout_of(rows, where, layout)
-    others = _other_forms(rows, form, where) if layout.is_empty() else {}
-    problems = _Problems(where)
+    problems = Problems()
     samples = []
     for number, row in zip(numbers, rows, strict=True):
-        own, own_columns = others.get(frozenset(row), (form, columns))
         try:
+            for column, value in row.items():
+                check_text(column, "the name of a column")
+                check_text(value, column)
+            own, own_columns = _form_of(row, form, where) if layout.is_empty() else (form, columns)
             samples.append(own.to_sample(row, offset + number, own_columns))
         except DataError as error:
-            problems.add(number, error.message)
-    problems.raise_if_any(len(rows), form.name)
+            problems.add(f"row {number}", error)
+    problems.raise_if_any(
+        f"{where}: COUNT of {len(rows):,} rows cannot be read as {form.name}:",
+        "correct or remove these rows (row numbers start at 0)",
+    )
     return samples
 
 
-def _other_forms(
-    rows: Sequence[Row], form: DatasetFormat, where: str
-) -> dict[frozenset[str], tuple[DatasetFormat, Columns]]:
-    """Forms of rows, by their columns, that are recognised as another one than the first row's.
+def _form_of(row: Row, form: DatasetFormat, where: str) -> tuple[DatasetFormat, Columns]:
+    """The form of one row, which may be another one than the first row's, also where columns have equal names.
 
     A subset that was selected from several sources holds such rows.
     """
-    examples = {frozenset(row): row for row in rows}
-    found = {}
-    for columns, row in examples.items():
-        try:
-            other = recognise(row, where)
-        except DataError:
-            continue  # the first row's form decides, and reports what is wrong with the row
-        if other.name != form.name:
-            found[columns] = (other, other.default_columns(row))
-    return found
+    if not form.matches(_present(row), row):
+        with suppress(DataError):  # the first row's form decides then, and reports what is wrong with the row
+            form = recognise(row, where)
+    return form, form.default_columns(row)
+
+
+def _present(row: Row) -> set[str]:
+    """The columns that a row has a value for: tables fill those of other rows with nulls."""
+    return {name for name, value in row.items() if value is not None}
 
 
 def _layout_of(rows: Sequence[Row], where: str, layout: Layout) -> tuple[DatasetFormat, Columns]:
@@ -149,13 +131,12 @@ def recognise(row: Row, where: str) -> DatasetFormat:
     """The one registered format whose columns ``row`` has.
 
     Raises:
-        DataError: None or several match, or the row carries images, videos or audio.
+        DataError: None or several match.
     """
-    media = [name for name in MEDIA_COLUMNS if row.get(name)]
-    if media:
-        raise DataError(f"{where}: rows have {', '.join(media)}; only text is supported", hint=SUPPORTED)
     formats, broken = _all_formats()
-    matching = [form for form in formats if form.matches(set(row), row)]
+    present = _present(row)
+    matching = [form for form in formats if form.matches(present, row)]
+    matching = matching or [form for form in formats if form.matches(set(row), row)]
     if len(matching) == 1:
         return matching[0]
     columns = ", ".join(map(str, row)) or "none"

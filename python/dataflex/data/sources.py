@@ -11,11 +11,13 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dataflex.data.formats import as_row
 from dataflex.data.hints import nearest_hint
 from dataflex.data.readers import READERS, arrow_rows, read_rows, row_texts
 from dataflex.data.registry_file import FILE_NAME, Entry, parse_entry, read_registry
@@ -42,6 +44,7 @@ class _Source:
     numbers: Sequence[int]
     layout: Layout
     path: Path | None = None
+    split: str = "train"
     name: str = ""
 
 
@@ -90,7 +93,7 @@ def load_samples(
         spec: A path (.json, .jsonl, .parquet, a folder of them, or a folder that ``Dataset.save_to_disk`` wrote), a
             name in ``dataset_info.json``, a hub id, several of these, a list of rows, or a ``datasets.Dataset``.
         dataset_dir: Folder of ``dataset_info.json``; a relative one is looked up like any path.
-        split: Split of hub datasets whose entry names none.
+        split: Split of hub datasets, and of folders whose files are named after splits, whose entry names none.
         max_samples: Take the first so many rows of each source.
         base_dirs: Where relative paths are looked up after the working directory.
         formatting: Name of the dataset format, for sources whose entry names none; None recognises it.
@@ -122,6 +125,8 @@ def original_rows(
 ) -> list[OriginalRow]:
     """Rows by their ``Sample.row``, as they stand in their sources.
 
+    A row that only the mapping of its entry in ``dataset_info.json`` makes readable becomes one of messages.
+
     Args:
         spec: What :func:`load_samples` was given.
         rows: Row numbers over all sources, in the order that is wanted.
@@ -142,11 +147,25 @@ def original_rows(
     found: dict[int, OriginalRow] = {}
     for place, chosen in wanted.items():
         source, start = sources[place], ends[place] - len(sources[place].rows)
-        texts = row_texts(source.path) if source.path else None
+        texts = row_texts(source.path, source.split) if source.path else None
         numbers = sorted(row - start for row in chosen)
         for number, value in zip(numbers, _taken(source.rows, numbers), strict=True):
-            found[start + number] = OriginalRow(source.where, number, value, texts[number] if texts else None)
+            original = OriginalRow(source.where, number, value, texts[number] if texts else None)
+            found[start + number] = _self_contained(original, source.layout)
     return [found[row] for row in rows]
+
+
+def _self_contained(row: OriginalRow, layout: Layout) -> OriginalRow:
+    """A row that can be read without the mapping of its source: as it is, or as messages if it needs the mapping."""
+    if layout.is_empty():
+        return row
+    options: dict[str, Any] = {"numbers": [row.number]}
+    absent = dict.fromkeys((layout.columns or {}).values())  # columns that other rows of the source have
+    (sample,) = convert_rows([absent | dict(row.value)], row.where, layout=layout, **options)
+    with suppress(DataError):
+        if convert_rows([row.value], row.where, layout=Layout(), **options) == [sample]:
+            return row
+    return OriginalRow(row.where, row.number, as_row(sample, row.value), None)
 
 
 def _lookup(
@@ -184,8 +203,8 @@ def _split(text: str, lookup: _Lookup) -> list[str]:
     return names
 
 
-def _whole(where: str, rows: Rows, layout: Layout, path: Path | None = None) -> _Source:
-    return _Source(where, rows, range(len(rows)), layout, path)
+def _whole(where: str, rows: Rows, layout: Layout, path: Path | None = None, split: str = "train") -> _Source:
+    return _Source(where, rows, range(len(rows)), layout, path, split)
 
 
 def _taken(rows: Rows, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -206,7 +225,7 @@ def _open_name(name: str, lookup: _Lookup) -> _Source:
     places = (*lookup.base_dirs, *([lookup.dataset_dir] if lookup.dataset_dir else []))
     path = _find(Path(name), places)
     if path is not None:
-        return _whole(str(path), _path_rows(path, lookup.split), Layout(lookup.formatting), path)
+        return _whole(str(path), _path_rows(path, lookup.split), Layout(lookup.formatting), path, lookup.split)
     if _HUB_ID.fullmatch(name) and Path(name).suffix not in READERS:
         return _whole(f"hub dataset {name!r}", _hub_rows(name, split=lookup.split), Layout(lookup.formatting))
     raise _not_found(name, places, list(entries), lookup.dataset_dir)
@@ -238,7 +257,7 @@ def _open_entry(entry: Entry, lookup: _Lookup) -> _Source:
         if not path.exists():
             raise DataError(f"{entry.where}: {path} does not exist")
         rows = _path_rows(path, entry.split or lookup.split)
-    return _Source(entry.where, rows, _drawn(entry, len(rows)), layout, path)
+    return _Source(entry.where, rows, _drawn(entry, len(rows)), layout, path, entry.split or lookup.split)
 
 
 def _drawn(entry: Entry, total: int) -> Sequence[int]:
@@ -264,7 +283,7 @@ def _path_rows(path: Path, split: str) -> Rows:
         from datasets import load_from_disk
 
         return _one_dataset(load_from_disk(str(path)), split)
-    return read_rows(path)
+    return read_rows(path, split)
 
 
 def _one_dataset(dataset: Any, split: str | None = None) -> Dataset:
