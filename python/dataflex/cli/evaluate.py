@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dataflex.cli.paths import UserPath
 from dataflex.cli.run_file import run_file
 from dataflex.utils.console import echo, print_json
 
@@ -15,7 +16,7 @@ from dataflex.utils.console import echo, print_json
 @click.option("--adapter", "adapters", multiple=True, help="Folder or hub id of an adapter; several may be given.")
 @click.option("--base-only", is_flag=True, help="Evaluate the base model alone.")
 @click.option("--resamples", default=1000, show_default=True, type=click.IntRange(1), help="Bootstrap draws.")
-@click.option("--answers", type=click.Path(dir_okay=False, path_type=Path), help="Write all answers here (JSON Lines).")
+@click.option("--answers", type=UserPath(dir_okay=False, path_type=Path), help="Write all answers here (JSON Lines).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     config: str,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dataflex.cli.paths import UserPath
 from dataflex.cli.run_file import load_run, run_file
 from dataflex.utils.console import echo, say
 
@@ -26,10 +27,10 @@ def _count(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @click.command()
 @run_file
 @click.option("-n", "--num", required=True, callback=_count, help="Rows to select: a number (500) or a share (5%).")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The subset: a .jsonl file.")
+@click.option("-o", "--output", type=UserPath(dir_okay=False, path_type=Path), help="The subset: a .jsonl file.")
 @click.option(
     "--checkpoint",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=UserPath(exists=True, file_okay=False, path_type=Path),
     help="A checkpoint-STEP folder, of dataflex, transformers or TRL: its weights and optimizer are used.",
 )
 @click.option("--dry-run", is_flag=True, help="Time a few batches and predict time, memory and disk.")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from dataflex.cli.paths import UserPath
 from dataflex.cli.run_file import load_run, root_options, run_file
 
 logger = logging.getLogger("dataflex")
@@ -19,7 +20,7 @@ logger = logging.getLogger("dataflex")
 @click.option(
     "--replay-rewards",
     metavar="OUTPUT_DIR",
-    type=click.Path(exists=True, file_okay=False),
+    type=UserPath(exists=True, file_okay=False),
     help="Use the answers and rewards of that run; nothing is generated and no judge is asked.",
 )
 def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -> None:

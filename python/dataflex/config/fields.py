@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from dataflex.config.origin import Origin
 from dataflex.config.paths import locate, resolve_path
@@ -30,6 +30,7 @@ from dataflex.config.values import (
     Trackers,
     refuse,
 )
+from dataflex.utils.home import HomePaths
 
 Stage = Annotated[Literal["sft"], refuse("sft", "pt", "rm", "ppo", "dpo", "kto")]
 FinetuningType = Annotated[Literal["lora"], refuse("lora", "full", "freeze", "oft")]
@@ -42,7 +43,7 @@ Scheduler = Literal[
 ]
 
 
-class FileConfig(BaseModel):
+class FileConfig(HomePaths):
     """Base of the configurations that come from a flat YAML file."""
 
     model_config = ConfigDict(

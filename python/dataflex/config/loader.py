@@ -21,6 +21,7 @@ from dataflex.config.paths import read_text
 from dataflex.config.schema import ExportConfig, RunConfig
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.plugins.registry import registry
+from dataflex.utils.home import home_path
 from dataflex.utils.messages import (
     LITERAL_SECRET,
     explain,
@@ -120,7 +121,7 @@ def _read(source: Source, overrides: Iterable[str]) -> _Draft:
     if isinstance(source, Mapping):
         draft.values = {str(key): value for key, value in copy.deepcopy(dict(source)).items()}
     else:
-        _read_file(Path(source), draft)
+        _read_file(home_path(source), draft)
     for text in overrides:
         _read_override(text, draft)
     return draft

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dataflex.errors import ConfigError
+from dataflex.utils.home import home_path
 
 
 def candidates(value: str | Path, base: Path | None) -> list[Path]:
     """Where a path may be found, first the place that wins."""
-    path = Path(value).expanduser()
+    path = home_path(value)
     folders = [Path.cwd()] if base is None else [Path.cwd(), base.absolute()]
     return list(dict.fromkeys(folder / path for folder in folders))
 

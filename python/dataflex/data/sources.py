@@ -24,6 +24,7 @@ from dataflex.data.registry_file import FILE_NAME, Entry, parse_entry, read_regi
 from dataflex.data.rows import Layout, convert_rows, unique_ids
 from dataflex.errors import DataError
 from dataflex.types import Sample
+from dataflex.utils.home import home_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -172,13 +173,14 @@ def _lookup(
     dataset_dir: str | Path | None, base_dirs: Sequence[str | Path], split: str, formatting: str | None
 ) -> _Lookup:
     bases = tuple(Path(base) for base in base_dirs)
-    folder = None if dataset_dir is None else _find(Path(dataset_dir), bases) or Path(dataset_dir)
+    wanted = None if dataset_dir is None else home_path(dataset_dir)
+    folder = None if wanted is None else _find(wanted, bases) or wanted
     return _Lookup(folder, bases, split, formatting)
 
 
 def _open(spec: Spec, lookup: _Lookup) -> list[_Source]:
     if isinstance(spec, (str, Path)):
-        return _open_names(_split(str(spec), lookup), lookup)
+        return _open_names(_split(str(home_path(spec)) if str(spec).startswith("~") else str(spec), lookup), lookup)
     if isinstance(spec, Sequence):
         if not spec:
             raise DataError("the dataset is an empty list")
@@ -223,7 +225,7 @@ def _open_name(name: str, lookup: _Lookup) -> _Source:
     if lookup.dataset_dir and name in entries:
         return _open_entry(parse_entry(lookup.dataset_dir, name, entries[name]), lookup)
     places = (*lookup.base_dirs, *([lookup.dataset_dir] if lookup.dataset_dir else []))
-    path = _find(Path(name), places)
+    path = _find(home_path(name), places)
     if path is not None:
         return _whole(str(path), _path_rows(path, lookup.split), Layout(lookup.formatting), path, lookup.split)
     if _HUB_ID.fullmatch(name) and Path(name).suffix not in READERS:

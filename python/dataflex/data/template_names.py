@@ -11,6 +11,7 @@ from dataflex.data.encoding import control_tokens
 from dataflex.data.hints import nearest_hint
 from dataflex.data.probe import Source, frame_of
 from dataflex.errors import DataError
+from dataflex.utils.home import home_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ def read_source(name: str | None, tokenizer: PreTrainedTokenizerBase) -> Source:
     if name is None or name == AUTO:
         return Source(AUTO, _own_text(tokenizer), tokenizer)
     if name.endswith((".jinja", ".jinja2", ".j2")):
-        path = Path(name)
+        path = home_path(name)
         if not path.is_file():
             raise DataError(f"template file {path.absolute()} does not exist")
         return Source(name, path.read_text(encoding="utf-8"), tokenizer)

@@ -24,6 +24,7 @@ from dataflex.training.inputs import as_dataset, as_selector, as_template, as_to
 from dataflex.training.outputs import check_agreement, check_selection
 from dataflex.training.story import log_selection
 from dataflex.utils.aliases import also_called
+from dataflex.utils.home import home_path
 from dataflex.utils.progress import Stopwatch
 
 
@@ -151,7 +152,7 @@ def less_static(
     selector = LessSelector(**params)
     inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir)
     with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
-        selection = score_checkpoints(selector, context, [Path(path) for path in checkpoints], learning_rates)
+        selection = score_checkpoints(selector, context, [home_path(path) for path in checkpoints], learning_rates)
         check_agreement(selection, context.ranks)
         if context.ranks.is_main:
             log_selection(selection, len(context.train_dataset), (), sum(selection.report["seconds"].values()))
@@ -171,7 +172,7 @@ def checked_context(
     if selector.needs_eval_dataset and not context.eval_dataset:
         raise SelectionError(f"selector {selector.name!r} needs an evaluation set", hint="pass eval_dataset")
     adam = getattr(selector.config, "gradient_type", None) == "adam"
-    state = at_checkpoint(context, Path(checkpoint), needs_optimizer=adam) if checkpoint else nullcontext(context)
+    state = at_checkpoint(context, home_path(checkpoint), needs_optimizer=adam) if checkpoint else nullcontext(context)
     with state as current:
         selector.check(current)
         yield current
@@ -219,7 +220,7 @@ class _Inputs:
 
     def dataset(self, data: Any, *, keep_unlabelled: bool = False) -> TokenizedDataset:
         """Tokenise."""
-        folder = None if self.dataset_dir is None else Path(self.dataset_dir)
+        folder = None if self.dataset_dir is None else home_path(self.dataset_dir)
         return as_dataset(data, self.template, self.cutoff_len, keep_unlabelled=keep_unlabelled, dataset_dir=folder)
 
 
@@ -231,7 +232,7 @@ def _context(
     ranks = launched_ranks()
     training = inputs.dataset(train_dataset)
     held_out = None if eval_dataset is None else inputs.dataset(eval_dataset, keep_unlabelled=True)
-    with shared_folder(ranks, None if output_dir is None else Path(output_dir)) as folder:
+    with shared_folder(ranks, None if output_dir is None else home_path(output_dir)) as folder:
         yield build_context(
             inputs.model,
             inputs.tokenizer,
@@ -249,7 +250,7 @@ def _context(
 def _finish(
     selection: Selection, context: SelectionContext, train_dataset: Any, dataset_dir: str | Path | None
 ) -> OfflineSelection:
-    source = RowSource(train_dataset, None if dataset_dir is None else Path(dataset_dir))
+    source = RowSource(train_dataset, None if dataset_dir is None else home_path(dataset_dir))
     return as_offline(selection, context.train_dataset, source)
 
 

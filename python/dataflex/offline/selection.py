@@ -17,6 +17,7 @@ from dataflex.errors import DataError, SelectionError
 from dataflex.offline.subset import write_rows
 from dataflex.selectors.base import Selection
 from dataflex.types import Sample
+from dataflex.utils.home import home_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -124,7 +125,7 @@ class OfflineSelection(Selection):
             SelectionError: The file exists and ``overwrite`` is not set, or the data holds other rows by now.
             DataError: The data cannot be read any more, or a value has no form in JSON.
         """
-        write_rows(Path(path), self.source.read(self.chosen), self.notes(), overwrite=overwrite)
+        write_rows(home_path(path), self.source.read(self.chosen), self.notes(), overwrite=overwrite)
 
     def notes(self) -> Iterable[Mapping[str, Any]]:
         """What is noted with each chosen row."""

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dataflex.errors import ConfigError, DataflexError
+from dataflex.utils.home import HomePaths
 from dataflex.utils.messages import Path, explain_all
 
 
-class ComponentConfig(BaseModel):
+class ComponentConfig(HomePaths):
     """Base of the parameters of every component: unknown keys are errors, defaults are validated."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, arbitrary_types_allowed=True)

@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Collection
 from importlib.resources import files
-from pathlib import Path
 
 from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -26,6 +25,7 @@ from dataflex.errors import ConfigError, RewardError
 from dataflex.rewards.base import RewardConfig
 from dataflex.rewards.strict_json import parse_json
 from dataflex.types import Message, RewardRequest
+from dataflex.utils.home import home_path
 
 REMINDER = '\n\nYour last reply was not readable. Reply with the JSON object {"score": ...} alone.'
 """Added to the prompt when a reply was not a score: a judge at temperature 0 would repeat itself."""
@@ -175,7 +175,7 @@ def _source(given: str, key: str) -> str:
     if "{{" in given or "{%" in given:
         return given
     try:
-        return Path(given).read_text(encoding="utf-8")
+        return home_path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{key}: {given!r} is neither a template (no {{{{ ... }}}}) nor a readable file: {error}"

@@ -19,6 +19,7 @@ from dataflex.config.values import (
     tracker_names,
 )
 from dataflex.errors import ConfigError
+from dataflex.utils.home import HomePaths
 from dataflex.utils.messages import explain_all, shown
 
 ADVICE = {
@@ -63,7 +64,7 @@ class SwanlabOptions(BaseModel):
     lark_secret: EnvironmentName = Field(None, description="variable with the secret of that webhook")
 
 
-class TrainingArguments(BaseModel):
+class TrainingArguments(HomePaths):
     """Arguments of :class:`dataflex.Trainer`.
 
     Raises:
