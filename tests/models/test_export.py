@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dataflex.cli import cli
@@ -12,6 +14,7 @@ from dataflex.config import load_export_config
 from dataflex.errors import ModelError
 from dataflex.models import export as exporting
 from dataflex.models.export import export
+from dataflex.models.model import load_model, trainable_parameters
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from helpers.documented import LLAMA3_TOKENS
 
@@ -106,3 +109,42 @@ def test_pickled_weights_are_refused_with_the_reason(folder: Path) -> None:
     done = CliRunner().invoke(cli, ["export", str(folder / "merge.yaml"), "export_legacy_format=true"])
     assert done.exit_code == 1
     assert "pickled weights run code when they are loaded" in done.output
+
+
+ENDS: dict[str, dict[str, Any]] = {
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "both": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "both at once": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "both whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "a few tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:.*ensure_weight_tying", "ignore:Input and output embeddings are no longer tied")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("ends", ENDS)
+def test_embedding_and_head_are_merged_tied_or_not(folder: Path, tied: bool, ends: str) -> None:
+    tiny_model(tie_word_embeddings=tied).save_pretrained(folder / "base")
+    torch.manual_seed(0)
+    settings = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **ENDS[ends])
+    adapted = get_peft_model(tiny_model(tie_word_embeddings=tied), settings)
+    with torch.no_grad():
+        for _, parameter in trainable_parameters(adapted):
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    adapted.save_pretrained(folder / "adapter0")
+    expected = logits(adapted)
+    done = export(load_export_config(folder / "merge.yaml"))
+    assert done["largest_logit_difference"] < 1e-4
+    merged = logits(load_model(str(folder / "merged"), precision=None))
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(merged, logits(tiny_model(tie_word_embeddings=tied)), atol=1e-2)
+
+
+def test_weights_that_are_shared_stay_shared_where_lora_is_elsewhere(folder: Path) -> None:
+    tiny_model(tie_word_embeddings=True).save_pretrained(folder / "base")
+    tiny_lora(tiny_model(tie_word_embeddings=True)).save_pretrained(folder / "adapter0")
+    export(load_export_config(folder / "merge.yaml"))
+    assert load_model(str(folder / "merged")).config.tie_word_embeddings

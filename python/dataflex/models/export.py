@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +20,7 @@ from dataflex.config import ExportConfig
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ModelError
 from dataflex.models.adapters import load_adapter
+from dataflex.models.bounds import Bounds
 from dataflex.models.model import base_model, load_model, load_tokenizer
 from dataflex.utils.files import atomic_directory
 from dataflex.utils.progress import library_bars
@@ -86,6 +89,7 @@ def merge(model: PreTrainedModel, adapter: str) -> tuple[PreTrainedModel, float]
     base = _probe_logits(model)
     adapted = load_adapter(model, adapter, trainable=False)
     expected = _probe_logits(adapted)
+    _untie(adapted)
     merged = cast(PreTrainedModel, adapted.merge_and_unload(safe_merge=True))
     found = _probe_logits(merged)
     effect, lost = float((expected - base).norm()), float((found - expected).norm())
@@ -100,6 +104,23 @@ def merge(model: PreTrainedModel, adapter: str) -> tuple[PreTrainedModel, float]
         if share > NOTABLE_LOSS:
             logger.warning("merged into %s weights, %s loses %.0f %% of its effect", model.dtype, adapter, 100 * share)
     return merged, float((found - expected).abs().max())
+
+
+def _untie(adapted: PeftModel) -> None:
+    """Give embedding and output head weights of their own, where they share them and LoRA is on one of them.
+
+    LoRA changes one of the two; merged into weights that both use, it would change both.
+    """
+    base = cast(Any, base_model(adapted))
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if ends[1] is None or not any(isinstance(end, BaseTunerLayer) for end in ends):
+        return
+    layers: list[Any] = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
+    embedding, head = layers
+    if embedding.weight is head.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False
+        logger.info("embedding and output head share their weights; with LoRA on one of them, both are written")
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, config: ExportConfig) -> None:
@@ -127,8 +148,9 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, targ
 @torch.no_grad()
 def _probe_logits(model: nn.Module) -> Tensor:
     """float64 logits ``(4, 32, vocabulary)`` of fixed random tokens."""
-    embeddings = cast(nn.Embedding, cast(PreTrainedModel, base_model(model)).get_input_embeddings())
-    ids = torch.randint(embeddings.num_embeddings, PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
+    tokens = Bounds.of(model).inputs
+    assert tokens is not None
+    ids = torch.randint(tokens, PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
     model.train(False)
     logits: Tensor = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
     return logits.double().cpu()
