@@ -104,6 +104,7 @@ def test_the_command_prints_a_table_or_json_and_writes_answers(project: Path) ->
     rows = [json.loads(line) for line in (project / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["model"] for row in rows] == ["base", "base", "adapter0", "adapter0"]
     assert all(row["reward"] == len(row["text"]) % 7 / 6 for row in rows)
+    assert all(row["prompt"][-1]["role"] == "user" and row["reference"] for row in rows)
     done = CliRunner().invoke(cli, [*command, "--adapter", "adapter0", "--json"])
     found = json.loads(done.stdout)
     assert found["samples"] == 2

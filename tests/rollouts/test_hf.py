@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ import torch
 from dataflex.errors import RolloutError
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
 from dataflex.rollouts.answers import answer_key, by_row
+from dataflex.rollouts.file import parse_rollouts
 from dataflex.rollouts.hf import (
     InverseTransformSampler,
     answer_stream,
@@ -17,6 +20,7 @@ from dataflex.rollouts.hf import (
     truncated,
 )
 from dataflex.testing import tiny_model, tiny_tokenizer
+from dataflex.types import Sample
 
 PROMPTS = [Prompt("a", [5, 6, 7]), Prompt("b", [9, 10, 11, 12, 13, 14]), Prompt("c", [20])]
 
@@ -160,6 +164,43 @@ def test_stored_answers_count_only_for_their_round(tmp_path):
     assert RolloutFile(tmp_path / "none.jsonl", {}, {}).scored() is None
     path.write_text(path.read_text(encoding="utf-8").replace("0.5", "0.6"), encoding="utf-8")
     assert RolloutFile(path, FACTS, REWARD).scored() is None
+
+
+def test_lines_can_be_read_by_themselves_and_stay_the_same_to_the_program(tmp_path):
+    """The checksum is of the answers alone: with and without what is for people, in a file of before, it is one."""
+    plain, readable = tmp_path / "plain.jsonl", tmp_path / "readable.jsonl"
+    turns = ({"role": "user", "content": "Wie heißt \u2028 das?\x1b[2J"}, {"role": "assistant", "content": "日本"})
+    samples = [Sample("a", 0, turns)]
+    RolloutFile(plain, FACTS, REWARD).write(STORED)
+    RolloutFile(readable, FACTS, REWARD, samples).write(STORED)
+    sidecars = [json.loads(path.with_suffix(".meta.json").read_text(encoding="utf-8")) for path in (plain, readable)]
+    assert sidecars[0] == sidecars[1]
+    text = readable.read_text(encoding="utf-8")
+    assert "Wie heißt" in text
+    assert "日本" in text
+    assert "\x1b" not in text
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["prompt"] for row in rows] == [[turns[0]]] * 2
+    assert [row["reference"] for row in rows] == ["日本"] * 2
+    assert parse_rollouts(text) == STORED
+    for path in (plain, readable):
+        assert RolloutFile(path, FACTS, REWARD, samples).scored() == STORED
+        assert RolloutFile(path, FACTS, REWARD).scored() == STORED
+    plain.write_text("[1]\n", encoding="utf-8")
+    assert RolloutFile(plain, FACTS, REWARD).scored() is None
+
+
+def test_a_file_of_before_prompts_were_written_is_used(tmp_path):
+    """Lines and checksum as versions up to 0.1.0 wrote them."""
+    path = tmp_path / "step-3.jsonl"
+    line = (
+        '{"sample_id": "a", "answer": 0, "token_ids": [1, 2], "log_probs": [-0.5, -0.1], "finished": true, '
+        '"text": "\\u00e9 \\u2028 text", "reward": 0.5}\n'
+    )
+    path.write_text(line, encoding="utf-8")
+    meta = {hashlib.sha256(line.encode()).hexdigest(): {"answers": {"state": "x"}, "rewards": REWARD}}
+    path.with_suffix(".meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    assert RolloutFile(path, {"state": "x"}, REWARD).scored() == STORED[:1]
 
 
 def test_answers_survive_another_or_a_failed_reward(tmp_path):

@@ -20,7 +20,7 @@ from dataflex.gradients.policy import PolicyFeatures
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.projection.adam import adam_normalize
 from dataflex.rewards.scoring import score_answers
-from dataflex.rollouts import Rollout
+from dataflex.rollouts.file import parse_rollouts
 from dataflex.testing import EchoReward, tiny_context, tiny_dataset
 from dataflex.testing.ranks import run_ranks
 from dataflex.utils.distributed import Ranks
@@ -41,8 +41,7 @@ class Fixed(EchoReward):
 
 
 def stored_rollouts(output_dir):
-    lines = (output_dir / "rollouts" / "step-2.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Rollout(**json.loads(line)) for line in lines]
+    return parse_rollouts((output_dir / "rollouts" / "step-2.jsonl").read_text(encoding="utf-8"))
 
 
 def reference_scores(context, selector, rollouts):

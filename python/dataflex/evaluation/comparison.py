@@ -7,7 +7,6 @@ same rows hard. A loss is the ratio of two sums over the drawn rows, nats and to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,9 +27,11 @@ from dataflex.models.adapters import adapter_folder, load_adapter
 from dataflex.models.model import load_model, load_tokenizer
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
+from dataflex.rollouts.file import readable_answers, readable_line
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.preflight import model_findings
 from dataflex.training.run import evaluation_samples
+from dataflex.types import Sample
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import write_text
 from dataflex.utils.launch import process_count
@@ -107,6 +108,7 @@ class Comparison:
         resamples: Bootstrap draws.
         results: One a model, the base model first.
         scored: What the estimates were made from.
+        rows: The q evaluation samples.
     """
 
     dataset: str
@@ -114,6 +116,7 @@ class Comparison:
     resamples: int
     results: list[Result]
     scored: list[Scored]
+    rows: Sequence[Sample] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single answers."""
@@ -143,13 +146,18 @@ class Comparison:
         return [*table, note]
 
     def write_answers(self, path: Path) -> None:
-        """Write every model's answers as JSON Lines: ``model``, ``sample_id``, ``text``, ``reward``, ``finished``."""
-        rows = [
-            {"model": scored.name, **{key: getattr(answer, key) for key in ("sample_id", "text", "reward", "finished")}}
+        """Write every model's answers as JSON Lines that can be read by themselves.
+
+        A line has ``model``, ``sample_id``, ``prompt`` (its turns), ``reference``, ``text``, ``reward``, ``finished``.
+        """
+        keys = ("sample_id", "prompt", "reference", "text", "reward", "finished")
+        lines = [
+            readable_line({"model": scored.name, **{key: answer[key] for key in keys}})
             for scored in self.scored
-            for answer in scored.answers
+            if scored.answers
+            for answer in readable_answers(scored.answers, self.rows)
         ]
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(path, "".join(lines))
 
 
 def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000) -> Comparison:
@@ -184,7 +192,7 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
     scored = _evaluate_all(config, adapters, tokenizer, template, dataset, metric)
     results = estimates(scored, resamples=resamples, seed=config.seed)
     name = ", ".join(config.eval_dataset or [f"{config.val_size:g} of {', '.join(config.dataset)}"])
-    return Comparison(name, len(dataset), resamples, results, scored)
+    return Comparison(name, len(dataset), resamples, results, scored, dataset.samples)
 
 
 def _evaluate_all(

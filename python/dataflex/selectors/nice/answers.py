@@ -156,10 +156,11 @@ class Answers:
             source = self._config.replay_rewards / "rollouts" / name
             replayed = RolloutFile(source, asked, judged).replayed()
             if ranks.is_main:
-                RolloutFile(path, {"replayed": True, **asked}, {"replayed": True, **judged}).write(replayed)
+                own = RolloutFile(path, {"replayed": True, **asked}, {"replayed": True, **judged}, samples)
+                own.write(replayed)
             logger.info("using the answers and rewards of %s", source)
             return replayed
-        file = RolloutFile(path, answers={**facts, **asked}, rewards={**self.reward.facts(), **judged})
+        file = RolloutFile(path, answers={**facts, **asked}, rewards={**self.reward.facts(), **judged}, samples=samples)
         stored = ranks.main_first(file.scored)
         if stored is not None:
             logger.info("using the answers and rewards of %s", path)
