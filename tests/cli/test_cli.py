@@ -202,11 +202,13 @@ class TestPlugins:
     def test_show_names_parameters_and_defaults(self, site: Site) -> None:
         site.install_selector("mine")
         done = run("plugins", "show", "mine")
-        assert done.stdout.splitlines()[:4] == [
+        assert done.stdout.splitlines()[:6] == [
             "selector mine: a selector of a plugin",
             "from my-plugin 1.0, my_plugin_module:Mine",
-            "parameter  type                       default  description",
-            "alpha      float                      0.5      how much of it",
+            "",
+            "alpha",
+            "    number; default 0.5",
+            "    how much of it",
         ]
         [found] = json.loads(run("plugins", "show", "mine", "--json").stdout)
         assert [row.get("default") for row in found["parameters"]] == [0.5, "soft", {}]

@@ -33,6 +33,7 @@ from dataflex.plugins.installed import may_have_plugins
 from dataflex.utils.console import echo
 from dataflex.utils.progress import bars
 from dataflex.utils.shown import one_record
+from dataflex.version import __version__
 
 logger = logging.getLogger("dataflex")
 
@@ -126,6 +127,7 @@ def _print_error(error: DataflexError) -> None:
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dataflex", message="%(prog)s %(version)s")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.option("-v", "--verbose", is_flag=True, help="Log details: every step, checkpoint and phase.")
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only, no bars.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,14 @@ import click
 
 from dataflex.errors import PluginError
 from dataflex.utils.console import echo, print_json, print_table
+from dataflex.utils.messages import nearest
 
 if TYPE_CHECKING:
     from dataflex.plugins.registry import Component, PluginInfo, Registry
+
+
+WIDTH = 80
+"""Columns of the terminal that parameters are laid out for."""
 
 
 @click.group(invoke_without_command=True)
@@ -68,7 +74,9 @@ def show_plugin(name: str, as_json: bool) -> None:
     components = [found.components[kind, name] for kind in KINDS if (kind, name) in found.components]
     packages = [plugin for plugin in found.plugins if not components and name in (plugin.name, plugin.distribution)]
     if not components and not packages:
-        raise PluginError(f"unknown component or plugin {name!r}", hint="`dataflex plugins` lists all of them")
+        known = {known for _, known in found.components} | {plugin.name for plugin in found.plugins}
+        text = f"unknown component or plugin {name!r}{nearest(name, sorted(known))}"
+        raise PluginError(text, hint="`dataflex plugins` lists all of them")
     if as_json:
         details = [_details(found, component) for component in components]
         print_json([*details, *(_plugin(found, plugin) for plugin in packages)])
@@ -80,12 +88,20 @@ def show_plugin(name: str, as_json: bool) -> None:
 
 
 def _echo_component(found: Registry, component: Component) -> None:
-    version, parameters = _summary(found, component)["version"], _parameters(component)
-    echo(f"{component.kind} {component.name}: {component.summary}")
+    version = _summary(found, component)["version"]
+    echo(textwrap.fill(f"{component.kind} {component.name}: {component.summary}", WIDTH))
     echo(f"from {component.plugin} {version}, {component.target}")
-    if parameters:
-        rows = [[row["name"], row["type"], _default(row), row["description"]] for row in parameters]
-        print_table(["parameter", "type", "default", "description"], rows)
+    for row in _parameters(component):
+        default = f"default {_default(row)}" if "default" in row else "required"
+        echo(f"\n{row['name']}")
+        echo(_wrapped(f"{row['words']}; {default}"))
+        if row["description"]:
+            echo(_wrapped(row["description"]))
+
+
+def _wrapped(text: str) -> str:
+    """A paragraph below a parameter's name, as wide as a terminal of 80 columns."""
+    return textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _echo_plugin(found: Registry, plugin: PluginInfo) -> None:
@@ -130,17 +146,25 @@ def _summary(found: Registry, component: Component) -> dict[str, str]:
 
 
 def _details(found: Registry, component: Component) -> dict[str, Any]:
-    return {**_summary(found, component), "target": component.target, "parameters": _parameters(component)}
+    parameters = [{key: value for key, value in row.items() if key != "words"} for row in _parameters(component)]
+    return {**_summary(found, component), "target": component.target, "parameters": parameters}
 
 
 def _parameters(component: Component) -> list[dict[str, Any]]:
     """Name, type, meaning and default of what the component's ``Config`` accepts; required ones have no default."""
     from pydantic_core import to_jsonable_python
 
+    from dataflex.cli.type_words import type_words
+
     model = getattr(component.load(), "Config", None)
     rows = []
     for name, info in model.model_fields.items() if model else ():
-        row = {"name": name, "type": _type_name(info.annotation), "description": info.description or ""}
+        row = {
+            "name": name,
+            "type": _type_name(info.annotation),
+            "words": type_words(info.annotation),
+            "description": info.description or "",
+        }
         if not info.is_required():
             row["default"] = to_jsonable_python(info.get_default(call_default_factory=True), fallback=str)
         rows.append(row)
@@ -148,7 +172,8 @@ def _parameters(component: Component) -> list[dict[str, Any]]:
 
 
 def _default(parameter: Mapping[str, Any]) -> str:
-    return json.dumps(parameter["default"], ensure_ascii=False) if "default" in parameter else "required"
+    default = parameter["default"]
+    return default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False)
 
 
 def _type_name(annotation: Any) -> str:
