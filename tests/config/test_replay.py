@@ -135,3 +135,10 @@ def test_the_schema_describes_every_key() -> None:
     assert {"type": "null"} in properties["report_to"]["anyOf"]
     assert properties["lora_dropout"]["exclusiveMaximum"] == 1
     json.dumps(schema, allow_nan=False)
+
+
+def test_characters_that_act_are_escaped_and_mean_the_same() -> None:
+    name = "a\u202eb\x9b\u65e5"
+    text = load_config(RUN, [f"run_name={yaml.safe_dump(name)}"]).to_yaml()
+    assert not {"\u202e", "\x9b"} & set(text)
+    assert yaml.safe_load(text)["run_name"] == name

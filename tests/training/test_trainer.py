@@ -62,6 +62,8 @@ def test_a_run_leaves_what_it_promises(tmp_path):
         "all_results.json",
         "training_loss.png",
         "README.md",
+        "config.yaml",
+        "report.html",
         "features",
         "rollouts",
         "checkpoint-2",

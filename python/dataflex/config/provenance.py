@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -47,14 +48,24 @@ def git_revision() -> str | None:
 
 def replayable_yaml(config: RunFields) -> str:
     """See :meth:`RunConfig.to_yaml`."""
-    values = redact(_resolved(config))
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    return yaml_text(_resolved(config), "dataflex run, resolved; `dataflex train` on this file repeats it")
+
+
+def yaml_text(values: Mapping[str, Any], what: str) -> str:
+    """Values as YAML without literal secrets, below comments that say what wrote it, when, with which versions.
+
+    Args:
+        values: JSON-able keys of a configuration.
+        what: First lines of the comments.
+    """
+    redacted = redact(values)
+    text = yaml.safe_dump(redacted, sort_keys=False, allow_unicode=True, width=120)
     if ACTING_IN_LINES.search(text):  # all that is not ASCII is then escaped in quotes, and still means the same
-        text = yaml.safe_dump(values, sort_keys=False, width=120)
-    return _header() + text
+        text = yaml.safe_dump(redacted, sort_keys=False, width=120)
+    return _header(what) + text
 
 
-def _header() -> str:
+def _header(what: str) -> str:
     facts = {
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
@@ -62,7 +73,7 @@ def _header() -> str:
         "git": git_revision() or "none",
     }
     lines = [
-        "dataflex run, resolved; `dataflex train` on this file repeats it",
+        *what.splitlines(),
         *(f"{k}: {v}" for k, v in facts.items()),
     ]
     return "".join(f"# {line}\n" for line in lines)

@@ -37,6 +37,7 @@ from dataflex.training.optimization import (
     create_scheduler,
     enable_gradient_checkpointing,
 )
+from dataflex.training.record import python_config
 from dataflex.training.results import run_results, scalars, write_results
 from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
 from dataflex.training.selection_file import write_selection
@@ -122,7 +123,7 @@ class Trainer:
         self.state = RunState()
         self.watch = Stopwatch()
         self.run_config: str | None = None
-        """Text of ``config.yaml``, written when training starts."""
+        """Text of ``config.yaml``, written when training starts; None: what a run from Python can say of itself."""
 
     def train(self) -> dict[str, Any]:
         """Run the schedule and write the results.
@@ -174,8 +175,9 @@ class Trainer:
             self.watch.seconds = dict(self.state.seconds)
             logger.info("resuming from %s at step %d of %d", source, self.state.step, self.total_steps)
         self.state.facts = facts
-        if self.run_config is not None and self.ranks.is_main:
-            write_text(self.args.output_dir / "config.yaml", self.run_config)
+        if self.ranks.is_main:
+            config = self.run_config or python_config(self.args, self.schedule, self.selector, self.model)
+            write_text(self.args.output_dir / "config.yaml", config)
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **facts}
         start_trackers(self.accelerator, self.args, self.ranks, scalars(settings), self.state.step)

@@ -1,0 +1,66 @@
+"""``config.yaml`` of a run from Python: what can be said about it in the keys of a configuration file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dataflex.config.provenance import yaml_text
+from dataflex.selectors.base import Selector
+from dataflex.training.arguments import TrainingArguments
+from dataflex.training.schedule import Schedule
+
+FROM_PYTHON = (
+    "dataflex run from Python, which was given its model and its data as objects:\n"
+    "to repeat it with `dataflex train`, add dataset and eval_dataset, and model_name_or_path where it is missing"
+)
+
+
+def python_config(args: TrainingArguments, schedule: Schedule, selector: Selector[Any] | None, model: nn.Module) -> str:
+    """Arguments, schedule, the selector's parameters, the base model's name and its LoRA settings, as YAML.
+
+    A parameter that is an object (a function as the reward) stands there by its name.
+    """
+    values = args.model_dump(mode="json", exclude={"swanlab", "max_steps", "warmup_steps"})
+    if args.warmup_steps is not None:
+        values["warmup_steps"] = args.warmup_steps
+    values |= {f"swanlab_{key}": value for key, value in args.swanlab.model_dump(mode="json").items()}
+    steps = {"warmup_step": schedule.warmup_step}
+    if selector is not None:
+        steps |= {"update_step": schedule.update_step, "update_times": schedule.update_times}
+    return yaml_text({**_model(model), **values, **_selector(selector), **steps}, FROM_PYTHON)
+
+
+def _selector(selector: Selector[Any] | None) -> dict[str, Any]:
+    from pydantic_core import to_jsonable_python
+
+    if selector is None:
+        return {"train_type": "static"}
+    params = to_jsonable_python(selector.config, fallback=_name)
+    return {
+        "train_type": "dynamic_select",
+        "components_cfg_file": False,
+        "component_name": selector.name,
+        "component_params": params,
+    }
+
+
+def _name(value: object) -> str:
+    return f"{getattr(value, '__qualname__', type(value).__qualname__)} (an object from Python)"
+
+
+def _model(model: nn.Module) -> dict[str, Any]:
+    """The base model's name, where it was loaded by one, and the LoRA settings of the adapter in training."""
+    found: dict[str, Any] = {}
+    name = getattr(model, "name_or_path", None)
+    if name:
+        found["model_name_or_path"] = str(name)
+    adapters = getattr(model, "peft_config", None)
+    lora = adapters.get(getattr(model, "active_adapter", None)) if isinstance(adapters, Mapping) else None
+    if lora is not None and hasattr(lora, "lora_alpha"):
+        targets = lora.target_modules
+        found["lora_rank"], found["lora_alpha"], found["lora_dropout"] = lora.r, lora.lora_alpha, lora.lora_dropout
+        found["lora_target"] = targets if isinstance(targets, str) or targets is None else sorted(targets)
+    return found
