@@ -278,7 +278,7 @@ def test_rows_with_images_are_refused_and_counted_wherever_they_stand() -> None:
         ({"instruction": "cut \ud83d", "output": "x"}, "instruction"),
         ({"instruction": "a", "output": "x", "id": "\udc00"}, "id"),
         ({"instruction": "a", "output": "x", "task": "\ud83d"}, "task"),
-        ({"instruction": "a", "output": "x", "task": {"\ud83d": 1}}, "a key in task"),
+        ({"instruction": "a", "output": "x", "task": {"\ud83d": 1}}, "task"),
         ({"instruction": "a", "output": "x", "\ud83d": 1}, "the name of a column"),
         ({"instruction": "a", "output": "x", "history": [["b", "\ud83d"]]}, "history"),
         ({"instruction": "a", "output": "x", "tools": r'[{"name": "\ud83d"}]'}, "tools"),

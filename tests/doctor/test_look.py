@@ -34,6 +34,14 @@ def test_cut_rows_are_counted_and_the_first_named() -> None:
     assert max(found.lengths) == 8
 
 
+def test_what_stands_out_is_counted() -> None:
+    empty = Sample("e", 0, ({"role": "user", "content": "a"}, {"role": "assistant", "content": " \n"}))
+    found = seen([empty, *tiny_samples(2)])
+    assert found.lines() == [*found.counts(), *found.warnings()]
+    (line,) = found.warnings()
+    assert line.startswith("1 of 3 rows have an empty answer")
+
+
 def test_a_part_is_spread_over_all_rows() -> None:
     found = seen(tiny_samples(30), rows=4)
     assert [sample.row for sample in found.samples] == [0, 10, 19, 29]

@@ -184,6 +184,18 @@ def test_many_cut_or_empty_rows_are_warnings(project: Path) -> None:
     assert [(check.name, check.detail) for check in found] == [("labels", "3 of 12 rows have no token to learn")]
 
 
+def test_what_stands_out_in_rows_is_a_warning_each(project: Path) -> None:
+    path = project / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["completion"], rows[1]["completion"] = " ", "I am {{name}}."
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [check for check in checks() if check.status == "warn"]
+    assert [(check.name, check.detail[:30]) for check in found] == [
+        ("training set", "1 of 12 rows have an empty ans"),
+        ("training set", "1 of 12 rows have a placeholde"),
+    ]
+
+
 def test_a_folder_without_safetensors_fails(project: Path) -> None:
     (project / "model" / "model.safetensors").unlink()
     assert "there are no weights in" in failures()["model"].detail

@@ -275,7 +275,7 @@ def _sharegpt_turn(item: Row, columns: Columns) -> Message:
     if tag == columns.function_tag:
         return with_other_keys(assistant_message("", item, tool_calls_of(content, tag)), item, read)
     text = text_of(content, str(columns.content_tag))
-    role = _mapped_roles(columns).get(tag)
+    role = _mapped_role(columns, tag)
     if role is None:
         names = [name for key in ROLE_KEYS if (name := getattr(columns, key)) is not None]
         raise DataError(f"a turn has {columns.role_tag} {tag!r}, expected one of {', '.join(names)}")
@@ -283,14 +283,16 @@ def _sharegpt_turn(item: Row, columns: Columns) -> Message:
     return with_other_keys(message, item, read)
 
 
-def _mapped_roles(columns: Columns) -> dict[str, Role]:
-    roles: dict[str | None, Role] = {
-        columns.user_tag: "user",
-        columns.assistant_tag: "assistant",
-        columns.observation_tag: "tool",
-        columns.system_tag: "system",
-    }
-    return {tag: role for tag, role in roles.items() if tag is not None}
+_ROLE_TAGS: tuple[tuple[str, Role], ...] = (
+    ("user_tag", "user"),
+    ("assistant_tag", "assistant"),
+    ("observation_tag", "tool"),
+    ("system_tag", "system"),
+)
+
+
+def _mapped_role(columns: Columns, tag: str) -> Role | None:
+    return next((role for key, role in _ROLE_TAGS if getattr(columns, key) == tag), None)
 
 
 def _openai_turn(item: Row, columns: Columns) -> Message:
@@ -299,10 +301,10 @@ def _openai_turn(item: Row, columns: Columns) -> Message:
             f"a turn is {shown(item)}, expected an object with {columns.role_tag!r} and {columns.content_tag!r}"
         )
     tag = str(_needed(item, columns.role_tag))
-    roles = _OPENAI_ROLES | _mapped_roles(columns)
-    if tag not in roles:
+    role = _mapped_role(columns, tag) or _OPENAI_ROLES.get(tag)
+    if role is None:
+        roles = [*_OPENAI_ROLES, *(name for key, _ in _ROLE_TAGS if (name := getattr(columns, key)) is not None)]
         raise DataError(f"a turn has {columns.role_tag} {tag!r}, expected one of {', '.join(roles)}")
-    role = roles[tag]
     message = _answer(item, columns) if role == "assistant" else plain_message(role, text_of(*_content(item, columns)))
     return with_other_keys(message, item, (columns.role_tag, columns.content_tag))
 

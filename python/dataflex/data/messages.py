@@ -6,7 +6,7 @@ Arrow tables fill absent fields with nulls, so None means absent everywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ from dataflex.types import Message, Role, ToolCall
 from dataflex.utils.shown import quoted
 
 _LOSS_KEYS = ("loss_weight", "weight")
+_READ_KEYS = frozenset({*_LOSS_KEYS, *KNOWN_KEYS, "function_call"})
+"""Keys of a turn that are read whatever its form."""
 _REASONING_PARTS = ("reasoning", "thinking")
 
 
@@ -187,7 +189,7 @@ def plain_message(role: Role, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def with_other_keys(message: Message, item: Mapping[str, Any], read: Iterable[str | None]) -> Message:
+def with_other_keys(message: Message, item: Mapping[str, Any], read: Container[str | None]) -> Message:
     """``message`` with the other keys of a turn, which its template may read (``reasoning_content``, ``name``, ...).
 
     Args:
@@ -198,8 +200,11 @@ def with_other_keys(message: Message, item: Mapping[str, Any], read: Iterable[st
     Raises:
         DataError: A value has no form in JSON.
     """
-    own = {*read, *_LOSS_KEYS, *KNOWN_KEYS, "function_call"}
-    others = {str(key): plain(value) for key, value in item.items() if key not in own and value is not None}
+    others = {
+        str(key): plain(value)
+        for key, value in item.items()
+        if value is not None and key not in read and key not in _READ_KEYS
+    }
     return cast("Message", others | message) if others else message
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dataflex.data.hints import SUPPORTED
@@ -45,6 +46,15 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, (str, bytes, list, tuple, dict)) and not value)
 
 
+def check_row(row: Mapping[str, Any]) -> None:
+    """Refuse a row with a lone surrogate in a column, at any depth, or in a column's name; see :func:`check_text`."""
+    if "\\ud" not in repr(row):  # repr escapes them, at a tenth of the time that the search takes
+        return
+    for column, value in row.items():
+        check_text(column, "the name of a column")
+        check_text(value, column)
+
+
 def check_text(value: Any, what: str) -> None:
     """Refuse lone surrogates: halves of a character, which tokenizers, files and servers cannot take.
 
@@ -55,13 +65,19 @@ def check_text(value: Any, what: str) -> None:
     Raises:
         DataError: A text holds one.
     """
+    found = _lone_surrogate(value)
+    if found is not None:
+        raise DataError(f"{what} holds a lone surrogate (\\u{ord(found):04x}), half of a character")
+
+
+def _lone_surrogate(value: Any) -> str | None:
     if isinstance(value, str):
-        if not value.isascii() and (found := _SURROGATE.search(value)):
-            raise DataError(f"{what} holds a lone surrogate (\\u{ord(found[0]):04x}), half of a character")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            check_text(key, f"a key in {what}")
-            check_text(item, what)
+        found = None if value.isascii() else _SURROGATE.search(value)
+        return found[0] if found else None
+    if isinstance(value, dict):
+        parts: Iterable[Any] = itertools.chain(value, value.values())
     elif isinstance(value, (list, tuple)):
-        for item in value:
-            check_text(item, what)
+        parts = value
+    else:
+        return _lone_surrogate(dict(value)) if isinstance(value, Mapping) else None
+    return next(filter(None, map(_lone_surrogate, parts)), None)

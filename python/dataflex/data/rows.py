@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from dataflex.data.formats import COLUMN_KEYS, TAG_KEYS, Columns, DatasetFormat, Row
 from dataflex.data.hints import SUPPORTED, nearest_hint
 from dataflex.data.problems import Problems
-from dataflex.data.refusals import check_text, refuse_media
+from dataflex.data.refusals import check_row, refuse_media
 from dataflex.errors import DataError, PluginError
 from dataflex.plugins.registry import registry
 from dataflex.types import Sample
@@ -58,9 +58,7 @@ def convert_rows(
     samples = []
     for number, row in zip(numbers, rows, strict=True):
         try:
-            for column, value in row.items():
-                check_text(column, "the name of a column")
-                check_text(value, column)
+            check_row(row)
             own, own_columns = _form_of(row, form, where) if layout.is_empty() else (form, columns)
             samples.append(own.to_sample(row, offset + number, own_columns))
         except DataError as error:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from dataflex.errors import RolloutError
+from dataflex.data.problems import Problems
+from dataflex.errors import DataError, RolloutError
 from dataflex.types import Sample
 from dataflex.utils.distributed import Ranks
 
@@ -78,12 +79,20 @@ def prompts_of(samples: Sequence[Sample], token_ids: Callable[[Sample], list[int
     Args:
         samples: The whole evaluation set: a part of it would count other repeats.
         token_ids: Renders a sample's prompt.
+
+    Raises:
+        DataError: Prompts cannot be rendered; all of them are counted.
     """
     seen: Counter[str] = Counter()
+    problems = Problems()
     prompts = []
     for sample in samples:
-        prompts.append(Prompt(sample.id, token_ids(sample), seen[sample.id]))
+        try:
+            prompts.append(Prompt(sample.id, token_ids(sample), seen[sample.id]))
+        except DataError as error:
+            problems.add(f"sample {sample.id!r} (row {sample.row})", error)
         seen[sample.id] += 1
+    problems.raise_if_any(f"the prompts of COUNT of {len(samples):,} evaluation samples cannot be rendered:")
     return prompts
 
 
