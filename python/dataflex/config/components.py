@@ -145,6 +145,14 @@ def validate_component(spec: ComponentSpec) -> type[Any]:
     return selector
 
 
+def surprising_values(config: RunFields) -> list[str]:
+    """What to say about values of the run's components file that YAML reads otherwise than they look."""
+    file, _ = components_file(config)
+    if file is None or file == packaged_file():
+        return []
+    return list(parse_yaml(read_text(file), lambda line: f"{file}:{line}").notes.values())
+
+
 def idle_parameters(config: RunFields) -> list[str]:
     """Parameters of the run itself (not of a components file) that have no effect because of others, with the reason.
 

@@ -21,6 +21,7 @@ KeyPath = tuple[str | int, ...]
 
 _TAG = "tag:yaml.org,2002:"
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _MAX_NODES = 100_000
 
 
@@ -32,11 +33,13 @@ class Document:
         value: Plain Python values: dict with text keys, list, str, int, float, bool, None.
         places: Per key path, where it was written (``file:line``).
         problems: One line a problem; ``value`` holds what could be read.
+        notes: Per key path, what to say about a value that YAML 1.1 reads otherwise than it looks.
     """
 
     value: Any = None
     places: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: dict[KeyPath, str] = field(default_factory=dict)
 
 
 def parse_yaml(text: str, where: Callable[[int], str]) -> Document:
@@ -74,7 +77,7 @@ class _Reader:
         if self.nodes > _MAX_NODES:
             raise yaml.MarkedYAMLError(problem=f"it expands to more than {_MAX_NODES} values", problem_mark=_mark(node))
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
+            return self._scalar(node, path)
         expected = "map" if isinstance(node, yaml.MappingNode) else "seq"
         if node.tag != _TAG + expected:
             return self._problem(node, f"the tag {node.tag} is not accepted")
@@ -126,7 +129,7 @@ class _Reader:
                 else:
                     self._problem(key_node, "'<<' merges mappings only")
 
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text = node.value
         if node.tag == _TAG + "timestamp":
             return text
@@ -140,10 +143,28 @@ class _Reader:
             return self._problem(node, f"{shown(text)} is not a valid {node.tag.removeprefix(_TAG)}")
         if isinstance(value, int) and abs(value) >= 2**63:
             return self._problem(node, f"{shown(text)} is too large an integer")
+        note = _surprise(text, value) if node.style is None else None
+        if note:
+            self.document.notes[path] = f"{self.where(_mark(node).line + 1)}: {_dotted(path)}{note}"
         return value
 
     def _problem(self, node: yaml.Node, text: str) -> None:
         self.document.problems.append(f"{self.where(_mark(node).line + 1)}: {text}")
+
+
+def _surprise(text: str, value: Any) -> str | None:
+    """What to say about an unquoted scalar that YAML 1.1 reads otherwise than it looks, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if ":" in text:
+        return f"{text} is {value}: YAML 1.1 reads numbers with colons to the base 60; in quotes it is text"
+    if _OCTAL.fullmatch(text) and value != int(text.replace("_", "")):
+        return f"{text} is {value}: YAML 1.1 reads a leading 0 as octal; write {int(text.replace('_', ''))} or {value}"
+    return None
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path)) + ": " if path else ""
 
 
 def _mark(node: yaml.Node) -> yaml.Mark:

@@ -74,8 +74,8 @@ class FileConfig(HomePaths):
         return locate(value, self.origin.folder)
 
     def warnings(self) -> list[str]:
-        """Keys that were given and have no effect; one line each."""
-        return list(self.origin.ignored.values())
+        """Keys that were given and have no effect, and values that YAML reads otherwise than they look; a line each."""
+        return [*self.origin.notes.values(), *self.origin.ignored.values()]
 
 
 class RunFields(FileConfig):

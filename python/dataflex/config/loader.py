@@ -101,9 +101,10 @@ class _Draft:
     folder: Path | None = None
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, str] = field(default_factory=dict)
+    notes: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def set(self, path: list[str], value: Any, places: Mapping[KeyPath, str]) -> None:
+    def set(self, path: list[str], value: Any, places: Mapping[KeyPath, str], notes: Mapping[KeyPath, str]) -> None:
         """Put an override at ``path``, making the mappings on the way."""
         target = self.values
         for key in path[:-1]:
@@ -114,6 +115,8 @@ class _Draft:
         start = tuple(path)
         self.places = {found: at for found, at in self.places.items() if found[: len(start)] != start}
         self.places.update({(*start, *found): at for found, at in places.items()})
+        self.notes = {found: note for found, note in self.notes.items() if found[: len(start)] != start}
+        self.notes.update({(*start, *found): note for found, note in notes.items()})
 
 
 def _read(source: Source, overrides: Iterable[str]) -> _Draft:
@@ -130,7 +133,7 @@ def _read(source: Source, overrides: Iterable[str]) -> _Draft:
 def _read_file(file: Path, draft: _Draft) -> None:
     document = parse_yaml(read_text(file), lambda line: f"{file}:{line}")
     draft.name, draft.folder = str(file), file.absolute().parent
-    draft.places, draft.problems = document.places, document.problems
+    draft.places, draft.problems, draft.notes = document.places, document.problems, document.notes
     if isinstance(document.value, dict):
         draft.values = document.value
     elif document.value is not None:
@@ -150,7 +153,7 @@ def _read_override(text: str, draft: _Draft) -> None:
     document = parse_yaml(value, lambda _: place)
     draft.problems.extend(document.problems)
     inside = path if path[0] == "component_params" else [key]
-    draft.set(inside, document.value, {(): place, **document.places})
+    draft.set(inside, document.value, {(): place, **document.places}, document.notes)
 
 
 def _plain(value: str, key: str) -> str:
@@ -162,7 +165,7 @@ def _plain(value: str, key: str) -> str:
 def _set_aside_unknown_keys(draft: _Draft, model: type[FileConfig]) -> Origin:
     """Take out of the draft what the model does not know: problems, and known keys that have no effect."""
     ignored: dict[str, str] = {}
-    origin = Origin(draft.name, draft.folder, draft.places, ignored)
+    origin = Origin(draft.name, draft.folder, draft.places, ignored, draft.notes)
     for key in [key for key in draft.values if key not in model.model_fields]:
         value = draft.values.pop(key)
         if key not in LLAMA_FACTORY_KEYS | RunConfig.model_fields.keys():

@@ -20,12 +20,14 @@ class Origin:
         folder: The folder of the file, which relative paths may refer to.
         places: Per key path, the words that name its position: ``file:line`` or ``override key=value``.
         ignored: Known keys of LLaMA-Factory that were given and have no effect, with what to say about them.
+        notes: Per key path, what to say about a value that YAML reads otherwise than it looks.
     """
 
     name: str = ""
     folder: Path | None = None
     places: Mapping[KeyPath, str] = field(default_factory=dict)
     ignored: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[KeyPath, str] = field(default_factory=dict)
 
     def place(self, *path: str | int) -> str:
         """The position of a key path, or of the closest container around it that has one, else the file's name."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dataflex.errors import ConfigError
+from dataflex.utils.files import special_kind
 from dataflex.utils.home import home_path
+
+LARGEST = 1 << 19
+"""Bytes of a configuration file: a hundred times what we have seen, and seconds of parsing."""
 
 
 def candidates(value: str | Path, base: Path | None) -> list[Path]:
@@ -55,9 +59,14 @@ def read_text(path: Path) -> str:
     """The text of a configuration file.
 
     Raises:
-        ConfigError: It does not exist, cannot be read or is not UTF-8.
+        ConfigError: It does not exist, is no plain file or far too large for one, cannot be read or is not UTF-8.
     """
+    if _exists(path) and not path.is_file():
+        raise ConfigError(f"{path} is a {special_kind(path)}, expected a file")
     try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise ConfigError(f"{path} has {size:,} bytes, a configuration has at most {LARGEST:,}: is it a data file?")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; looked for {path.absolute()}") from error

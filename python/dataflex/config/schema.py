@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dataflex.config import checks
-from dataflex.config.components import ComponentSpec, components_file, idle_parameters, resolve_component
+from dataflex.config.components import (
+    ComponentSpec,
+    components_file,
+    idle_parameters,
+    resolve_component,
+    surprising_values,
+)
 from dataflex.config.deepspeed import read_deepspeed
 from dataflex.config.fields import FileConfig, RunFields
 from dataflex.config.idle import find_warnings
@@ -73,7 +79,7 @@ class RunConfig(RunFields):
             _, substituted = components_file(self)
             if substituted:
                 found.append(self.origin.about("components_cfg_file", substituted))
-            found += idle_parameters(self)
+            found += [*surprising_values(self), *idle_parameters(self)]
         return self.origin.in_order([*super().warnings(), *found])
 
     def to_yaml(self) -> str:

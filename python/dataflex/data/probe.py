@@ -13,6 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from dataflex.data.encoding import Span, control_tokens, special_tokens
 from dataflex.errors import DataError
 from dataflex.types import Message
+from dataflex.utils.deadline import cpu_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ _QUESTION, _ANSWER = "QUESTION", "ANSWER"
 _PROBE: tuple[Message, ...] = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
 
 TEMPLATE_ERRORS = (
+    TimeoutError,
     jinja2.TemplateError,
     *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
 )
@@ -63,7 +65,8 @@ class Source:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            rendered: Any = render_jinja_template([list(turns)], **arguments)
+            with cpu_limit():
+                rendered: Any = render_jinja_template([list(turns)], **arguments)
         except TEMPLATE_ERRORS as error:
             raise DataError(f"template {self.name!r} cannot render the conversation: {error}") from error
         (text,), marked = rendered

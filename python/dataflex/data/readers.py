@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.errors import DataError
+from dataflex.utils.files import special_kind
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ def read_rows(path: Path, split: str = "train") -> list[dict[str, Any]]:
     reader = READERS.get(path.suffix)
     if reader is None:
         raise DataError(f"{path}: cannot read a {path.suffix or 'suffixless'!r} file, expected {_kinds()}")
+    if not path.is_file():
+        raise DataError(f"{path} is a {special_kind(path)}, expected a file", hint="write what it gives into a file")
     rows = reader(path)
     if not rows:
         raise DataError(f"{path}: there are no rows")

@@ -117,3 +117,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def special_kind(path: Path) -> str:
+    """What a path that is no plain file is, in words: reading a pipe waits, reading a device may never end."""
+    kinds = {"folder": path.is_dir, "pipe": path.is_fifo, "socket": path.is_socket}
+    return next((name for name, matches in kinds.items() if matches()), "device")

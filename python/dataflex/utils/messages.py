@@ -127,6 +127,8 @@ def explain(error: ErrorDetails, known: Iterable[str] = ()) -> str:
     name, key = ".".join(path) or "value", path[-1] if path else ""
     kind, context = error["type"], error.get("ctx", {})
     got = f"got {shown(error['input'], key)}"
+    if isinstance(error["input"], bool) and kind in ("string_type", "literal_error"):
+        got += " (YAML reads yes, no, on and off as true and false: in quotes it is text)"
     if kind == "missing":
         return f"{name} is required"
     if kind == "extra_forbidden":

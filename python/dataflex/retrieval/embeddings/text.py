@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dataflex.errors import ConfigError, DataError
 from dataflex.types import Message, Sample
+from dataflex.utils.deadline import cpu_limit
 
 
 class TextTemplate:
@@ -47,16 +48,17 @@ class TextTemplate:
         turns = [message for message in sample.prompt if message["role"] != "system"]
         system = [message["content"] for message in sample.messages if message["role"] == "system"]
         try:
-            text = self._template.render(
-                prompt="\n".join(map(content_text, turns)),
-                response=sample.reference or "",
-                system=system[0] if system else "",
-                messages=list(sample.messages),
-                tools=list(sample.tools),
-                metadata=dict(sample.metadata),
-                id=sample.id,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
+            with cpu_limit():
+                text = self._template.render(
+                    prompt="\n".join(map(content_text, turns)),
+                    response=sample.reference or "",
+                    system=system[0] if system else "",
+                    messages=list(sample.messages),
+                    tools=list(sample.tools),
+                    metadata=dict(sample.metadata),
+                    id=sample.id,
+                )
+        except (TemplateError, TypeError, ValueError, TimeoutError) as error:
             raise DataError(
                 f"text template {self.source!r} cannot render sample {sample.id!r} (row {sample.row}): {error}",
                 hint="it knows prompt, response, system, messages, tools, metadata and id; other columns of a row are "
