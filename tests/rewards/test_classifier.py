@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from dataflex.errors import RewardError
 from dataflex.rewards.classifier import ClassifierReward
 from dataflex.testing import tiny_model, tiny_tokenizer
 from dataflex.types import RewardRequest
-from helpers.classifier import save_classifier
+from helpers.classifier import TEMPLATE, save_classifier
 
 ANSWERS = ["Paris", "It is the city of Paris, which lies in France.", "Rome", "", "Paris"]
 
@@ -147,3 +147,33 @@ def test_damaged_files_are_an_error_of_one_line(tmp_path: Path, name: str, text:
     with pytest.raises(RewardError, match=cause) as caught:
         ClassifierReward(model_name_or_path=folder).score(requests("a"))
     assert "\n" not in caught.value.message
+
+
+def test_positions_of_a_table_count_without_those_kept_for_padding(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(chat_template=TEMPLATE)
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = RobertaConfig(**sizes, num_hidden_layers=1, max_position_embeddings=66, pad_token_id=1, num_labels=1)
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    reward = ClassifierReward(model_name_or_path=str(tmp_path), on_error="skip")
+    for words in range(80):  # one of them has 64 tokens, the next 65: an IndexError by the configuration's 66
+        (found,) = reward.score(requests("a " * words))
+        length = len(reward._encoded(requests("a " * words)[0]))
+        assert (found is None) == (length > 64)
+    assert length > 66
+
+
+def test_tokens_beyond_the_embedding_fail_alone(tmp_path: Path) -> None:
+    folder = save_classifier(tmp_path / "model", 1)
+    tokenizer = tiny_tokenizer(chat_template=TEMPLATE)
+    tokenizer.add_tokens(["<a>"])
+    tokenizer.save_pretrained(folder)
+    found = ClassifierReward(model_name_or_path=folder, on_error="skip").score(requests("Paris", "<a>"))
+    assert found[0] is not None
+    assert found[1] is None
+    with pytest.raises(RewardError, match="token 384 is beyond the model's embedding of 384 rows"):
+        ClassifierReward(model_name_or_path=folder).score(requests("<a>"))
+    tokenizer.pad_token = "<a>"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(RewardError, match="the padding token, token 384"):
+        ClassifierReward(model_name_or_path=folder).score(requests("Paris"))

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dataflex.errors import ModelError, RewardError
+from dataflex.models.bounds import Bounds, Findings
 from dataflex.models.model import DTYPES, Precision, load_tokenizer
 from dataflex.models.weights import require_safetensors
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
@@ -96,13 +97,16 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
 
     def _outcomes(self, requests: Sequence[RewardRequest]) -> list[float | Failure]:
         model = self._loaded()
-        label, limit = self._label_index(model.config), self._longest(model.config)
+        label, bounds = self._label_index(model.config), Bounds.of(model)
+        limit = min((given for given in (self.config.max_length, bounds.positions) if given), default=None)
         outcomes: dict[int, float | Failure] = {}
         encoded: dict[int, list[int]] = {}
         for row, request in enumerate(requests):
             ids = self._encoded(request)
             if limit is not None and len(ids) > limit:
                 outcomes[row] = Failure(f"conversation and answer have {len(ids)} tokens and {limit} fit (max_length)")
+            elif bounds.inputs is not None and max(ids, default=0) >= bounds.inputs:
+                outcomes[row] = Failure(f"token {max(ids)} is beyond the model's embedding of {bounds.inputs:,} rows")
             else:
                 encoded[row] = ids
         order = sorted(encoded, key=lambda row: len(encoded[row]))
@@ -149,10 +153,6 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
             hint="label: the name or number of the label whose probability is the reward",
         )
 
-    def _longest(self, config: Any) -> int | None:
-        limits = [self.config.max_length, getattr(config, "max_position_embeddings", None)]
-        return min((limit for limit in limits if limit), default=None)
-
     @cached_property
     def _tokenizer(self) -> Any:
         try:
@@ -193,6 +193,10 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
                 f"{what}: {missing[0]} is not in its files and would be random",
                 hint="name a trained reward model, not the language model that it comes from",
             )
+        found = Findings()
+        found.check_padding(Bounds.of(model), self._tokenizer)
+        if found.problems:
+            raise RewardError(f"the reward model {config.model_name_or_path!r}: {found.problems[0]}")
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self._tokenizer.pad_token_id  # it finds the last token by it
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -27,6 +27,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.errors import RolloutError
+from dataflex.models.bounds import Bounds
 from dataflex.models.model import base_model
 from dataflex.plugins.configurable import ComponentConfig
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
@@ -284,7 +285,7 @@ def _needed_length(model: nn.Module, prompts: Sequence[Prompt], sampling: Sampli
         RolloutError: The model has fewer positions.
     """
     needed = max(len(prompt.token_ids) for prompt in prompts) + sampling.max_new_tokens
-    limit = getattr(base_model(model).config, "max_position_embeddings", None)
+    limit = Bounds.of(model).positions
     if limit is not None and needed > limit:
         raise RolloutError(
             f"prompt and answer may have {needed} tokens, and the model has {limit} positions",
