@@ -51,7 +51,7 @@ test-vllm: export HF_HUB_OFFLINE = 1
 test-vllm: $(VLLM_STAMP) ## Run real vLLM engines (CPU build, in .venv-vllm: 4.4 GB; one engine takes 3.6 GB of memory)
 	$(VLLM_BIN)/python examples/quickstart/fetch_model.py
 	$(VLLM_BIN)/python examples/near/fetch_encoder.py
-	DATAFLEX_TEST_EMBED_MODEL=models/all-MiniLM-L6-v2 $(VLLM_BIN)/python -m pytest -s -m vllm tests/vllm tests/embeddings
+	DATAFLEX_TEST_EMBED_MODEL=models/all-MiniLM-L6-v2 $(VLLM_BIN)/python -m pytest -s -m vllm tests/vllm tests/retrieval/embeddings
 
 bench-rollouts: export HF_HUB_OFFLINE = 1
 bench-rollouts: $(VLLM_STAMP) ## Time answers drawn by transformers and by vLLM on this machine
