@@ -65,6 +65,9 @@ class _Cli(click.Group):
                 echo(traceback.format_exc().rstrip("\n"), err=True)
             _print_error(error)
             ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(128 + signal.SIGINT)
 
     def _plugin_commands(self, ctx: click.Context) -> Mapping[str, click.Command]:
         found: Mapping[str, click.Command] | None = ctx.meta.get(__name__)
@@ -146,7 +149,7 @@ for command in (train, export_model, select, near, report, evaluate, plugins, co
 
 
 def main() -> None:
-    """Run the command line; exits with 1 on an error of dataflex and with 2 on wrong usage."""
+    """Run the command line; exits with 1 on an error, 2 on wrong usage, 130 on Ctrl-C and 143 on SIGTERM."""
     # SIGTERM unwinds what runs, so that the engines and servers of judges stop too. A launcher's processes end at once:
     # each may be waiting for one that is gone.
     if "LOCAL_RANK" not in os.environ:

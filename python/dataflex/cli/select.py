@@ -67,7 +67,9 @@ def select(
         import tempfile
 
         with tempfile.TemporaryDirectory(dir=output.parent if output and output.parent.exists() else None) as folder:
-            found = dry_run_from_config(run, Path(folder), num_samples=num, checkpoint=checkpoint)
+            found = dry_run_from_config(
+                run, Path(folder), num_samples=num, checkpoint=checkpoint, output=output, overwrite=overwrite
+            )
         echo("\n".join(found.lines()))
     elif output is not None:
         chosen = select_from_config(run, output, num_samples=num, checkpoint=checkpoint, overwrite=overwrite)

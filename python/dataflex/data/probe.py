@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -38,11 +39,13 @@ class Source:
         name: How messages call it.
         text: The Jinja text.
         tokenizer: The tokenizer whose special tokens it may name.
+        now: The date and time that it prints.
     """
 
     name: str
     text: str
     tokenizer: PreTrainedTokenizerBase
+    now: datetime = field(default_factory=datetime.now)
 
     @property
     def marked(self) -> bool:
@@ -63,6 +66,7 @@ class Source:
             "chat_template": self.text,
             "return_assistant_tokens_mask": self.marked,
             "add_generation_prompt": add_generation_prompt,
+            "strftime_now": self.now.strftime,
         }
         try:
             with cpu_limit():

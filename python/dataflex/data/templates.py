@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dataflex.data.encoding import Encoded, Rendered, Span, SpanEncoder, control_tokens
@@ -50,33 +51,41 @@ class ChatTemplate:
     Attributes:
         name: ``auto``, one of :func:`dataflex.data.template_names.template_names`, or the path of a Jinja file.
         source: The Jinja text; it can be stored as ``tokenizer.chat_template``.
+        now: The date and time that it prints: one for all conversations, and for a run that goes on another day.
     """
 
-    def __init__(self, name: str, source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, name: str, source: str, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None) -> None:
         self.name = name
         self.source = source
+        self.now = now or datetime.now()
         self._tokenizer = tokenizer
-        self._source = Source(name, source, tokenizer)
+        self._source = Source(name, source, tokenizer, self.now)
         self._frame = frame_of(self._source)
         self._end = self._end_of_turn()
         self._control, self._special = TokenPattern(self._frame.control), TokenPattern(self._frame.special)
         self._encoder = SpanEncoder(tokenizer, self._end)
 
     @classmethod
-    def load(cls, name: str | None, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    def load(cls, name: str | None, tokenizer: PreTrainedTokenizerBase, *, now: datetime | None = None) -> ChatTemplate:
         """Load a template.
 
         Args:
             name: None or ``auto`` for the tokenizer's own (its ``default``, if it has several), a name of
                 :func:`dataflex.data.template_names.template_names` or an alias, or the path of a Jinja file.
             tokenizer: The tokenizer that will encode its text.
+            now: The date and time that it prints; None: those of this moment.
 
         Raises:
             DataError: Unknown name, no template in the tokenizer, or a template that the tokenizer cannot close an
                 answer with.
         """
         source = read_source(name, tokenizer)
-        return cls(source.name, source.text, tokenizer)
+        return cls(source.name, source.text, tokenizer, now)
+
+    @property
+    def prints_date(self) -> bool:
+        """Whether its text can depend on the date (``strftime_now``, as in Llama's templates)."""
+        return "strftime_now" in self.source
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, add_generation_prompt: bool = False

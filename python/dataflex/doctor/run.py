@@ -20,12 +20,13 @@ from dataflex.doctor.check import Check, attempt
 from dataflex.doctor.fit import Outline, disk_checks, memory_check, outline
 from dataflex.doctor.look import Look, learnt_tokens, look
 from dataflex.doctor.preview import marked
-from dataflex.errors import ConfigError
+from dataflex.errors import ConfigError, DataflexError
 from dataflex.models.model import load_tokenizer
 from dataflex.rewards.base import RewardBackend
 from dataflex.selectors.base import Selector
+from dataflex.training.folder import check_output_dir
 from dataflex.training.preflight import longest_selection
-from dataflex.training.run import build_schedule, build_selector, load_rows
+from dataflex.training.run import build_schedule, build_selector, load_rows, training_arguments
 from dataflex.training.schedule import Phase
 from dataflex.types import Sample
 
@@ -77,6 +78,9 @@ def diagnose_run(config: RunConfig) -> Iterator[Check]:
             return
         phases = build_schedule(config, len(data.training)).phases(config.num_train_epochs)
         yield _schedule(config, phases, len(data.training))
+        if selector is not None and type(selector).check_data is not Selector.check_data:
+            rows = data.training
+            yield from attempt("candidates", lambda: selector.check_data(rows), lambda _: "they fit the selector")
         name = config.model_name_or_path
         found = yield from attempt("model", lambda: outline(config, data.longest), _described(name))
         if found is not None:
@@ -96,15 +100,16 @@ def _configuration(config: RunConfig) -> Iterator[Check]:
 
 
 def _output_dir(config: RunConfig) -> Check:
-    folder = Path(config.output_dir)
-    taken = folder.is_dir() and any(folder.iterdir())
-    if folder.exists() and not folder.is_dir():
-        return Check("output folder", "fail", f"{folder} is a file", "name another output_dir")
-    if taken and not (config.overwrite_output_dir or config.resume_from_checkpoint):
-        fix = "overwrite_output_dir: true starts over in it, resume_from_checkpoint: true goes on; or name another"
-        return Check("output folder", "fail", f"{folder} is not empty", fix)
+    try:
+        settings = training_arguments(config)
+        check_output_dir(settings)
+    except DataflexError as error:
+        return Check("output folder", "fail", error.message, error.hint)
+    folder = settings.output_dir
+    if not (folder.is_dir() and any(folder.iterdir())):
+        return Check("output folder", "pass", str(folder))
     then = "goes on from its last checkpoint" if config.resume_from_checkpoint else "starts over"
-    return Check("output folder", "pass", f"{folder}, not empty: the run {then}" if taken else str(folder))
+    return Check("output folder", "pass", f"{folder}, not empty: the run {then}")
 
 
 def _selector(config: RunConfig) -> Generator[Check, None, Selector[Any] | None]:

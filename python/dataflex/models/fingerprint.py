@@ -64,6 +64,34 @@ def state_fingerprint(model: nn.Module, autocast: Autocast, optimizer: torch.opt
     return digest.hexdigest()
 
 
+def frozen_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over up to 4,096 values of each frozen parameter: what tells a base model from another one, quickly.
+
+    Names are those of the base model, whichever modules an adapter wraps; training, dropout and device do not matter.
+    """
+    digest = hashlib.sha256()
+    named = [(_base_name(name), tensor) for name, tensor in model.named_parameters() if not tensor.requires_grad]
+    for name, tensor in sorted(named, key=lambda entry: entry[0]):
+        flat = tensor.detach().flatten()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        _update(digest, flat[:: (len(flat) // SAMPLED_VALUES) | 1])
+    return digest.hexdigest()
+
+
+def _base_name(name: str) -> str:
+    """A parameter's name without what peft adds to it."""
+    for part in ("base_layer.", "original_module."):
+        name = name.replace(part, "")
+    return name.removeprefix("base_model.model.")
+
+
+def forward_settings(model: nn.Module) -> dict[str, Any]:
+    """The base model's configuration, as far as its forward pass depends on it."""
+    config = getattr(base_model(model), "config", None)
+    found: dict[str, Any] = _forward_settings(config.to_dict()) if config is not None else {}
+    return found
+
+
 def fingerprint(value: Any) -> str:
     """SHA-256 of a JSON-able value; what JSON lacks counts by its plain form or, without one, by its ``repr``."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain_or_repr).encode()).hexdigest()
@@ -77,10 +105,8 @@ def _plain_or_repr(value: Any) -> Any:
 
 
 def _facts(model: nn.Module, autocast: Autocast) -> dict[str, Any]:
-    config = getattr(base_model(model), "config", None)
-    known: dict[str, Any] = config.to_dict() if config is not None else {}
     return {
-        "config": _forward_settings(known),
+        "config": forward_settings(model),
         "adapters": _adapters(model),
         "autocast": str(autocast_dtype(autocast, next(model.parameters()).device.type)),
     }

@@ -18,9 +18,10 @@ from dataflex.models.model import Precision
 from dataflex.offline.context import at_checkpoint, build_context, launched_ranks, resolve_count, shared_folder
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.static import score_checkpoints
+from dataflex.offline.work import check_agreed, dated_template, working_in
 from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.selectors.less import LessSelector
-from dataflex.training.inputs import as_dataset, as_selector, as_template, as_tokenizer, check_model
+from dataflex.training.inputs import as_dataset, as_selector, as_tokenizer, check_model
 from dataflex.training.outputs import check_agreement, check_selection
 from dataflex.training.story import log_selection
 from dataflex.utils.aliases import also_called
@@ -84,9 +85,9 @@ def select(
     """
     _refuse_arguments(params)
     built = as_selector(selector, params)
-    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir)
+    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir, output_dir)
     try:
-        with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
+        with _context(built, inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
             return _finish(run_selector(built, context, checkpoint), context, train_dataset, dataset_dir)
     finally:
         built.close()
@@ -150,8 +151,8 @@ def less_static(
     """
     _refuse_arguments(params)
     selector = LessSelector(**params)
-    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir)
-    with _context(inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
+    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir, output_dir)
+    with _context(selector, inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
         selection = score_checkpoints(selector, context, [home_path(path) for path in checkpoints], learning_rates)
         check_agreement(selection, context.ranks)
         if context.ranks.is_main:
@@ -212,11 +213,14 @@ class _Inputs:
         seed: int,
         precision: Precision,
         dataset_dir: str | Path | None,
+        output_dir: str | Path | None,
     ) -> _Inputs:
         """Checked model and tokenizer, and the template by its name."""
         check_model(model)
         tokenizer = as_tokenizer(processing_class)
-        return cls(model, tokenizer, as_template(template, tokenizer), cutoff_len, seed, precision, dataset_dir)
+        work = None if output_dir is None else home_path(output_dir)
+        loaded = dated_template(template, tokenizer, work, launched_ranks())
+        return cls(model, tokenizer, loaded, cutoff_len, seed, precision, dataset_dir)
 
     def dataset(self, data: Any, *, keep_unlabelled: bool = False) -> TokenizedDataset:
         """Tokenise."""
@@ -226,14 +230,20 @@ class _Inputs:
 
 @contextmanager
 def _context(
-    inputs: _Inputs, train_dataset: Any, eval_dataset: Any, num_samples: float | str, output_dir: str | Path | None
+    selector: Selector[Any],
+    inputs: _Inputs,
+    train_dataset: Any,
+    eval_dataset: Any,
+    num_samples: float | str,
+    output_dir: str | Path | None,
 ) -> Iterator[SelectionContext]:
     """The context, with a temporary output folder where none is named."""
     ranks = launched_ranks()
     training = inputs.dataset(train_dataset)
     held_out = None if eval_dataset is None else inputs.dataset(eval_dataset, keep_unlabelled=True)
-    with shared_folder(ranks, None if output_dir is None else home_path(output_dir)) as folder:
-        yield build_context(
+    work = None if output_dir is None else home_path(output_dir)
+    with working_in(work, selector, ranks), shared_folder(ranks, work) as folder:
+        context = build_context(
             inputs.model,
             inputs.tokenizer,
             inputs.template,
@@ -245,6 +255,8 @@ def _context(
             precision=inputs.precision,
             ranks=ranks,
         )
+        check_agreed(selector, context)
+        yield context
 
 
 def _finish(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,6 @@ import torch
 
 from dataflex.config import RunConfig, validate_component
 from dataflex.config.fields import FileConfig
-from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.models.model import load_tokenizer
 from dataflex.offline.api import as_offline, checked_context, run_selector
@@ -22,11 +21,12 @@ from dataflex.offline.context import build_context, launched_ranks, resolve_coun
 from dataflex.offline.dry_run import DryRun, dry_run
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.subset import refuse_existing
+from dataflex.offline.work import check_agreed, dated_template, working_in
 from dataflex.selectors.base import SelectionContext, Selector
 from dataflex.training.run import build_model, load_datasets
 from dataflex.training.selection_file import write_selection
 from dataflex.utils.distributed import Ranks
-from dataflex.utils.files import write_text
+from dataflex.utils.files import sweep, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ def select_from_config(
     if output.suffix != ".jsonl":
         raise SelectionError(f"the output {output} must be a .jsonl file", hint=f"-o {output.with_suffix('.jsonl')}")
     ranks.on_main(lambda: refuse_existing(files.all, overwrite=overwrite))
-    with _prepared(config, num_samples, files.work, ranks) as (selector, context):
+    with _prepared(config, num_samples, files.work, ranks, kept=True) as (selector, context):
+        ranks.on_main(lambda: _sweep(files))
         chosen = run_selector(selector, context, checkpoint)
         folder = config.origin.folder
         source = RowSource(
@@ -112,7 +113,20 @@ def select_from_config(
     return selection
 
 
-def dry_run_from_config(config: RunConfig, work: Path, *, num_samples: float, checkpoint: Path | None = None) -> DryRun:
+def _sweep(files: SubsetFiles) -> None:
+    """Remove what a selection into the same files left half written when it was killed."""
+    sweep(files.rows.parent, only=[file.name for file in files.all])
+
+
+def dry_run_from_config(
+    config: RunConfig,
+    work: Path,
+    *,
+    num_samples: float,
+    checkpoint: Path | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> DryRun:
     """Predict time, memory and disk of :func:`select_from_config` from a few batches.
 
     Args:
@@ -120,15 +134,19 @@ def dry_run_from_config(config: RunConfig, work: Path, *, num_samples: float, ch
         work: A folder to write a shard to, on the disk that the features would go to.
         num_samples: As there.
         checkpoint: As there.
+        output: As there; None: not known yet.
+        overwrite: As there.
 
     Raises:
-        SelectionError: Several processes were started.
+        SelectionError: Several processes were started, or the selection itself would be refused.
     """
     ranks = launched_ranks()
     if ranks.count > 1:
         raise SelectionError(f"a dry run predicts the time of one process; {ranks.count} were started")
+    if output is not None:
+        refuse_existing(SubsetFiles(output).all, overwrite=overwrite)
     with (
-        _prepared(config, num_samples, work, ranks) as (selector, context),
+        _prepared(config, num_samples, work, ranks, kept=False) as (selector, context),
         checked_context(selector, context, checkpoint) as current,
     ):
         return dry_run(selector, current)
@@ -136,19 +154,32 @@ def dry_run_from_config(config: RunConfig, work: Path, *, num_samples: float, ch
 
 @contextmanager
 def _prepared(
-    config: RunConfig, num_samples: float, work: Path, ranks: Ranks
+    config: RunConfig, num_samples: float, work: Path, ranks: Ranks, *, kept: bool
 ) -> Iterator[tuple[Selector[Any], SelectionContext]]:
-    """The selector and its context, as the configuration says."""
+    """The selector and its context, as the configuration says; ``kept`` work is locked and dated."""
     for warning in FileConfig.warnings(config):
         logger.warning("%s", warning)
     _say_what_does_not_act(config)
     selector = _build_selector(config)
     if selector.needs_eval_dataset and not config.has_eval_data:
         raise ConfigError(config.origin.about("eval_dataset", f"selector {selector.name!r} selects for one; set it"))
+    with working_in(work, selector, ranks) if kept else nullcontext():
+        try:
+            context = _selection_context(config, num_samples, work if kept else None, work, selector, ranks)
+            yield selector, context
+        finally:
+            selector.close()
+
+
+def _selection_context(
+    config: RunConfig, num_samples: float, dated: Path | None, work: Path, selector: Selector[Any], ranks: Ranks
+) -> SelectionContext:
+    """The context, with what needs no model checked before it is loaded; ``dated`` is the folder that notes its day."""
     tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
-    template = ChatTemplate.load(config.template, tokenizer)
+    template = dated_template(config.template, tokenizer, dated, ranks)
     training, evaluation = load_datasets(config, template)
     count = resolve_count(num_samples, len(training))
+    selector.check_data(training.samples)
     model = build_model(config).eval()
     context = build_context(
         model.to(ranks.device if ranks.count > 1 else "cuda") if torch.cuda.is_available() else model,
@@ -162,10 +193,8 @@ def _prepared(
         precision=config.precision,
         ranks=ranks,
     )
-    try:
-        yield selector, context
-    finally:
-        selector.close()
+    check_agreed(selector, context)
+    return context
 
 
 def _build_selector(config: RunConfig) -> Selector[Any]:

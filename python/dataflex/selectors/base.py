@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.selectors.plan import Plan
-from dataflex.types import Autocast
+from dataflex.types import Autocast, Sample
 from dataflex.utils.distributed import Ranks
 
 if TYPE_CHECKING:
@@ -103,6 +103,16 @@ class Selector(Configurable[ConfigT], ABC):
 
     name: ClassVar[str] = "selector"
     needs_eval_dataset: ClassVar[bool] = False
+
+    def check_data(self, samples: Sequence[Sample]) -> None:
+        """Raise if the candidates do not fit what the selector has on disk, before a model is loaded.
+
+        Called by training, selection and ``doctor``. The default accepts everything.
+
+        Args:
+            samples: The candidates; rows without a token to learn may be among them.
+        """
+        del samples
 
     def check(self, context: SelectionContext) -> None:
         """Raise before any work is lost if a selection with this context cannot succeed.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.retrieval.matrix import REBUILD, NearMatrix, load_matrix
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
+from dataflex.types import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,17 @@ class NearSelector(Selector[NearSelectorConfig]):
         super().__init__(**params)
         self._taken = 0
         self._walked: tuple[TokenizedDataset, tuple[int, int], NDArray[np.int64]] | None = None
+
+    def check_data(self, samples: Sequence[Sample]) -> None:
+        """Read the matrix and compare it with the candidates.
+
+        Raises:
+            SelectionError: The matrix is damaged, or belongs to other data.
+        """
+        if self.config.verify:
+            self._matrix.check_samples(samples)
+        else:
+            _check_range(self._matrix.neighbors, samples, self.config.indices_path)
 
     def check(self, context: SelectionContext) -> None:
         """Read the matrix and compare it with the training set.
@@ -134,10 +146,7 @@ class NearSelector(Selector[NearSelectorConfig]):
             return self._walked[2]
         order = np.random.default_rng(stream).permutation(len(self._matrix.neighbors))
         places, walk = _positions(dataset), self._matrix.walk(order)
-        if self.config.verify:
-            self._matrix.check_samples(dataset.samples)
-        else:
-            _check_range(walk, places, self.config.indices_path)
+        self.check_data(dataset.samples)
         found = np.array([places[row] for row in walk.tolist() if row in places], dtype=np.int64)
         self._walked = dataset, stream, found
         return found
@@ -175,8 +184,8 @@ def _positions(dataset: TokenizedDataset) -> dict[int, int]:
     return {sample.row: position for position, sample in enumerate(dataset.samples)}
 
 
-def _check_range(walk: NDArray[np.int64], places: Mapping[int, int], path: Path) -> None:
+def _check_range(neighbors: NDArray[np.int64], samples: Sequence[Sample], path: Path) -> None:
     """Raise SelectionError if an unchecked matrix names rows beyond the last one of the training data."""
-    last = max(places)
-    if int(walk.max()) > last:
-        raise SelectionError(f"{path} names row {int(walk.max())}, the training set ends with row {last}", hint=REBUILD)
+    largest, last = int(neighbors.max()), max(sample.row for sample in samples)
+    if largest > last:
+        raise SelectionError(f"{path} names row {largest}, the training set ends with row {last}", hint=REBUILD)

@@ -27,7 +27,7 @@ from dataflex.models.identity import file_digest
 from dataflex.models.model import trainable_parameters
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_directory, remove_folder
-from dataflex.utils.foreign import JSON, foreign
+from dataflex.utils.foreign import JSON, foreign, model_errors
 from dataflex.utils.progress import library_bars
 
 logger = logging.getLogger(__name__)
@@ -97,22 +97,43 @@ def load_weights(directory: Path, model: nn.Module) -> None:
 
 
 def load_checkpoint(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+    directory: Path, state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
 ) -> dict[str, Any]:
-    """Restore weights, optimizer moments and this rank's random number generators; returns the run's state.
+    """Restore weights, optimizer moments and this rank's random number generators.
 
     A rank that the checkpoint does not know (it was written by fewer processes) keeps the generators it has.
 
+    Args:
+        directory: The checkpoint.
+        state: What :func:`resumable_state` read.
+        model: Gets the weights.
+        optimizer: Gets the moments; betas and epsilon are the run's own.
+        ranks: This process among those of the run.
+
+    Returns:
+        What the run noted in the state.
+
     Raises:
-        CheckpointError: The checkpoint is damaged, was saved without optimizer state, or is of another model.
+        CheckpointError: The checkpoint is of another model, or its files do not hold what they should.
+    """
+    noted = dict(state)
+    with foreign(CheckpointError, f"cannot restore {directory}", model_errors()):
+        del noted["adam"]
+        load_weights(directory, model)
+        _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), noted.pop("optimizer_steps"))
+        _restore_rng(load_file(directory / RNG), noted.pop("python_rng"), ranks)
+    return noted
+
+
+def resumable_state(directory: Path) -> dict[str, Any]:
+    """The run's state in a checkpoint that is to be resumed from.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or was saved without optimizer state.
     """
     state = read_state(directory)
     if state is None:
         raise CheckpointError(f"{directory} was saved with save_only_model: it cannot be resumed from")
-    del state["adam"]  # the run's own arguments count
-    load_weights(directory, model)
-    _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), state.pop("optimizer_steps"))
-    _restore_rng(load_file(directory / RNG), state.pop("python_rng"), ranks)
     return state
 
 

@@ -18,6 +18,7 @@ from dataflex.errors import CheckpointError, TrainingError
 from dataflex.selectors.base import Selector
 from dataflex.training import checkpoint
 from dataflex.training.arguments import TrainingArguments
+from dataflex.training.sameness import compare
 from dataflex.training.state import RunState
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_directory
@@ -66,13 +67,9 @@ class Checkpointer:
                 model is to be loaded at the end and is gone.
             TrainingError: It belongs to another run; the differences are named.
         """
-        state = RunState.from_json(checkpoint.load_checkpoint(source, self.model, self.optimizer, self.ranks))
-        different = [key for key in facts if state.facts.get(key) != facts[key]]
-        if different:
-            shown = ", ".join(f"{key} {state.facts.get(key)!r} -> {facts[key]!r}" for key in different)
-            raise TrainingError(
-                f"{source} belongs to another run: {shown}", hint="start over with overwrite_output_dir: true"
-            )
+        stored = checkpoint.resumable_state(source)
+        _check_same(source, stored.get("facts"), facts)
+        state = RunState.from_json(checkpoint.load_checkpoint(source, stored, self.model, self.optimizer, self.ranks))
         self.scheduler.load_state_dict(state.scheduler)
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -161,3 +158,25 @@ class Checkpointer:
         if problem:
             raise CheckpointError(f"the best model, {directory}, is damaged: {problem}", hint=WITHOUT_BEST)
         checkpoint.load_weights(directory, self.model)
+
+
+def _check_same(source: Path, noted: Any, facts: Mapping[str, Any]) -> None:
+    """Say how a run differs from the one that saved a checkpoint.
+
+    Raises:
+        TrainingError: It is another run.
+    """
+    differences = compare(noted if isinstance(noted, Mapping) else {}, facts)
+    if differences.refused:
+        raise TrainingError(
+            f"{source} belongs to another run: {', '.join(differences.refused)}",
+            hint="start over with overwrite_output_dir: true, or name another output_dir",
+        )
+    if differences.said:
+        logger.info("goes on with other settings, which the outcome may differ by: %s", ", ".join(differences.said))
+    if differences.unknown:
+        logger.warning(
+            "%s is of another version, which did not note these facts of the run; they could not be compared: %s",
+            source,
+            ", ".join(differences.unknown),
+        )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from dataflex.errors import ConfigError, ModelError, SelectionError, TrainingErr
 from dataflex.plugins.registry import registry
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
+from dataflex.training.folder import begun
 from dataflex.training.foreign_arguments import from_transformers
 from dataflex.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class TrainingInputs:
         args = as_arguments(args, scheduled=scheduled)
         built = None if selector is None else as_selector(selector)
         tokenizer = as_tokenizer(processing_class)
-        template = as_template(args.template, tokenizer)
+        template = run_template(args, tokenizer)
         training = as_dataset(train_dataset, template, args.cutoff_len)
         held_out = None
         if eval_dataset is not None:
@@ -165,13 +170,30 @@ def as_schedule(
     return schedule, args.model_copy(update={"num_train_epochs": args.max_steps / schedule.cycle_steps})
 
 
-def as_template(template: str | ChatTemplate | None, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    """A chat template by name, or the tokenizer's own.
+def run_template(args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """The template of a run; one that goes on prints the date on which it began.
+
+    Raises:
+        DataError: Unknown name, or the tokenizer has no template.
+        CheckpointError: The checkpoint to go on from is damaged.
+    """
+    template = as_template(args.template, tokenizer)
+    date = begun(args) if template.prints_date else None
+    if date is None:
+        return template
+    logger.info("the template prints the date: that of %s, when the run began, is kept", date.date())
+    return as_template(args.template, tokenizer, date)
+
+
+def as_template(
+    template: str | ChatTemplate | None, tokenizer: PreTrainedTokenizerBase, now: datetime | None = None
+) -> ChatTemplate:
+    """A chat template by name, or the tokenizer's own; it prints the date ``now`` (None: today's).
 
     Raises:
         DataError: Unknown name, or the tokenizer has no template.
     """
-    return template if isinstance(template, ChatTemplate) else ChatTemplate.load(template, tokenizer)
+    return template if isinstance(template, ChatTemplate) else ChatTemplate.load(template, tokenizer, now=now)
 
 
 def as_dataset(

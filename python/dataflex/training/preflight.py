@@ -14,7 +14,7 @@ from dataflex.config.idle import step_warnings
 from dataflex.config.values import LOSS, evaluated_keys
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
-from dataflex.errors import DataflexError
+from dataflex.errors import DataflexError, TrainingError
 from dataflex.models.bounds import Bounds, Findings, examine
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
@@ -61,6 +61,36 @@ def selection_problems(
             f"{num_candidates} candidates; the largest update_step that does is {num_candidates // global_batch}, or "
             "set selection_repeats: true"
         )
+
+
+def check_selections(
+    args: TrainingArguments,
+    schedule: Schedule,
+    selector: Selector[Any] | None,
+    training: TokenizedDataset,
+    evaluation: TokenizedDataset | None,
+    processes: int,
+) -> None:
+    """Find what is wrong with the selections of a run and needs no model, before one is loaded.
+
+    Args:
+        args: Arguments of the run.
+        schedule: Its schedule.
+        selector: Its selector.
+        training: Training set.
+        evaluation: Evaluation set.
+        processes: Processes of the run.
+
+    Raises:
+        TrainingError: The selections do not fit the data.
+        DataflexError: The selector's own files do not.
+    """
+    global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    problems = list(selection_problems(args, schedule, selector, len(training), evaluation, global_batch))
+    if problems:
+        raise TrainingError("; ".join(problems))
+    if selector is not None:
+        selector.check_data(training.samples)
 
 
 def evaluation_problems(

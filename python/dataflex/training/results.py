@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,39 +17,56 @@ from dataflex.training.tracking import PLOT_FILE, plot_losses
 from dataflex.utils.files import write_json
 
 
+def passes(steps: int, samples: int, global_batch: int) -> float:
+    """Passes over the training data in a number of steps: the ``epoch`` of logs and results.
+
+    A pass is as many steps as it takes to see every sample once; steps on selected samples count like any other.
+    """
+    return steps / math.ceil(samples / global_batch)
+
+
 def run_results(
     state: RunState,
     history: Sequence[Mapping[str, Any]],
     *,
     total_steps: int,
+    global_batch: int,
     datasets: Mapping[str, TokenizedDataset | None],
     of_best: bool,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What ``all_results.json`` holds.
+    """What ``all_results.json`` holds; names that transformers has mean what they mean there.
+
+    ``train_loss`` is the mean of the losses of all steps; ``train_runtime`` (seconds) and the rates count the parts of
+    a run that was resumed together.
 
     Args:
         state: The run at its end.
         history: Its log entries.
         total_steps: Steps of the whole schedule.
+        global_batch: Samples of one step.
         datasets: The sets ``training`` and ``evaluation``.
         of_best: The weights that are saved are the best evaluation's, not the last one's.
         seconds: Wall-clock seconds by kind of work.
     """
-    losses = [entry["loss"] for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
     if of_best:
         best = [entry for entry in evaluations if entry["current_steps"] == state.best.step]
         evaluations = best or evaluations
     last = {key: value for key, value in evaluations[-1].items() if key.startswith("eval_")} if evaluations else {}
     training = datasets["training"]
+    samples, runtime = 0 if training is None else len(training), state.runtime
     return {
+        "epoch": round(passes(state.step, samples, global_batch), 4) if samples else None,
         "steps": state.step,
         "total_steps": total_steps,
         "selections": state.round,
-        "train_samples": 0 if training is None else len(training),
+        "train_samples": samples,
         "data": {name: asdict(dataset.report) for name, dataset in datasets.items() if dataset is not None},
-        "train_loss": losses[-1] if losses else None,
+        "train_loss": state.loss_sum / state.loss_steps if state.loss_steps else None,
+        "train_runtime": round(runtime, 4),
+        "train_samples_per_second": round(state.step * global_batch / runtime, 3) if runtime else None,
+        "train_steps_per_second": round(state.step / runtime, 3) if runtime else None,
         "eval_loss": None,
         **last,
         "best_metric": state.best.value,

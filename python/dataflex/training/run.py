@@ -23,6 +23,9 @@ from dataflex.models.adapters import load_adapter
 from dataflex.models.model import add_lora, load_model, load_tokenizer
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
+from dataflex.training.folder import check_output_dir
+from dataflex.training.inputs import run_template
+from dataflex.training.preflight import check_selections
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Sample
@@ -59,19 +62,16 @@ def train_from_config(config: RunConfig) -> dict[str, Any]:
     """Run the training that a loaded configuration describes; see :func:`train`."""
     for warning in config.warnings():
         _warn(warning)
+    args = training_arguments(config)
+    check_output_dir(args)
     selector = build_selector(config)
     tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
-    template = ChatTemplate.load(config.template, tokenizer)
+    template = run_template(args, tokenizer)
     training, evaluation = load_datasets(config, template)
-    trainer = Trainer(
-        build_model(config),
-        tokenizer,
-        training,
-        evaluation,
-        selector,
-        schedule=build_schedule(config, len(training)),
-        args=training_arguments(config),
-    )
+    schedule = build_schedule(config, len(training))
+    check_selections(args, schedule, selector, training, evaluation, process_count())
+    trainer = Trainer(build_model(config), tokenizer, training, evaluation, selector, schedule=schedule, args=args)
+    trainer.template = template  # with the date that the data were rendered with
     if config.planned_steps is None:
         for key, text in trainer.idle_settings():
             if not is_written(config, key):

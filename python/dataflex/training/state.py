@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from dataflex.errors import CheckpointError
 from dataflex.training.best import BestSoFar
+from dataflex.utils.foreign import foreign
 
 
 @dataclass
@@ -23,6 +26,10 @@ class RunState:
         history: Log entries.
         best: Best evaluation so far.
         seconds: Wall-clock seconds by kind of work.
+        date: When the run began, which is the date that its template prints; ISO 8601.
+        loss_sum: Sum of the losses of all steps (nats a token each).
+        loss_steps: Steps in that sum: all of them, but for a run that a version began which did not count.
+        runtime: Wall-clock seconds of the whole run so far.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -35,12 +42,28 @@ class RunState:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: BestSoFar = field(default_factory=BestSoFar)
     seconds: dict[str, float] = field(default_factory=dict)
+    date: str | None = None
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    runtime: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` takes back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Self:
-        """The state that :meth:`to_json` gave."""
-        return cls(**{**stored, "best": BestSoFar(**stored["best"])})
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """The state that :meth:`to_json` gave; what an earlier version did not note has its default.
+
+        Raises:
+            CheckpointError: It holds something else, as a later version may write it.
+        """
+        known = {entry.name for entry in fields(cls)}
+        unknown = sorted(set(stored) - known)
+        if unknown:
+            raise CheckpointError(
+                f"the checkpoint's state holds what this version does not know: {', '.join(unknown)}",
+                hint="resume with the version of dataflex that wrote it",
+            )
+        with foreign(CheckpointError, "the checkpoint's state is damaged", (TypeError, ValueError)):
+            return cls(**{**stored, "best": BestSoFar(**stored.get("best", {}))})

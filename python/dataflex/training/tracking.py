@@ -13,8 +13,10 @@ from typing import Any
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
+from dataflex.errors import TrainingError
 from dataflex.training.story import log_line
 from dataflex.utils.files import atomic_path, write_text
+from dataflex.utils.foreign import foreign
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class RunLog:
         }
         self.history.append(entry)
         if self._accelerator.is_main_process:
-            with self._file.open("a", encoding="utf-8") as file:
+            with foreign(TrainingError, f"cannot write {self._file}"), self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
             if line := log_line(entry):
                 logger.info("%s", line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,11 @@ from dataflex.errors import TrainingError
 from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
 from dataflex.selectors.base import SelectionContext, Selector
-from dataflex.training import outputs, preflight, story
+from dataflex.training import facts, outputs, preflight, story
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpointer import Checkpointer
 from dataflex.training.evaluation import AnswerMetric, Evaluator
-from dataflex.training.folder import prepare_output_dir
+from dataflex.training.folder import check_output_dir, exclusive, folders_of, prepare_output_dir
 from dataflex.training.inputs import TrainingInputs, as_schedule
 from dataflex.training.optimization import (
     create_accelerator,
@@ -38,7 +39,8 @@ from dataflex.training.optimization import (
     enable_gradient_checkpointing,
 )
 from dataflex.training.record import python_config
-from dataflex.training.results import run_results, scalars, write_results
+from dataflex.training.results import passes, run_results, scalars, write_results
+from dataflex.training.sameness import check_ranks
 from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
 from dataflex.training.selection_file import write_selection
 from dataflex.training.state import RunState
@@ -48,6 +50,7 @@ from dataflex.training.zero import stepper_class
 from dataflex.utils.aliases import also_called
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import write_text
+from dataflex.utils.going_on import going_on
 from dataflex.utils.progress import Stopwatch, progress_bar
 
 if TYPE_CHECKING:
@@ -141,12 +144,19 @@ class Trainer:
             for key, text in self.idle_settings():
                 if is_written(self.args, key):
                     logger.warning("%s: %s", key, text)
-        if self.selector is not None:
-            largest = min(preflight.longest_selection(self.phases) * self.global_batch, len(self.train_dataset))
-            self.selector.check(self._context(self.optimizer, num_samples=largest, round_number=0))
-        self._start()
-        if self.ranks.is_main:
-            logger.info("%s", story.plan_line(self.phases, self.global_batch, len(self.train_dataset)))
+        noted = facts.run_facts(self)
+        check_ranks({**noted, **facts.places(self.args)}, self.ranks)
+        with exclusive(folders_of(self.args.output_dir, self.selector), self.ranks), going_on(self._way_on):
+            self.ranks.on_main(lambda: check_output_dir(self.args))
+            if self.selector is not None:
+                largest = min(preflight.longest_selection(self.phases) * self.global_batch, len(self.train_dataset))
+                self.selector.check(self._context(self.optimizer, num_samples=largest, round_number=0))
+            self._start(noted)
+            if self.ranks.is_main:
+                logger.info("%s", story.plan_line(self.phases, self.global_batch, len(self.train_dataset)))
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         try:
             with progress_bar(
                 self.total_steps,
@@ -166,30 +176,31 @@ class Trainer:
             self._release()
             self.accelerator.end_training()
 
-    def _start(self) -> None:
+    def _way_on(self) -> str | None:
+        """How a run that was stopped goes on, if it does."""
+        kept = self.checkpointer.current
+        if kept is None or self.args.save_only_model:
+            return None
+        return f"{kept.name} in {kept.parent} holds the run: resume_from_checkpoint: true goes on from it"
+
+    def _start(self, noted: dict[str, Any]) -> None:
         """Make the output folder ready, go on from a checkpoint where that is wanted, open log and trackers."""
         source = self.ranks.on_main(lambda: str(prepare_output_dir(self.args) or ""))
-        facts = self._facts()
         if source:
-            self.state = self.checkpointer.restore(Path(source), facts)
+            self.state = self.checkpointer.restore(Path(source), noted)
             self.watch.seconds = dict(self.state.seconds)
             logger.info("resuming from %s at step %d of %d", source, self.state.step, self.total_steps)
-        self.state.facts = facts
+        self.state.facts = noted
+        self.state.date = self.template.now.isoformat()
+        self._begun = time.perf_counter() - self.state.runtime
         if self.ranks.is_main:
             config = self.run_config or python_config(self.args, self.schedule, self.selector, self.model)
             write_text(self.args.output_dir / "config.yaml", config)
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
-        settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **facts}
+        settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **noted}
         start_trackers(self.accelerator, self.args, self.ranks, scalars(settings), self.state.step)
-        self.stepper = stepper_class(self.args, self.ranks)(
-            self.model,
-            self.optimizer,
-            self.scheduler,
-            self.args,
-            self.accelerator,
-            self.ranks,
-            int(self.tokenizer.pad_token_id),
-        )
+        parts = self.model, self.optimizer, self.scheduler, self.args, self.accelerator, self.ranks
+        self.stepper = stepper_class(self.args, self.ranks)(*parts, int(self.tokenizer.pad_token_id))
 
     def _release(self) -> None:
         """Free what wraps the model.
@@ -230,18 +241,6 @@ class Trainer:
         if problems:
             raise TrainingError("; ".join(problems))
         fit.warn()
-
-    def _facts(self) -> dict[str, Any]:
-        """What a resumed run must share with the one that it goes on from."""
-        return {
-            "total_steps": self.total_steps,
-            "global_batch": self.global_batch,
-            "schedule": asdict(self.schedule),
-            "seed": self.args.seed,
-            "data": self.train_dataset.fingerprint,
-            "selector": self.selector.name if self.selector else None,
-            **{key: getattr(self.args, key) for key in ("learning_rate", "lr_scheduler_type", "warmup_ratio")},
-        }
 
     def _phase_order(self, phase: Phase) -> NDArray[np.int64]:
         """Positions of all samples of a phase, in the order of training; selects first where the phase wants it."""
@@ -317,6 +316,8 @@ class Trainer:
                 indices = order[offset : offset + self.global_batch].tolist()
                 values = self.stepper.step([self.train_dataset[index] for index in indices], self.state.step + 1)
             self.state.step += 1
+            self.state.loss_sum += values["loss"]
+            self.state.loss_steps += 1
             self.bar.update()
             if self.ranks.is_main:
                 seconds = self.watch.seconds["training"] - before
@@ -328,7 +329,8 @@ class Trainer:
         step = self.state.step
         last = step == self.total_steps
         if step % self.args.logging_steps == 0 or last:
-            self.log.add(step, {**values, "epoch": round(step / self.schedule.cycle_steps, 4)})
+            epoch = passes(step, len(self.train_dataset), self.global_batch)
+            self.log.add(step, {**values, "epoch": round(epoch, 4)})
         if self._evaluation_due(step, last):
             self._evaluate_and_compare()
         if step % self.args.save_steps == 0 and not last:
@@ -365,6 +367,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self.state.history = self.log.history
         self.state.seconds = self.watch.seconds
+        self.state.runtime = time.perf_counter() - self._begun
         self.checkpointer.save(self.state, self.stepper.whole_optimizer)
 
     def _finish(self) -> dict[str, Any]:
@@ -373,10 +376,12 @@ class Trainer:
         if self.args.load_best_model_at_end and self.state.best.step is not None:
             self.checkpointer.load_best()
             logger.info("loaded the best model, of step %d", self.state.best.step)
+        self.state.runtime = time.perf_counter() - self._begun
         results = run_results(
             self.state,
             self.log.history,
             total_steps=self.total_steps,
+            global_batch=self.global_batch,
             datasets={"training": self.train_dataset, "evaluation": self.eval_dataset},
             of_best=self.args.load_best_model_at_end,
             seconds=self.watch.seconds,

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dataflex.errors import DataflexError
+from dataflex.utils.foreign import Kinds, foreign
+
+_ASIDE = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(?P<kind>tmp|old)")
+"""Names of temporary files and folders, as tempfile makes them."""
 
 
 @contextmanager
@@ -18,20 +25,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     A kill at any moment leaves either the old file or the new one, never a part. On an exception the temporary
     file is removed and ``path`` is untouched.
+
+    Raises:
+        DataflexError: It cannot be written: the disk is full, say.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        fsync(temporary)
-        temporary.replace(target)
-        fsync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with foreign(DataflexError, f"cannot write {target}", (OSError,)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            fsync(temporary)
+            temporary.replace(target)
+            fsync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -39,28 +50,75 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary directory beside ``path``; on success its files are fsynced and it is renamed to ``path``.
 
     An existing directory at ``path`` is moved aside first and removed last.
+
+    Raises:
+        DataflexError: It cannot be written: the disk is full, say.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():  # safetensors makes files that nobody else may read
-                file.chmod(0o666 & ~_umask())
-            fsync(file)
-        fsync(temporary)
-        replaced = None
-        if target.exists():
-            replaced = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-            target.replace(replaced)
-        temporary.replace(target)
-        fsync(target.parent)
-        if replaced is not None:
-            shutil.rmtree(replaced)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with foreign(DataflexError, f"cannot write {target}", _writing_errors()):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        try:
+            yield temporary
+            _settle(temporary)
+            replaced = None
+            if target.exists():
+                replaced = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+                target.replace(replaced)
+            temporary.replace(target)
+            fsync(target.parent)
+            if replaced is not None:
+                shutil.rmtree(replaced)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _writing_errors() -> Kinds:
+    """What the packages raise that write models; tokenizers raises bare exceptions."""
+    from safetensors import SafetensorError
+
+    return OSError, SafetensorError, Exception
+
+
+def _settle(folder: Path) -> None:
+    """Give a temporary folder the usual permissions and flush all of it to the disk."""
+    folder.chmod(0o777 & ~_umask())
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():  # safetensors makes files that nobody else may read
+            file.chmod(0o666 & ~_umask())
+        fsync(file)
+    fsync(folder)
+
+
+def sweep(folder: Path, *, inside: Iterable[str] = (), only: Container[str] | None = None) -> list[Path]:
+    """Remove the temporary files and folders that writers in a folder left behind when they were killed.
+
+    What was moved aside (``.old``) and has no successor goes back to its place. No other process may be writing there:
+    the caller holds the folder's lock.
+
+    Args:
+        folder: Where to look.
+        inside: Names of folders in it that are looked through whole.
+        only: Names of the files and folders whose temporaries are meant; None: of any.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    whole = [path for name in inside for path in sorted((folder / name).rglob(".*")) if path.exists()]
+    for path in [*(sorted(folder.iterdir()) if folder.is_dir() else ()), *whole]:
+        found = _ASIDE.fullmatch(path.name)
+        if found is None or not path.exists() or (only is not None and found["name"] not in only):
+            continue
+        if found["kind"] == "old" and not path.with_name(found["name"]).exists():
+            path.replace(path.with_name(found["name"]))
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        removed.append(path)
+    return removed
 
 
 def remove_folder(path: Path) -> None:
