@@ -23,12 +23,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dataflex.errors import ModelError, RewardError
+from dataflex.data.conversations import ConversationEncoder
+from dataflex.errors import DataError, ModelError, RewardError
 from dataflex.models.bounds import Bounds, Findings
 from dataflex.models.model import DTYPES, Precision, load_tokenizer
 from dataflex.models.weights import require_safetensors
 from dataflex.rewards.base import Failure, RewardBackend, RewardConfig, settle
-from dataflex.types import RewardRequest
+from dataflex.types import Message, RewardRequest
 from dataflex.utils.foreign import foreign, model_errors
 from dataflex.utils.progress import library_bars, progress_bar
 
@@ -102,7 +103,11 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
         outcomes: dict[int, float | Failure] = {}
         encoded: dict[int, list[int]] = {}
         for row, request in enumerate(requests):
-            ids = self._encoded(request)
+            try:
+                ids = self._encoded(request)
+            except DataError as error:  # the reward model's template refuses the conversation
+                outcomes[row] = Failure(error.message)
+                continue
             if limit is not None and len(ids) > limit:
                 outcomes[row] = Failure(f"conversation and answer have {len(ids)} tokens and {limit} fit (max_length)")
             elif bounds.inputs is not None and max(ids, default=0) >= bounds.inputs:
@@ -130,13 +135,16 @@ class ClassifierReward(RewardBackend[ClassifierConfig]):
         ]
 
     def _encoded(self, request: RewardRequest) -> list[int]:
-        tokenizer = self._tokenizer
-        if tokenizer.chat_template:
-            turns = [*request.messages, {"role": "assistant", "content": request.prediction}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
-            return list(tokenizer.encode(text, add_special_tokens=False))
+        """Token ids; what reads like a control token in an answer or a prompt is encoded as text."""
+        if self._conversations is not None:
+            answer: Message = {"role": "assistant", "content": request.prediction}
+            return self._conversations.encode([*request.messages, answer])
         prompt = next((turn["content"] for turn in reversed(request.messages) if turn["role"] == "user"), "")
-        return list(tokenizer(prompt, request.prediction)["input_ids"])
+        return list(self._tokenizer(prompt, request.prediction, split_special_tokens=True)["input_ids"])
+
+    @cached_property
+    def _conversations(self) -> ConversationEncoder | None:
+        return ConversationEncoder(self._tokenizer) if self._tokenizer.chat_template else None
 
     def _label_index(self, config: Any) -> int:
         labels = {str(name): int(index) for index, name in config.id2label.items()}
