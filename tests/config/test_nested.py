@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from dataflex.config import load_config
+from dataflex.cli import cli
+from dataflex.config import load_config, load_near_config
 from dataflex.errors import ConfigError
 
 HEAD = """model_name_or_path: m
@@ -111,3 +113,20 @@ def test_nobody_is_warned_about_defaults(tmp_path):
     assert load_config(written(tmp_path, text)).warnings() == []
     warned = load_config(written(tmp_path, text), ["save_steps=400", "logging_steps=400"]).warnings()
     assert [line.split(": ")[1] for line in warned] == ["save_steps", "logging_steps"]
+
+
+def test_keys_of_the_graph_beside_an_exact_search_are_named():
+    near = {"candidate_path": "c", "query_path": "q", "embed_model": "m", "index": "exact"}
+    assert load_near_config(near | {"hnsw_m": 32}).warnings() == []
+    warned = load_near_config(near | {"hnsw_m": 8, "min_recall": 0.9, "embed_method": "vllm", "embed_device": "cpu"})
+    assert [line.split(":")[0] for line in warned.warnings()] == ["min_recall", "hnsw_m", "embed_device"]
+
+
+def test_an_export_names_keys_without_effect(tmp_path, monkeypatch):
+    done = {"largest_logit_difference": None, "export_dir": "x", "dtype": "float32", "files": []}
+    monkeypatch.setattr("dataflex.models.export.export", lambda run: done)
+    file = tmp_path / "merge.yaml"
+    file.write_text("model_name_or_path: m\nexport_dir: x\nexport_size: 010\nlora_rank: 3\n", encoding="utf-8")
+    said = CliRunner().invoke(cli, ["export", str(file)]).stderr
+    assert "export_size: 010 is 8" in said
+    assert "merge.yaml:4: lora_rank" in said

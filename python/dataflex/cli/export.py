@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from dataflex.cli.run_file import run_file
 from dataflex.utils.console import say
+
+logger = logging.getLogger("dataflex")
 
 
 @click.command(name="export")
@@ -19,6 +23,8 @@ def export_model(config: str, overrides: tuple[str, ...]) -> None:
     from dataflex.config import load_export_config
 
     run = load_export_config(config, overrides)
+    for warning in run.warnings():
+        logger.warning("%s", warning)
     from dataflex.models.export import export
 
     done = export(run)

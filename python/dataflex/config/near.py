@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from dataflex.config.fields import FileConfig
+from dataflex.config.idle import is_written
 from dataflex.config.values import Float, Int, Names, Text
 from dataflex.utils.messages import shown
 
@@ -85,6 +86,19 @@ class NearConfig(FileConfig, EncoderFields):
     hnsw_m: Int = Field(default=32, ge=2, le=512, description="hnsw: links of a vector in the graph")
     hnsw_ef_construction: Int = Field(default=200, ge=1, description="hnsw: breadth of the search while building")
     seed: Int = Field(default=42, ge=0, lt=2**32, description="seed of the hnsw graph and of the recall sample")
+
+    def warnings(self) -> list[str]:
+        """What was given and has no effect because of another key, beside what every configuration warns about."""
+        found = super().warnings()
+        if self.index == "exact":
+            found += [
+                self.origin.about(key, "has no effect with index exact")
+                for key in ("min_recall", "recall_queries", "hnsw_m", "hnsw_ef_construction")
+                if is_written(self, key)
+            ]
+        if self.embed_method == "vllm" and is_written(self, "embed_device"):
+            found.append(self.origin.about("embed_device", "has no effect with embed_method vllm"))
+        return found
 
     @model_validator(mode="before")
     @classmethod
