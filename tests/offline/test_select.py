@@ -45,7 +45,11 @@ def test_every_selector_selects(selector, params):
     assert (len(chosen.indices), chosen.selector, chosen.step) == (4, selector, 0)
     subset = chosen.to_dataset()
     assert isinstance(subset, datasets.Dataset)
-    assert list(subset) == [rows[row] for row in chosen.rows.tolist()]
+    notes = list(chosen.notes())
+    assert list(subset) == [
+        {**rows[row], "_dataflex": note} for row, note in zip(chosen.rows.tolist(), notes, strict=True)
+    ]
+    assert list(chosen.to_dataset(notes=False)) == [rows[row] for row in chosen.rows.tolist()]
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
@@ -65,9 +69,14 @@ def test_to_dataset_keeps_the_features_of_a_dataset_and_refuses_another(tmp_path
         "task", datasets.ClassLabel(names=["capital", "reverse", "sum"])
     )
     chosen = select(data)
-    subset = chosen.to_dataset(data)
+    subset = chosen.to_dataset(data, notes=False)
     assert subset.features == data.features
     assert list(subset) == [data[row] for row in chosen.rows.tolist()]
+    noted = chosen.to_dataset(data)
+    assert {name: noted.features[name] for name in data.features} == data.features
+    assert list(noted["_dataflex"]) == list(chosen.notes())
+    again = select(noted, num_samples=2)
+    assert list(again.to_dataset()["_dataflex"]) == list(again.notes())
     with pytest.raises(SelectionError, match="is not the one that was selected"):
         chosen.to_dataset(datasets.Dataset.from_list(alpaca_rows(8, seed=5)))
     with pytest.raises(SelectionError, match="is not the one that was selected"):

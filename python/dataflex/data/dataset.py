@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -17,16 +17,21 @@ from dataflex.data.problems import Problems
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
 from dataflex.types import Sample
+from dataflex.utils.notebook import SHOWN_ROWS, html_table
 from dataflex.utils.progress import progress_bar
-from dataflex.utils.shown import listed
+from dataflex.utils.shown import listed, quoted
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 256
 """Samples a call of the tokenizer: enough to keep its threads busy, few enough for a moving progress bar."""
+_COLUMNS = ("id", "row", "source", "tokens", "learnt", "truncated", "prompt", "answer")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Example:
     """A tokenised sample.
 
@@ -43,6 +48,10 @@ class Example:
     labels: list[int]
     truncated: bool = False
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        cut = ", cut" if self.truncated else ""
+        return f"Example({quoted(self.sample.id)}, {len(self.input_ids):,} tokens, {self.num_labels:,} learnt{cut})"
 
     @property
     def num_labels(self) -> int:
@@ -140,9 +149,41 @@ class TokenizedDataset(Sequence[Example]):
             digest.update(np.asarray([example.input_ids, example.labels], dtype="<i8").tobytes())  # (2, t)
         return digest.hexdigest()
 
+    def to_pandas(self) -> DataFrame:
+        """A row a sample.
+
+        Columns: ``id``, ``row`` and ``source`` (where it stands in the data), ``tokens``, ``learnt`` (those with
+        loss), ``truncated``, ``prompt`` (content of the turn before the answer) and ``answer``.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([_described(example) for example in self._examples], columns=_COLUMNS)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.report.describe()})"
+
+    def _repr_html_(self) -> str:
+        rows = [list(_described(example).values()) for example in self._examples[:SHOWN_ROWS]]
+        return html_table(repr(self), _COLUMNS, rows, len(self))
+
     def select(self, indices: Iterable[int]) -> TokenizedDataset:
         """The examples at ``indices``, in that order; a position may occur more than once."""
         return TokenizedDataset(self._examples[int(index)] for index in indices)
+
+
+def _described(example: Example) -> dict[str, object]:
+    """What a person wants to see of a sample, by the names of ``_COLUMNS``."""
+    sample = example.sample
+    return {
+        "id": sample.id,
+        "row": sample.row,
+        "source": sample.source,
+        "tokens": len(example.input_ids),
+        "learnt": example.num_labels,
+        "truncated": example.truncated,
+        "prompt": sample.prompt[-1]["content"] if sample.prompt else "",
+        "answer": sample.reference,
+    }
 
 
 def tokenize(

@@ -115,8 +115,8 @@ class Comparison:
     samples: int
     resamples: int
     results: list[Result]
-    scored: list[Scored]
-    rows: Sequence[Sample] = ()
+    scored: list[Scored] = field(repr=False)
+    rows: Sequence[Sample] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the single answers."""

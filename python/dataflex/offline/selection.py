@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.sources import OriginalRow, load_samples, original_rows
 from dataflex.errors import DataError, SelectionError
-from dataflex.offline.subset import write_rows
+from dataflex.offline.subset import NOTES_KEY, write_rows
 from dataflex.selectors.base import Selection
 from dataflex.types import Sample
 from dataflex.utils.home import home_path
+from dataflex.utils.notebook import SHOWN_ROWS, html_table, score_text
+from dataflex.utils.shown import quoted
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pandas import DataFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RowSource:
     """Where the candidates' rows come from.
 
@@ -38,6 +41,12 @@ class RowSource:
     dataset_dir: Path | None = None
     base_dirs: tuple[Path, ...] = ()
     max_samples: int | None = None
+
+    def __repr__(self) -> str:
+        named = isinstance(self.spec, str | Path) or (
+            isinstance(self.spec, Sequence) and all(isinstance(part, str | Path) for part in self.spec)
+        )
+        return f"RowSource({quoted(self.spec) if named else f'{type(self.spec).__name__} of {len(self.spec):,} rows'})"
 
     def read(self, chosen: Sequence[Sample]) -> list[OriginalRow]:
         """The rows of some samples, as they stand in the source.
@@ -66,7 +75,7 @@ class RowSource:
         return original_rows(self.spec, rows, dataset_dir=self.dataset_dir, base_dirs=self.base_dirs)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class OfflineSelection(Selection):
     """A selection that was made without training.
 
@@ -90,11 +99,12 @@ class OfflineSelection(Selection):
         """The chosen samples, best first."""
         return [self.samples[index] for index in self.indices.tolist()]
 
-    def to_dataset(self, train_dataset: Any = None) -> Dataset:
-        """The chosen rows in their own columns, best first.
+    def to_dataset(self, train_dataset: Any = None, *, notes: bool = True) -> Dataset:
+        """The chosen rows in their own columns, best first, each with what :meth:`write_jsonl` notes.
 
         Args:
             train_dataset: The data that was selected from; None: where it came from.
+            notes: Add the column ``_dataflex``: ``score``, ``rank``, ``selector`` and ``row`` of each.
 
         Raises:
             SelectionError: The data holds other rows (by now).
@@ -104,12 +114,49 @@ class OfflineSelection(Selection):
 
         source = self.source if train_dataset is None else replace(self.source, spec=train_dataset)
         rows = source.read(self.chosen)
+        noted = list(self.notes())
         if isinstance(source.spec, datasets.Dataset):
-            return source.spec.select(self.rows.tolist())
+            found = source.spec.select(self.rows.tolist())
+            if not notes:
+                return found
+            kept = found.remove_columns([name for name in found.column_names if name == NOTES_KEY])
+            return datasets.concatenate_datasets([kept, datasets.Dataset.from_dict({NOTES_KEY: noted})], axis=1)
         try:
-            return datasets.Dataset.from_list([dict(row.value) for row in rows])
+            return datasets.Dataset.from_list(
+                [
+                    {**row.value, NOTES_KEY: note} if notes else dict(row.value)
+                    for row, note in zip(rows, noted, strict=True)
+                ]
+            )
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise DataError(f"the rows do not fit into one table: {error}", hint="use write_jsonl()") from error
+
+    def to_pandas(self) -> DataFrame:
+        """The chosen candidates, best first.
+
+        Columns: ``rank``, ``index`` (position among the candidates), ``score``, ``id``, ``row`` and ``source`` (where
+        it stands in the data), ``prompt`` (content of the turn before the answer) and ``answer``.
+        """
+        chosen = self.chosen
+        return (
+            super()
+            .to_pandas()
+            .assign(
+                id=[sample.id for sample in chosen],
+                row=[sample.row for sample in chosen],
+                source=[sample.source for sample in chosen],
+                prompt=[sample.prompt[-1]["content"] if sample.prompt else "" for sample in chosen],
+                answer=[sample.reference for sample in chosen],
+            )
+        )
+
+    def _repr_html_(self) -> str:
+        first = self.to_pandas().head(SHOWN_ROWS)
+        rows = [(row.rank, score_text(row.score), row.id, row.prompt, row.answer) for row in first.itertuples()]
+        return html_table(repr(self), ("rank", "score", "id", "prompt", "answer"), rows, len(self.indices))
+
+    def _described(self, candidates: int | None = None) -> str:
+        return super()._described(len(self.samples))
 
     def write_jsonl(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the chosen rows as JSON Lines, best first, each with an object ``_dataflex``.

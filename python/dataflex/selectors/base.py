@@ -12,18 +12,21 @@ from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.selectors.plan import Plan
 from dataflex.types import Autocast, Sample
 from dataflex.utils.distributed import Ranks
+from dataflex.utils.notebook import SHOWN_ROWS, html_table, score_text
+from dataflex.utils.shown import shown
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from pandas import DataFrame
     from transformers import PreTrainedTokenizerBase
 
     from dataflex.data.dataset import TokenizedDataset
     from dataflex.data.templates import ChatTemplate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SelectionContext:
     """What a selector may use at one selection. It is the same on every rank but for ``ranks.index``.
 
@@ -62,8 +65,15 @@ class SelectionContext:
     autocast: Autocast
     ranks: Ranks = field(default_factory=Ranks)
 
+    def __repr__(self) -> str:
+        targets = "none" if self.eval_dataset is None else f"{len(self.eval_dataset):,}"
+        return (
+            f"SelectionContext(step {self.step:,}, round {self.round} of {self.num_rounds}: {self.num_samples:,} of "
+            f"{len(self.train_dataset):,} candidates to select, targets: {targets})"
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Selection:
     """The outcome of one selection.
 
@@ -85,6 +95,33 @@ class Selection:
     round: int
     report: Mapping[str, Any] = field(default_factory=dict)
     repeats: bool = False
+
+    def to_pandas(self) -> DataFrame:
+        """The chosen candidates, best first: ``rank``, ``index`` (position) and ``score`` (NaN without one)."""
+        import numpy as np
+        import pandas as pd
+
+        scores = np.full(len(self.indices), np.nan) if self.scores is None else self.scores[self.indices]
+        return pd.DataFrame({"rank": np.arange(len(self.indices)), "index": self.indices, "score": scores})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._described()})"
+
+    def _repr_html_(self) -> str:
+        first = self.to_pandas().head(SHOWN_ROWS)
+        rows = [(row.rank, row.index, score_text(row.score)) for row in first.itertuples(index=False)]
+        return html_table(repr(self), ("rank", "index", "score"), rows, len(self.indices))
+
+    def _described(self, candidates: int | None = None) -> str:
+        """How many of how many, by which selector, with which scores."""
+        if candidates is None and self.scores is not None:
+            candidates = len(self.scores)
+        of = "" if candidates is None else f" of {candidates:,}"
+        text = f"{len(self.indices):,}{of} rows by {shown(self.selector, 60)} at step {self.step:,}"
+        if self.scores is None or not len(self.indices):
+            return text
+        chosen = self.scores[self.indices]
+        return f"{text}, scores {score_text(chosen.min())} to {score_text(chosen.max())}"
 
 
 class SelectorConfig(ComponentConfig):
