@@ -85,7 +85,12 @@ class DatasetFormat(ABC):
 
     @abstractmethod
     def matches(self, columns: set[str], row: Row) -> bool:
-        """Whether a row with these columns, under their default names, has this form."""
+        """Whether a row with these columns, under their default names, has this form.
+
+        Args:
+            columns: Columns with a value; null means absent.
+            row: The row.
+        """
 
     def default_columns(self, row: Row) -> Columns:
         """The column names of ``row`` when nothing maps them."""
