@@ -13,9 +13,11 @@ from dataflex.config.document import parse_yaml
 from dataflex.config.paths import LARGEST, read_text
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
-from dataflex.errors import ConfigError, DataError
+from dataflex.errors import ConfigError, DataError, RewardError
 from dataflex.retrieval.embeddings.text import TextTemplate
+from dataflex.rewards.judge import JudgeConfig, JudgePrompt
 from dataflex.testing import tiny_samples, tiny_tokenizer
+from dataflex.types import RewardRequest
 from dataflex.utils import deadline
 
 RUN = "model_name_or_path: m\ndataset: d\noutput_dir: o\n"
@@ -98,6 +100,9 @@ def test_a_template_that_does_not_end_is_stopped(tmp_path):
         ChatTemplate.load(str(tmp_path / "endless.jinja"), tiny_tokenizer())
     with pytest.raises(DataError, match=r"row 0\): it had not ended after 0.2 seconds"):
         TextTemplate(ENDLESS).render(tiny_samples(1)[0])
+    request = RewardRequest("7", ({"role": "user", "content": "?"},), "!", None)
+    with pytest.raises(RewardError, match=r"cannot be rendered: TimeoutError: it had not ended after 0\.2 seconds"):
+        JudgePrompt(JudgeConfig(judge_prompt="{{ answer }}" + ENDLESS)).render(request)
 
 
 def test_a_bound_leaves_nothing_behind():

@@ -25,6 +25,7 @@ from dataflex.errors import ConfigError, RewardError
 from dataflex.rewards.base import RewardConfig
 from dataflex.rewards.strict_json import parse_json
 from dataflex.types import Message, RewardRequest
+from dataflex.utils.deadline import cpu_limit
 from dataflex.utils.home import home_path
 
 REMINDER = '\n\nYour last reply was not readable. Reply with the JSON object {"score": ...} alone.'
@@ -99,7 +100,8 @@ class JudgePrompt:
             "metadata": request.metadata,
         }
         try:
-            text = (self._with if shows_reference else self._without).render(values)
+            with cpu_limit():
+                text = (self._with if shows_reference else self._without).render(values)
         except Exception as error:  # a template runs expressions on a sample's columns
             raise RewardError(f"the judge prompt cannot be rendered: {type(error).__name__}: {error}") from error
         if not text.count(block) == text.count(f"<answer-{tag}>") == text.count(f"</answer-{tag}>") == 1:
