@@ -256,6 +256,26 @@ def test_inputs_without_the_rows_in_front_are_refused():
         BatchedGradients(model).run(3, lambda: model(values).sum(dim=(1, 2)), lambda block, offset: None)
 
 
+def test_positions_in_one_dimension_are_told_apart_once_their_number_is_known():
+    """Shared experts see all tokens of the batch in one dimension, behind attention that sees rows."""
+
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Linear(4, 4)
+            self.inner = torch.nn.Linear(4, 3)
+
+        def forward(self, values):
+            return self.inner(self.first(values).flatten(0, 1)).tanh().view(*values.shape[:2], 3)
+
+    model, values = Flat().double(), torch.randn(3, 5, 4).double()
+    found = streamed(model, 3, lambda: model(values).sum(dim=(1, 2)))
+    for row, value in enumerate(values):
+        gradients = torch.autograd.grad(model(value[None]).sum(), list(model.parameters()))
+        expected = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.testing.assert_close(found[row], expected, rtol=1e-10, atol=1e-12)
+
+
 def test_modules_with_other_inputs_are_refused():
     class GatedRMSNorm(torch.nn.Module):
         def __init__(self):

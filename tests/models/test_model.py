@@ -19,6 +19,7 @@ from dataflex.models.model import (
     trainable_parameters,
 )
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
+from helpers.architectures import architecture
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,15 @@ def test_quantised_weights_are_refused(folder, tmp_path, load):
     (quantised / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ModelError, match="its weights are quantised, which is not supported"):
         load(str(quantised))
+
+
+def test_routers_and_fused_layers_are_left_out_of_all_linear_layers() -> None:
+    """Peft's layers broke on a router that returns a tuple, and peft refuses what Mamba's kernels fuse."""
+    mixture = architecture("phimoe")
+    assert not [name for name, _ in mixture.named_parameters() if "router" in name and "lora" in name]
+    assert [name for name, _ in mixture.named_parameters() if "q_proj.lora_A" in name]
+    recurrent = architecture("mamba")
+    assert [name for name, _ in recurrent.named_parameters() if "in_proj.lora_A" in name]
+    assert not [name for name, _ in recurrent.named_parameters() if "out_proj" in name and "lora" in name]
+    falcon = architecture("falcon")  # its linear layers have a forward pass of their own
+    assert [name for name, _ in falcon.named_parameters() if "dense.lora_A" in name]

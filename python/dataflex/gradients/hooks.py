@@ -150,6 +150,7 @@ class _Pass:
         self.anchor = torch.zeros((), requires_grad=True)
         self.counting = True  # off in the backward pass, where checkpointing calls modules again
         self._slots, self._rows, self._sink, self._groups = slots, rows, sink, groups
+        self._width: int | None = None  # t, once a tensor (b, t, ...) has been seen
         self._uses: Counter[nn.Parameter] = Counter()
         self._pieces: dict[nn.Parameter, list[Piece]] = {parameter: [] for parameter in slots}
 
@@ -185,14 +186,21 @@ class _Pass:
         return frozenset(slot.name for parameter, slot in self._slots.items() if not self._uses[parameter])
 
     def _with_rows(self, name: str, values: Tensor) -> Tensor:
-        """The tensor, once a row where the whole batch shares it (GPT-2's position embeddings)."""
+        """The tensor, once a row where the whole batch shares it (GPT-2's position embeddings).
+
+        One of all positions in one dimension (experts that all tokens share) stays as it is for now.
+        """
         if values.shape[:1] == (1,):
             return values.expand(self._rows, *values.shape[1:])
-        if values.shape[:1] != (self._rows,):
+        if values.shape[:1] == (self._rows,):
+            self._width = self._width or (values.shape[1] if values.ndim > 2 else None)
+        elif self._width is None or values.ndim != 2 or values.shape[0] != self._rows * self._width:
             raise UnsupportedModel(f"{name} sees a tensor of shape {tuple(values.shape)} in a batch of {self._rows}")
         return values
 
     def _collect(self, tapped: TappedModule, inputs: Tensor, gradient: Tensor) -> None:
+        if inputs.shape[0] != self._rows:
+            inputs, gradient = (values.reshape(self._rows, -1, values.shape[-1]) for values in (inputs, gradient))
         pieces = tapped.rule(tapped.module, inputs, gradient)
         for name, parameter in tapped.parameters.items():
             self._pieces[parameter].append(pieces[name])

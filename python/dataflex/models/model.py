@@ -27,6 +27,9 @@ from dataflex.utils.foreign import foreign, model_errors
 from dataflex.utils.progress import library_bars
 
 Precision = Literal["fp32", "bf16", "fp16"]
+FUSING = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+FUSED = ["out_proj", "conv1d"]
+"""Kernels of these kinds of models take the weights of these layers past the layers themselves; peft refuses them."""
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -114,7 +117,7 @@ def add_lora(
         alpha: Scale; the update is multiplied by alpha / r.
         dropout: Dropout on the adapter's input during training.
         target: ``"all"`` for every linear layer but the output head, or names of modules. Routers of experts that
-            call themselves linear layers and return something else are none.
+            call themselves linear layers and return something else are none, nor is what Mamba's kernels fuse.
 
     Raises:
         ModelError: No module of the model has one of the names.
@@ -125,7 +128,7 @@ def add_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=modules,
-        exclude_modules=_linear_in_name_only(model) if target == "all" else None,
+        exclude_modules=_not_for_lora(model) if target == "all" else None,
         task_type="CAUSAL_LM",
         # GPT-2 keeps its linear layers transposed, as Conv1D.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -143,17 +146,17 @@ def add_lora(
     return adapted
 
 
-def _linear_in_name_only(model: nn.Module) -> list[str] | None:
-    """Names of subclasses of linear layers that belong to a family of models and compute something of their own."""
-    families = ("transformers.models.", "transformers_modules.")
+def _not_for_lora(model: nn.Module) -> list[str] | None:
+    """Names of linear layers that LoRA cannot adapt, by what they are or by how the model uses them."""
     names = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and type(module).__module__.startswith(families)
         and type(module).forward is not nn.Linear.forward
+        and "router" in type(module).__name__.lower()  # these return a tuple
     ]
-    return names or None
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return [*names, *(FUSED if kind in FUSING else [])] or None
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

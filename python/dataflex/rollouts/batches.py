@@ -33,7 +33,7 @@ SHARING = (
     "mixes up the rows of a batch when it answers: answers are drawn one at a time",
 )
 """How far answers may share batches, and what is said about it."""
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Largest difference of a token's log-probability in company; rounding in float32 is far below it."""
 
 
