@@ -13,8 +13,8 @@ conversation), with LoRA on all linear layers and the moments of two AdamW steps
   k columns are timed with --trak-rows samples, and the rest is extrapolated, which the table says.
 
 Ratios are medians over rounds of pairs of the same round. Processor time is that of the process over the number of
-threads, and more telling than wall time where the machine is shared. Memory is the peak above what was resident before
-the pass.
+threads, and more telling than wall time where the machine is shared. Memory is the most that tensors held at once above
+the pass's start (measuring/memory.py says why not the resident set); --memory measures it alone, in one pass a variant.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from dataflex.projection.adam import adam_normalize
 from dataflex.projection.projector import Projector
 from dataflex.selectors.base import SelectionContext
 from dataflex.types import Sample
+from measuring.memory import TensorMemory
 from measuring.timing import BASELINE, OURS, PEER, Contender, Times, measure, paired_ratio
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +182,7 @@ class TrakLoop:
             ],
             1,
             CPU,
+            TensorMemory,
         ).values()
         return Times(
             wall=[sum(pair) for pair in zip(gradients.wall, projection.wall, strict=True)],
@@ -202,8 +204,8 @@ def compare(setting: Setting) -> tuple[dict[str, Times], dict[str, str]]:
             contenders.append(Contender(VMAP, PEER, lambda: vmap_features(setting, options.vmap_rows)))
         except RuntimeError as error:
             absent[VMAP] = str(error).split("\n")[0]
-    times = measure(contenders, options.rounds, CPU)
-    if options.trak_rows:
+    times = measure(contenders, 0 if options.memory else options.rounds, CPU, TensorMemory)
+    if options.trak_rows and not options.memory:
         try:
             times[TRAK] = TrakLoop(setting).times()
         except ImportError:
@@ -245,6 +247,19 @@ def table(times: dict[str, Times], absent: dict[str, str], rows: int) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def memory_table(times: dict[str, Times]) -> str:
+    """Markdown, a row a variant."""
+    lines = [["", "peak of tensors, MiB", "above the plain step, MiB"], ["---"] * 3]
+    for name, found in times.items():
+        lines.append([name, f"{(found.memory or 0) / 2**20:,.0f}", above(found, times[PLAIN])])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def above(found: Times, plain: Times) -> str:
+    """Memory beyond the plain step's in MiB."""
+    return f"{((found.memory or 0) - (plain.memory or 0)) / 2**20:+.0f}"
+
+
 def line(name: str, found: Times, plain: Times, rows: int) -> list[str]:
     """The cells of a variant."""
     processor, base = found.processor_median() or 0.0, plain.processor_median() or 1.0
@@ -257,7 +272,7 @@ def line(name: str, found: Times, plain: Times, rows: int) -> list[str]:
         f"{1000 * processor / rows:.1f}",
         f"{rows / found.median():.2f}",
         *(f"{ratio:.3f}" for ratio in ratios),
-        f"{((found.memory or 0) - (plain.memory or 0)) / 2**20:+.0f}",
+        above(found, plain),
     ]
 
 
@@ -276,6 +291,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vmap-rows", type=int, default=8, help="rows at once of torch.func; 0: leave it out")
     parser.add_argument("--trak-rows", type=int, default=16, help="samples of one TRAK call; 0: leave it out")
     parser.add_argument("--trak-columns", type=int, default=50, help="columns of TRAK's projection that are timed")
+    parser.add_argument("--memory", action="store_true", help="measure memory alone, one pass a variant")
     parser.add_argument("--scaling", action="store_true", help="time a quarter, half and all rows")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     return parser.parse_args()
@@ -293,7 +309,7 @@ def main() -> None:
         f"k = {options.dim}; {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}\n"
     )
     times, absent = compare(setting)
-    print(table(times, absent, rows))
+    print(memory_table(times) if options.memory else table(times, absent, rows))
     scales = scaling(setting) if options.scaling else []
     for n, rate in scales:
         print(f"n = {n}: {rate:.2f} features a second")

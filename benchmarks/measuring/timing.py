@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from measuring.memory import PeakMemory
+from measuring.memory import PeakMemory, TensorMemory
 
 FLOOR, OURS, BASELINE, PEER = "floor", "ours", "baseline", "peer"
 
@@ -46,7 +46,8 @@ class Times:
         wall: From start to end.
         processor: Processor time of the process over the number of threads. Below ``wall``: the threads waited, or
             other work had the processor. None on a GPU.
-        memory: Bytes by which a call raised the peak of the process (or of the GPU), as called; None if unknown.
+        memory: Bytes by which a call raised the peak of the process (of the GPU, of its tensors), as called; None if
+            unknown.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -69,7 +70,12 @@ def paired_ratio(numerator: Sequence[float] | None, denominator: Sequence[float]
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def measure(contenders: Sequence[Contender], rounds: int, device: torch.device) -> dict[str, Times]:
+def measure(
+    contenders: Sequence[Contender],
+    rounds: int,
+    device: torch.device,
+    memory: type[PeakMemory] | type[TensorMemory] = PeakMemory,
+) -> dict[str, Times]:
     """Time all contenders in turns.
 
     A first round does not count; it shows how much memory a call takes.
@@ -78,6 +84,7 @@ def measure(contenders: Sequence[Contender], rounds: int, device: torch.device) 
         contenders: With different names.
         rounds: Counted rounds.
         device: Where they work.
+        memory: What memory of the first round is measured.
 
     Returns:
         Times by name.
@@ -85,7 +92,7 @@ def measure(contenders: Sequence[Contender], rounds: int, device: torch.device) 
     clock = _gpu_seconds if device.type == "cuda" else _cpu_seconds
     times = {contender.name: Times() for contender in contenders}
     for contender in contenders:
-        with PeakMemory(device) as peak:
+        with memory(device) as peak:
             contender.run()
         times[contender.name].memory = peak.extra
     for _ in range(rounds):

@@ -38,3 +38,19 @@ def test_the_benchmark_compares_all_variants(tmp_path, model_folder, monkeypatch
     else:
         assert facts["absent"] == {}
         assert len(times["one by one + TRAK"]["wall"]) == 1
+
+
+def test_features_take_no_more_memory_than_the_plain_step(model_folder, monkeypatch):
+    """48 rows in two batches and more were said to take 1.9 GB more: the resident set of a process, not the tensors."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = load_script("benchmarks/gradients.py")
+    monkeypatch.setattr(
+        sys, "argv", f"x --model {model_folder} --rows 24 --dim 256 --batch-tokens 400 --memory --vmap-rows 0".split()
+    )
+    setting = script.Setting(script.parse())
+    assert len(setting.batches) > 1
+    times, _ = script.compare(setting)
+    plain, features = times["plain step"].memory, times["features"].memory
+    assert plain > 2**20
+    assert features < plain + 2**18  # the (b, k) sums and one module's gradients
+    assert "| plain step |" in script.memory_table(times)
