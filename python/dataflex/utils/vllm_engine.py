@@ -19,6 +19,7 @@ CPU_KV_CACHE_GIB = 2.0
 
 _CPU_PAGE = "https://docs.vllm.ai/en/stable/getting_started/installation/cpu/"
 _GIB = 2**30
+_STOP_SECONDS = 10.0
 
 
 def import_vllm(needed_by: str, error: type[DataflexError]) -> Any:
@@ -95,8 +96,28 @@ def start_engine(
 
 def stop_engine(engine: Any) -> None:
     """Stop an engine's processes and free its memory."""
-    engine.llm_engine.engine_core.shutdown()
+    core = engine.llm_engine.engine_core
+    core.shutdown()
+    _close_context(core)
     gc.collect()
+
+
+def _close_context(core: Any) -> None:
+    """Close what the client of an engine in another process leaves open.
+
+    vLLM closes its sockets, the last of them in a thread, but not their ZeroMQ context: whenever that is collected, at
+    the end of the process at the latest, it is reported as a leak. An engine in this process has no context.
+    """
+    context = getattr(getattr(core, "resources", None), "ctx", None)
+    if context is None:
+        return
+    reader = getattr(core, "output_queue_thread", None)
+    if reader is not None:
+        reader.join(_STOP_SECONDS)
+        if reader.is_alive():  # a socket must not be closed under the thread that reads it
+            logger.warning("vLLM's thread %s did not end after %g s; its sockets stay open", reader.name, _STOP_SECONDS)
+            return
+    context.destroy(linger=0)
 
 
 def _has_gpu() -> bool:
