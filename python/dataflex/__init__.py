@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dataflex.selectors.near import NearSelector
     from dataflex.selectors.nice import NiceSelector
     from dataflex.selectors.random import RandomSelector
+    from dataflex.selectors.rds import RdsSelector
     from dataflex.selectors.tsds import TsdsSelector
     from dataflex.training.arguments import TrainingArguments
     from dataflex.training.run import train
@@ -49,6 +50,7 @@ _HOMES = {
     "ProjectionKind": "dataflex.projection.projector",
     "Projector": "dataflex.projection.projector",
     "RandomSelector": "dataflex.selectors.random",
+    "RdsSelector": "dataflex.selectors.rds",
     "RewardBackend": "dataflex.rewards.base",
     "RewardRequest": "dataflex.types",
     "RunConfig": "dataflex.config",
@@ -88,6 +90,7 @@ __all__ = [
     "ProjectionKind",
     "Projector",
     "RandomSelector",
+    "RdsSelector",
     "RewardBackend",
     "RewardRequest",
     "RunConfig",

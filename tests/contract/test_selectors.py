@@ -15,6 +15,7 @@ from dataflex.selectors.loss import LossSelector
 from dataflex.selectors.near import NearSelector
 from dataflex.selectors.nice import NiceSelector
 from dataflex.selectors.random import RandomSelector
+from dataflex.selectors.rds import RdsSelector
 from dataflex.selectors.tsds import TsdsSelector
 from dataflex.testing import EchoReward, SelectorContract, tiny_dataset
 from helpers.encoders import WordEncoder
@@ -53,6 +54,13 @@ class TestLess(SelectorContract):
 
     def make(self) -> LessSelector:
         return LessSelector(proj_dim=256, save_interval=5)
+
+
+class TestRds(SelectorContract):
+    order_equivariant = True
+
+    def make(self) -> RdsSelector:
+        return RdsSelector()
 
 
 class TestNice(SelectorContract):

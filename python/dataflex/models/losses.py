@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dataflex.data.collate import Batch
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.models.model import base_model
-from dataflex.models.rope import at_length, length_class, scaled_rotaries
+from dataflex.models.rope import at_length, by_length_class
 
 
 def trailing_logits(
@@ -33,22 +33,12 @@ def trailing_logits(
     Returns:
         ``(b, keep, vocabulary)`` float32 (float64 for a float64 model).
     """
-    rotaries = scaled_rotaries(model)
-    if not rotaries:
-        return _logits(model, input_ids, attention_mask, keep)
     if horizon is not None:
         with at_length(model, horizon):
             return _logits(model, input_ids, attention_mask, keep)
-    lengths: list[int] = attention_mask.sum(dim=1).tolist()
-    classes = [length_class(rotaries, length) for length in lengths]
-    parts: list[Tensor] = []
-    rows: list[int] = []
-    for one in sorted(set(classes)):
-        members = [row for row, own in enumerate(classes) if own == one]
-        rows += members
-        with at_length(model, max(lengths[row] for row in members)):
-            parts.append(_logits(model, input_ids[members], attention_mask[members], keep))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(rows).argsort().to(input_ids.device)]
+    return by_length_class(
+        model, attention_mask, lambda rows: _logits(model, input_ids[rows], attention_mask[rows], keep)
+    )
 
 
 def _logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:

@@ -18,7 +18,7 @@ have. Otherwise frequencies would change while it grows, and no single pass coul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +76,32 @@ def length_class(rotaries: Sequence[ScaledRotary], length: int) -> LengthClass:
         length: Number of tokens.
     """
     return tuple(key for rotary in rotaries for key in rotary.length_class(length))
+
+
+def by_length_class(model: nn.Module, attention_mask: Tensor, run: Callable[[list[int]], Tensor]) -> Tensor:
+    """Run a pass over the rows of a batch, those of each length class on their own.
+
+    Args:
+        model: Causal language model, wrapped or not.
+        attention_mask: ``(b, t)`` int64, tokens on the left and padding on the right.
+        run: Maps the numbers of some rows to a tensor with these rows in front.
+
+    Returns:
+        What ``run`` gives for all b rows, in their order.
+    """
+    rotaries = scaled_rotaries(model)
+    if not rotaries:
+        return run(list(range(len(attention_mask))))
+    lengths: list[int] = attention_mask.sum(dim=1).tolist()
+    classes = [length_class(rotaries, length) for length in lengths]
+    parts: list[Tensor] = []
+    rows: list[int] = []
+    for one in sorted(set(classes)):
+        members = [row for row, own in enumerate(classes) if own == one]
+        rows += members
+        with at_length(model, max(lengths[row] for row in members)):
+            parts.append(run(members))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.tensor(rows).argsort().to(parts[0].device)]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ def register_selectors(register: Register) -> None:
         summary="a draw that follows how far losses have fallen since the first selection",
     )
     register("near", "dataflex.selectors.near:NearSelector", summary="nearest rows of each target row, found offline")
+    register("rds", "dataflex.selectors.rds:RdsSelector", summary="rows alike to the targets in the model's own states")
     register("random", "dataflex.selectors.random:RandomSelector", summary="uniform draw; the baseline")
     register(
         "tsds",
