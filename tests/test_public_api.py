@@ -30,6 +30,7 @@ METHODS = {
     "NearSelector",
     "NiceSelector",
     "Projector",
+    "RdsSelector",
     "TsdsSelector",
     "less_static",
 }
