@@ -31,6 +31,8 @@ def test_the_benchmark_compares_all_variants(tmp_path, model_folder, monkeypatch
     times = facts["times"]
     assert all(len(times[name]["wall"]) == 2 for name in ("plain step", "features", "vmap"))
     assert "| plain step |" in printed
+    assert "the rules are compared with plain gradients" in printed
+    assert facts["comparison"] > 0
     assert [n for n, _ in facts["scaling"]] == [1, 3, 6]
     if importlib.util.find_spec("trak") is None:
         assert facts["absent"] == {"one by one + TRAK": "not installed (pip install traker)"}
