@@ -159,7 +159,8 @@ def test_a_dry_run_of_several_processes_is_refused(folder: Path, monkeypatch: py
     assert "predicts the time of one process; 2 were started" in run("--num", "3", "--dry-run").stderr
 
 
-def test_columns_that_a_registry_maps_stay_as_they_are(project: Path, folder: Path) -> None:
+def test_rows_that_only_a_registry_makes_readable_become_messages(project: Path, folder: Path) -> None:
+    """The subset is trained on without the registry."""
     samples = tiny_samples(6)
     rows = [{"frage": sample.messages[0]["content"], "antwort": sample.reference} for sample in samples]
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -170,7 +171,9 @@ def test_columns_that_a_registry_maps_stay_as_they_are(project: Path, folder: Pa
     assert done.exit_code == 0, done.output
     for line in (folder / "s.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        assert {"frage": row["frage"], "antwort": row["antwort"]} == rows[row["_dataflex"]["row"]]
+        source = rows[row["_dataflex"]["row"]]
+        assert [turn["content"] for turn in row["messages"]] == [source["frage"], source["antwort"]]
+    assert len(load_samples(folder / "s.jsonl")) == 2
 
 
 @pytest.mark.parametrize(
