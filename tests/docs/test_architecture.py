@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 from helpers.markdown import section
 from helpers.scripts import ROOT, load_script
@@ -48,6 +51,30 @@ def test_arrows_follow_from_the_imports_and_lead_downwards() -> None:
     assert all(levels[room] > levels[inner] for room, direct in imports.items() for inner in direct)
     assert imports["selectors"] >= {"gradients", "retrieval", "rewards", "rollouts"}
     assert "errors" not in arrows["selectors"]  # follows from what is between
+
+
+def imported_modules(file: Path, modules: set[str]) -> set[str]:
+    """The modules of dataflex that a file imports, for types included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            named = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else node.module for name in named}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & modules
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Types included; the package's own ``__init__``, which names everything, is imported by nothing."""
+    files = {
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in PACKAGE.rglob("*.py")
+    }
+    del files["dataflex"]
+    graph = {name: imported_modules(file, set(files)) - {name} for name, file in files.items()}
+    assert sum(map(len, graph.values())) > 500
+    assert list(TopologicalSorter(graph).static_order())  # a CycleError names the modules
 
 
 def test_the_contract_of_imports_counts_types_and_knows_every_room() -> None:

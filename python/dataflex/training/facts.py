@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from peft import PeftModel
 from pydantic import BaseModel
@@ -25,8 +25,10 @@ from dataflex.training.sameness import FACTS, FREE
 from dataflex.utils.messages import redact
 
 if TYPE_CHECKING:
+    from dataflex.selectors.base import Selector
     from dataflex.training.arguments import TrainingArguments
-    from dataflex.training.trainer import Trainer
+    from dataflex.training.schedule import Schedule
+    from dataflex.utils.distributed import Ranks
 
 _ADAPTER = {
     "peft_type": "peft_type",
@@ -45,7 +47,22 @@ _ADAPTER = {
 """Settings of an adapter by peft's name, and how configurations call them."""
 
 
-def run_facts(run: Trainer) -> dict[str, Any]:
+class Run(Protocol):
+    """What the facts are read from; a :class:`dataflex.Trainer` is one."""
+
+    args: TrainingArguments
+    model: nn.Module
+    train_dataset: TokenizedDataset
+    eval_dataset: TokenizedDataset | None
+    template: ChatTemplate
+    selector: Selector[Any] | None
+    ranks: Ranks
+    schedule: Schedule
+    total_steps: int
+    global_batch: int
+
+
+def run_facts(run: Run) -> dict[str, Any]:
     """All facts of a training run, as JSON."""
     return as_json(
         {
