@@ -92,6 +92,16 @@ def test_a_removal_that_is_killed_leaves_nothing_half(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_of_a_link_to_a_folder_the_link_is_removed(tmp_path):
+    folder, link = tmp_path / "elsewhere", tmp_path / "tensorboard"
+    folder.mkdir()
+    (folder / "events").touch()
+    link.symlink_to(folder)
+    remove_folder(link)
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+    assert (folder / "events").exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_an_error_in_one_line(tmp_path, number):
     for writer in (atomic_path, atomic_directory):

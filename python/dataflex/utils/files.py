@@ -124,8 +124,11 @@ def sweep(folder: Path, *, inside: Iterable[str] = (), only: Container[str] | No
 def remove_folder(path: Path) -> None:
     """Remove a folder that is whole at its place, or gone: it is renamed aside first, and then removed.
 
-    What a kill leaves is a temporary folder, not half of what was there.
+    What a kill leaves is a temporary folder, not half of what was there. Of a link to a folder, the link is removed.
     """
+    if path.is_symlink():
+        path.unlink()
+        return
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     path.replace(aside)
     shutil.rmtree(aside)
