@@ -190,6 +190,9 @@ def test_a_state_that_does_not_fit_is_refused_with_the_reason(adapted, tmp_path)
     file.write_bytes(b"\x80\x02cos\nsystem\n.")
     with pytest.raises(CheckpointError, match="damaged, or holds more than tensors and numbers"):
         select(copy)
+    file.write_bytes(b"\x80\x02")
+    with pytest.raises(CheckpointError, match=r"optimizer.pt is damaged, .*: EOFError without a message"):
+        select(copy)
     file.unlink()
     with pytest.raises(CheckpointError, match=r"holds no optimizer.pt\n.*gradient_type: sgd"):
         select(copy)

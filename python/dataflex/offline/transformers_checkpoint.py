@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from dataflex.errors import CheckpointError
 from dataflex.training.checkpoint import ADAPTER, WEIGHTS
-from dataflex.utils.foreign import FILES, JSON, foreign, safetensors_errors
+from dataflex.utils.foreign import FILES, JSON, explain, foreign, safetensors_errors
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +182,8 @@ class TransformersCheckpoint:
             with foreign(CheckpointError, f"cannot read {file}", FILES):
                 saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except UNREADABLE as error:
-            raise CheckpointError(
-                f"{file} is damaged, or holds more than tensors and numbers: {str(error).splitlines()[0]}"
-            ) from error
+            cause, _ = explain(error)
+            raise CheckpointError(f"{file} is damaged, or holds more than tensors and numbers: {cause}") from error
         reason = _not_adam(saved)
         if reason:
             raise CheckpointError(f"{file}: {reason}", hint="train with optim: adamw_torch, or use gradient_type: sgd")
