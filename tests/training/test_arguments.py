@@ -145,6 +145,11 @@ def test_what_is_no_model_or_tokenizer_is_said(tmp_path):
         trainer(args, processing_class=tokenizer)
 
 
+def test_numbers_are_finite_so_that_checkpoints_can_note_them(tmp_path):
+    with pytest.raises(ConfigError, match=r"max_grad_norm: expected a finite number, got inf"):
+        TrainingArguments(output_dir=tmp_path, max_grad_norm=float("inf"))
+
+
 def test_arguments_of_training_given_to_select_name_the_one_to_use():
     with pytest.raises(ConfigError, match='bf16 is no argument here: precision="bf16"'):
         dataflex.select(tiny_lora(tiny_model()), chat_tokenizer(), tiny_dataset(8), num_samples="5%", bf16=True)

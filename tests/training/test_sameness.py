@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 
 import pytest
 
@@ -152,6 +153,19 @@ def test_a_file_counts_by_its_content(tmp_path):
 def test_a_parameter_that_was_not_noted_is_unknown():
     noted = {"selector": "random", "selector_params": {"old": 1}}
     assert compare(noted, {"selector": "random", "selector_params": {"new": 2}}).unknown == ["selector_params.new"]
+
+
+def test_a_rank_with_another_selector_has_its_parameters_named():
+    def start(ranks):
+        check_ranks(selector_facts(RandomSelector() if ranks.index == 0 else LessSelector(proj_dim=64)), ranks)
+
+    with pytest.raises(TrainingError, match=r"selector 'random' -> 'less', .*proj_dim nothing -> 64,"):
+        run_ranks(2, start)
+
+
+def test_facts_are_plain_json_whatever_the_parameters():
+    noted = selector_facts(tiny_nice(generation_temperature=math.inf))
+    assert json.loads(json.dumps(noted, allow_nan=False))["selector_params"]["generation_temperature"] == "inf"
 
 
 def test_the_list_has_every_argument_once():

@@ -71,7 +71,7 @@ class TrainingArguments(HomePaths):
         ConfigError: Every wrong or unknown argument, all at once.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     output_dir: Path = Field(description="folder of everything that the run writes")
     overwrite_output_dir: bool = Field(False, description="start over in a folder that is not empty")

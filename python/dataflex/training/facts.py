@@ -170,6 +170,8 @@ def _plain(value: Any) -> Any:
         return sorted(map(str, value))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # checkpoints are plain JSON
     if value is None or isinstance(value, str | int | float):
         return value
     return _kind(value)

@@ -201,6 +201,8 @@ def _change(name: str, old: Any, new: Any) -> str:
 
 
 def _words(value: Any) -> str:
+    if value is _NOT_NOTED:
+        return "nothing"
     if isinstance(value, Mapping) and "shown" in value:
         return str(value["shown"])
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else repr(value)
