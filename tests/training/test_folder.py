@@ -102,6 +102,16 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path, caplog, monkeypatch, s
     assert tiny_trainer(tmp_path, resume_from_checkpoint=True, **SHORT).train()["steps"] == 3
 
 
+def test_a_run_that_goes_on_from_another_folder_and_stops_at_once_names_that_checkpoint(tmp_path, monkeypatch):
+    tiny_trainer(tmp_path / "a", **SHORT).train()
+    source = tmp_path / "a" / "checkpoint-2"
+    trainer = tiny_trainer(tmp_path / "b", resume_from_checkpoint=source, **SHORT)
+    interrupt_at(trainer, 3, DataflexError("stopped here"), monkeypatch)
+    with pytest.raises(DataflexError, match="stopped here") as caught:
+        trainer.train()
+    assert f"resume_from_checkpoint: {source} goes on from it" in caught.value.hint
+
+
 def test_a_full_disk_says_how_the_run_goes_on(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, **SHORT)
     interrupt_at(trainer, 2, OSError(28, "No space left on device"), monkeypatch, where="save_checkpoint")

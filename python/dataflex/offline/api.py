@@ -22,7 +22,7 @@ from dataflex.offline.work import check_agreed, dated_template, working_in
 from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.selectors.less import LessSelector
 from dataflex.training.inputs import as_dataset, as_selector, as_tokenizer, check_model
-from dataflex.training.outputs import check_agreement, check_selection
+from dataflex.training.outputs import check_agreement, check_selection, selection_statistics
 from dataflex.training.story import log_selection
 from dataflex.utils.aliases import also_called
 from dataflex.utils.home import home_path
@@ -156,7 +156,8 @@ def less_static(
         selection = score_checkpoints(selector, context, [home_path(path) for path in checkpoints], learning_rates)
         check_agreement(selection, context.ranks)
         if context.ranks.is_main:
-            log_selection(selection, len(context.train_dataset), (), sum(selection.report["seconds"].values()))
+            seconds = sum(selection.report["seconds"].values())
+            log_selection(selection, len(context.train_dataset), selection_statistics(selection, (), seconds))
         return _finish(selection, context, train_dataset, dataset_dir)
 
 
@@ -187,7 +188,8 @@ def run_selector(selector: Selector[Any], context: SelectionContext, checkpoint:
     check_selection(selection, len(context.train_dataset), context.num_samples)
     check_agreement(selection, context.ranks)
     if context.ranks.is_main:
-        log_selection(selection, len(context.train_dataset), (), watch.seconds["selection"])
+        statistics = selection_statistics(selection, (), watch.seconds["selection"])
+        log_selection(selection, len(context.train_dataset), statistics)
     return selection
 
 

@@ -157,9 +157,10 @@ def _prepared(
     config: RunConfig, num_samples: float, work: Path, ranks: Ranks, *, kept: bool
 ) -> Iterator[tuple[Selector[Any], SelectionContext]]:
     """The selector and its context, as the configuration says; ``kept`` work is locked and dated."""
-    for warning in FileConfig.warnings(config):
-        logger.warning("%s", warning)
-    _say_what_does_not_act(config)
+    if ranks.is_main:
+        for warning in FileConfig.warnings(config):
+            logger.warning("%s", warning)
+        _say_what_does_not_act(config)
     selector = _build_selector(config)
     if selector.needs_eval_dataset and not config.has_eval_data:
         raise ConfigError(config.origin.about("eval_dataset", f"selector {selector.name!r} selects for one; set it"))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dataflex.selectors.base import Selection
-from dataflex.training.outputs import selection_statistics
 from dataflex.training.schedule import Phase
 from dataflex.utils.facts import flat, numbers
 from dataflex.utils.progress import duration
@@ -42,9 +41,8 @@ def log_line(entry: Mapping[str, Any]) -> str | None:
     return f"evaluation at step {step:,}: {', '.join(found)}"
 
 
-def log_selection(selection: Selection, candidates: int, previous: Sequence[int], seconds: float) -> None:
-    """Log what a selection chose; the arguments are those of :func:`selection_line` and its statistics."""
-    statistics = selection_statistics(selection, previous, seconds)
+def log_selection(selection: Selection, candidates: int, statistics: Mapping[str, float | int]) -> None:
+    """Log what a selection chose; the arguments are those of :func:`selection_line`."""
     logger.info("%s", selection_line(selection, candidates, statistics))
     for line in selection_details(selection):
         logger.debug("%s", line)

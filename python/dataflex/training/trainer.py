@@ -25,7 +25,7 @@ from dataflex.config.idle import is_written
 from dataflex.errors import TrainingError
 from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
-from dataflex.selectors.base import SelectionContext, Selector
+from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.training import facts, outputs, preflight, story
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpointer import Checkpointer
@@ -181,7 +181,9 @@ class Trainer:
         kept = self.checkpointer.current
         if kept is None or self.args.save_only_model:
             return None
-        return f"{kept.name} in {kept.parent} holds the run: resume_from_checkpoint: true goes on from it"
+        own = kept.parent == self.args.output_dir.resolve()  # else nothing was saved since it was restored
+        value = "true" if own else kept
+        return f"{kept.name} in {kept.parent} holds the run: resume_from_checkpoint: {value} goes on from it"
 
     def _start(self, noted: dict[str, Any]) -> None:
         """Make the output folder ready, go on from a checkpoint where that is wanted, open log and trackers."""
@@ -193,14 +195,16 @@ class Trainer:
         self.state.facts = noted
         self.state.date = self.template.now.isoformat()
         self._begun = time.perf_counter() - self.state.runtime
-        if self.ranks.is_main:
-            config = self.run_config or python_config(self.args, self.schedule, self.selector, self.model)
-            write_text(self.args.output_dir / "config.yaml", config)
+        self.ranks.on_main(self._write_config)
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **noted}
         start_trackers(self.accelerator, self.args, self.ranks, scalars(settings), self.state.step)
         parts = self.model, self.optimizer, self.scheduler, self.args, self.accelerator, self.ranks
         self.stepper = stepper_class(self.args, self.ranks)(*parts, int(self.tokenizer.pad_token_id))
+
+    def _write_config(self) -> None:
+        config = self.run_config or python_config(self.args, self.schedule, self.selector, self.model)
+        write_text(self.args.output_dir / "config.yaml", config)
 
     def _release(self) -> None:
         """Free what wraps the model.
@@ -276,18 +280,19 @@ class Trainer:
         seconds = self.watch.seconds["selection"] - before
         outputs.check_selection(selection, len(self.train_dataset), context.num_samples)
         outputs.check_agreement(selection, self.ranks)
+        self.ranks.on_main(lambda: self._publish(selection, context))
+        statistics = outputs.selection_statistics(selection, self.state.indices, seconds)
         if self.ranks.is_main:
-            registry().call("on_selection", selection=selection, context=context)
-            write_selection(
-                self.args.output_dir / "selections" / f"step-{self.state.step}.parquet",
-                selection,
-                self.train_dataset,
-                self.args.task_column,
-            )
-            story.log_selection(selection, len(self.train_dataset), self.state.indices, seconds)
-        self.log.add(self.state.step, outputs.selection_statistics(selection, self.state.indices, seconds))
+            story.log_selection(selection, len(self.train_dataset), statistics)
+        self.log.add(self.state.step, statistics)
         self.state.round = phase.round
         self.state.indices = selection.indices.tolist()
+
+    def _publish(self, selection: Selection, context: SelectionContext) -> None:
+        """Tell plugins of a selection and write its file."""
+        registry().call("on_selection", selection=selection, context=context)
+        file = self.args.output_dir / "selections" / f"step-{self.state.step}.parquet"
+        write_selection(file, selection, self.train_dataset, self.args.task_column)
 
     def _context(self, optimizer: torch.optim.Optimizer, num_samples: int, round_number: int) -> SelectionContext:
         return SelectionContext(
