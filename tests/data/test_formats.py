@@ -84,6 +84,7 @@ def test_no_tools(tools: object) -> None:
     ("tools", "message"),
     [
         ("{", "tools is not valid JSON"),
+        ("1" * 5000, "tools is not valid JSON .Exceeds the limit"),
         ("{}", "tools is {}, expected a list"),
         ([{"type": "function"}], "with a 'name'"),
     ],

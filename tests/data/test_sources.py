@@ -61,6 +61,10 @@ def test_line_separators_inside_strings_do_not_end_a_line(tmp_path: Path) -> Non
     assert load_samples(path)[0].messages[0]["content"] == "a\u2028b"
 
 
+DEEP, DIGITS = "[" * 100_000, "1" * 5000
+"""JSON that Python does not read: lists too deep, a number too long."""
+
+
 def test_broken_lines_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n[1]\n')
@@ -80,6 +84,10 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
         ("a.json", "[]", "there are no rows"),
         ("a.jsonl", "\n", "there are no rows"),
         ("a.parquet", "text", "not a readable Parquet file"),
+        ("a.json", DEEP, r"cannot read .*a\.json: values in it are nested too deeply"),
+        ("a.jsonl", f'{{}}\n{{"x": {DEEP}', r"a\.jsonl:2: values in it are nested too deeply"),
+        ("a.json", f"[{DIGITS}]", r"cannot read .*a\.json: Exceeds the limit"),
+        ("a.jsonl", f'{{"x": {DIGITS}}}', r"a\.jsonl:1: Exceeds the limit"),
         ("a.txt", "text", r"cannot read a '\.txt' file, expected \.json, \.jsonl, \.parquet"),
     ],
 )
@@ -228,10 +236,21 @@ def test_registry_entries_that_cannot_be_used(folder: Path, entry: Any, message:
     assert "dataset_info.json" in caught.value.message or message.endswith("supported")
 
 
-def test_broken_registry(folder: Path) -> None:
-    (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match=r"dataset_info\.json: not valid JSON"):
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), (DEEP, "nested too deeply")])
+def test_broken_registry(folder: Path, text: str, message: str) -> None:
+    (folder / "dataset_info.json").write_text(text)
+    with pytest.raises(DataError, match=rf"dataset_info\.json: .*{message}"):
         load_samples("it", dataset_dir=folder)
+
+
+def test_a_row_that_is_nested_too_deeply_is_named_among_the_others() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    fine = {"prompt": "a", "completion": "b"}
+    for broken in (fine | {"x": deep}, fine | {"tools": DEEP}):
+        with pytest.raises(DataError, match=r"1 of 2 rows cannot .*\n  row 1: .*nested too deeply"):
+            load_samples([fine, broken])
 
 
 def test_registry_formatting_columns_and_tags(folder: Path) -> None:

@@ -201,6 +201,9 @@ def test_names_aliases_and_files(tmp_path: Path) -> None:
     assert ChatTemplate.load(str(path), chat_tokenizer()).render(DIALOG[1:2]) == "[INST]Hi"
     with pytest.raises(DataError, match="does not exist"):
         ChatTemplate.load(str(tmp_path / "gone.jinja"), chat_tokenizer())
+    path.write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"cannot read the template .*mine\.jinja: not UTF-8 text"):
+        ChatTemplate.load(str(path), chat_tokenizer())
     with pytest.raises(DataError, match="unknown template 'lama3'") as caught:
         ChatTemplate.load("lama3", chat_tokenizer())
     assert caught.value.hint == "did you mean 'llama3'?"

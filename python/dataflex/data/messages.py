@@ -232,7 +232,7 @@ def conversation(turns: Sequence[Message], system: str | None = None) -> tuple[M
 def _json(text: str, what: str) -> Any:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or numbers that are too long for Python
         raise DataError(f"{what} is not valid JSON ({error}): {shown(text)}") from error
     check_text(value, what)  # an escape inside text, which the row's own check cannot see
     return value

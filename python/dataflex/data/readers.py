@@ -14,6 +14,7 @@ from typing import Any
 
 from dataflex.errors import DataError
 from dataflex.utils.files import special_kind
+from dataflex.utils.foreign import FILES, JSON, arrow_errors, explain, foreign
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +94,16 @@ def _split_of(file: Path) -> str | None:
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
     text = _text(path)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = None
-        if error.msg == "Extra data":
-            hint = "a file with one object a line is JSON Lines: give it the suffix .jsonl"
-        raise DataError(
-            f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})", hint=hint
-        ) from error
+    with foreign(DataError, f"cannot read {path}", JSON):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            hint = None
+            if error.msg == "Extra data":
+                hint = "a file with one object a line is JSON Lines: give it the suffix .jsonl"
+            raise DataError(
+                f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})", hint=hint
+            ) from error
     if not isinstance(value, list):
         raise DataError(f"{path}: holds a JSON {_kind(value)}, expected a list of objects")
     wrong = [i for i, row in enumerate(value) if not isinstance(row, dict)]
@@ -121,6 +123,9 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             problems.append(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})")
             continue
+        except JSON as error:
+            problems.append(f"{path}:{number}: {explain(error)[0]}")
+            continue
         if isinstance(row, dict):
             rows.append(row)
         else:
@@ -132,13 +137,10 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with foreign(DataError, f"{path}: not a readable Parquet file", arrow_errors()):
         rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
     return arrow_rows(rows)
 
 
@@ -172,10 +174,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    try:
+    with foreign(DataError, f"cannot read {path}", FILES):
         return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: {error}") from error
 
 
 def _kinds() -> str:

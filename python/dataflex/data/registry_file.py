@@ -15,6 +15,7 @@ from typing import Any
 from dataflex.data.hints import SUPPORTED, nearest_hint
 from dataflex.data.rows import Layout
 from dataflex.errors import DataError
+from dataflex.utils.foreign import JSON, foreign
 
 FILE_NAME = "dataset_info.json"
 UNSUPPORTED_COLUMNS = {
@@ -76,15 +77,13 @@ def read_registry(folder: Path) -> dict[str, Any]:
     """The entries in ``folder``, not yet parsed; empty if there is no registry.
 
     Raises:
-        DataError: The file is not a JSON object.
+        DataError: The file cannot be read, or is not a JSON object.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         return {}
-    try:
+    with foreign(DataError, f"cannot read {path}", JSON):
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(entries, dict):
         raise DataError(f"{path}: expected an object with one entry a dataset")
     return entries

@@ -13,6 +13,7 @@ from dataflex.data.refusals import check_row, refuse_media
 from dataflex.errors import DataError, PluginError
 from dataflex.plugins.registry import registry
 from dataflex.types import Sample
+from dataflex.utils.foreign import foreign
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ def convert_rows(
     samples = []
     for number, row in zip(numbers, rows, strict=True):
         try:
-            check_row(row)
-            own, own_columns = _form_of(row, form, where) if layout.is_empty() else (form, columns)
-            samples.append(own.to_sample(row, offset + number, own_columns))
+            with foreign(DataError, "it cannot be read", (RecursionError,)):
+                check_row(row)
+                own, own_columns = _form_of(row, form, where) if layout.is_empty() else (form, columns)
+                samples.append(own.to_sample(row, offset + number, own_columns))
         except DataError as error:
             problems.add(f"row {number}", error)
     problems.raise_if_any(

@@ -11,6 +11,7 @@ from dataflex.data.encoding import control_tokens
 from dataflex.data.hints import nearest_hint
 from dataflex.data.probe import Source, frame_of
 from dataflex.errors import DataError
+from dataflex.utils.foreign import FILES, foreign
 from dataflex.utils.home import home_path
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def read_source(name: str | None, tokenizer: PreTrainedTokenizerBase) -> Source:
         path = home_path(name)
         if not path.is_file():
             raise DataError(f"template file {path.absolute()} does not exist")
-        return Source(name, path.read_text(encoding="utf-8"), tokenizer)
+        with foreign(DataError, f"cannot read the template {path}", FILES):
+            return Source(name, path.read_text(encoding="utf-8"), tokenizer)
     known = ALIASES.get(name, name)
     if known not in template_names():
         choice = ", ".join([AUTO, *template_names(), *ALIASES])

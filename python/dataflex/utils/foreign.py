@@ -100,6 +100,8 @@ def explain(error: BaseException) -> tuple[str, str | None]:
         return f"not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})", None
     if _is_safetensor_error(error):
         return f"the file is damaged or cut off ({str(error).strip()})", "copy or download the file again"
+    if isinstance(error, RecursionError):
+        return "values in it are nested too deeply", None
     if isinstance(error, MemoryError):
         return "not enough memory", None
     if isinstance(error, RuntimeError) and (shapes := _other_shapes(str(error))):
