@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from dataflex.errors import SelectionError
 from dataflex.gradients import turns
-from dataflex.gradients.turns import take_turns
+from dataflex.gradients.similarity import Influence, influence_scores
+from dataflex.gradients.turns import choose, take_turns
 
 
 def naive(cosines: np.ndarray, count: int, order: list[int]) -> list[int]:
@@ -62,3 +63,19 @@ def test_candidates_that_cannot_be_used_are_not_taken() -> None:
     assert take_turns(stream(cosines, 2), 3, 2, np.arange(2)).tolist() == [2, 0]
     with pytest.raises(SelectionError, match="3 samples are to be selected and 2 of 3 candidates have a usable score"):
         take_turns(stream(cosines, 2), 3, 3, np.arange(2))
+
+
+def test_a_target_without_a_direction_has_no_turn() -> None:
+    """An evaluation row whose gradient is zero."""
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((20, 8)))
+    directions = torch.eye(3, 8, dtype=torch.float64)
+    directions[1] = 0
+
+    def parts() -> list[Influence]:
+        return [Influence([(0, features[:9]), (9, features[9:])], directions)]
+
+    found = choose(parts, influence_scores(parts(), 20), 6, "round_robin", (1, 2))
+    cosines = np.stack(
+        [influence_scores([Influence([(0, features)], directions[[row]])], 20).values for row in (0, 2)], axis=1
+    )
+    assert found.tolist() in (naive(cosines, 6, [0, 1]), naive(cosines, 6, [1, 0]))

@@ -59,13 +59,13 @@ def choose(
 def take_turns(
     cosines: Callable[[], Cosines], num_rows: int, count: int, order: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The candidates that q targets choose in turns.
+    """The candidates that targets choose in turns.
 
     Args:
         cosines: Streams the cosines; called once a pass.
         num_rows: n.
         count: Candidates to take.
-        order: ``(q,)`` in which the targets take their turns, again and again.
+        order: Columns of the targets that take turns, again and again, in this order; others have no say.
 
     Returns:
         ``(count,)`` int64 positions in the order in which they were taken; a target's ties go to the smaller position.
@@ -75,7 +75,7 @@ def take_turns(
     """
     depth = min(num_rows, 2 * -(-count // max(len(order), 1)) + SPARE)
     while True:
-        taken = _walk(_best(cosines(), len(order), depth), count, order)
+        taken = _walk(_best(cosines(), order, depth), count)
         if len(taken) == count:
             return np.array(taken, dtype=np.int64)
         if depth == num_rows:  # the lists were whole
@@ -85,26 +85,26 @@ def take_turns(
         depth = min(num_rows, 4 * depth)
 
 
-def _best(cosines: Cosines, targets: int, depth: int) -> list[NDArray[np.int64]]:
-    """Positions of each target's best candidates, best first, at most ``depth`` of them."""
-    values = np.empty((targets, 0))
-    places = np.empty((targets, 0), dtype=np.int64)
+def _best(cosines: Cosines, order: NDArray[np.int64], depth: int) -> list[NDArray[np.int64]]:
+    """Positions of each target's best candidates, best first, at most ``depth`` of them; the targets by ``order``."""
+    values = np.empty((len(order), 0))
+    places = np.empty((len(order), 0), dtype=np.int64)
     for start, block in cosines:
-        rows = np.broadcast_to(np.arange(start, start + len(block)), (targets, len(block)))
-        values = np.concatenate([values, block.numpy().T], axis=1)
+        rows = np.broadcast_to(np.arange(start, start + len(block)), (len(order), len(block)))
+        values = np.concatenate([values, block.numpy()[:, order].T], axis=1)
         places = np.concatenate([places, rows], axis=1)
         # Stable: of equal values the earlier position, which stands further left, stays in front.
         kept = np.argsort(-values, axis=1, kind="stable")[:, :depth]
         values, places = np.take_along_axis(values, kept, axis=1), np.take_along_axis(places, kept, axis=1)
-    return [places[target][values[target] > -np.inf] for target in range(targets)]
+    return [own[of_own > -np.inf] for own, of_own in zip(places, values, strict=True)]
 
 
-def _walk(lists: list[NDArray[np.int64]], count: int, order: NDArray[np.int64]) -> list[int]:
+def _walk(lists: list[NDArray[np.int64]], count: int) -> list[int]:
     """What is taken until there are ``count``, or until a target whose turn it is finds its list at an end."""
     taken: dict[int, None] = {}
     at = [0] * len(lists)
     for turn in range(count):
-        target = int(order[turn % len(order)])
+        target = turn % len(lists)
         own = lists[target]
         while at[target] < len(own) and int(own[at[target]]) in taken:
             at[target] += 1
