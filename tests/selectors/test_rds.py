@@ -91,6 +91,21 @@ def test_other_architectures_and_adapters_give_states():
                 torch.testing.assert_close(found[row].double(), by_hand(model, example), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_rounds_the_states_and_not_their_mean(dtype):
+    """In 16 bits the sum of the weighted states of a long row rounds, or is beyond the largest number."""
+    model = tiny_model().eval()
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1000)
+    example = tiny_dataset(1, seed=1)[0]
+    batch = collate([example], 2)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        found = pooled_states(model, batch)
+        expected = by_hand(model, example)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-3)
+
+
 def test_what_cannot_work_is_noticed_before_training(tmp_path):
     context = tiny_context(tmp_path)
     with pytest.raises(SelectionError, match="rds needs an evaluation set"):

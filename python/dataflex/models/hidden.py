@@ -43,5 +43,6 @@ def _pooled(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tens
         raise ModelError(f"{type(base).__name__} gives no last hidden states to compare rows by")
     wide = states.to(torch.promote_types(states.dtype, torch.float32))  # (b, t, h)
     weights = (attention_mask.cumsum(dim=1) * attention_mask).to(wide.dtype)  # (b, t)
-    pooled: Tensor = torch.einsum("bt,bth->bh", weights, wide) / weights.sum(dim=1, keepdim=True)
-    return pooled
+    with torch.autocast(wide.device.type, enabled=False):  # it would make the product one of 16 bits
+        pooled: Tensor = torch.einsum("bt,bth->bh", weights, wide)
+    return pooled / weights.sum(dim=1, keepdim=True)
