@@ -8,6 +8,8 @@ import torch
 
 from dataflex.data.collate import collate
 from dataflex.gradients.plain import sample_gradient
+from dataflex.models.losses import mean_losses
+from dataflex.models.model import trainable_parameters
 from dataflex.models.wide import in_float32
 from dataflex.testing import tiny_dataset
 from helpers.families import CONFIGS, family_lora, family_model
@@ -58,6 +60,39 @@ def test_products_are_exact_and_settings_come_back():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one interface")
+def test_products_are_exact_where_tf32_was_turned_on_for_the_backends():
+    """As transformers does where it finds a GPU that has TF32."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        backends[0].fp32_precision = "tf32"
+        with in_float32(family_lora("llama")):
+            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+        assert [backend.fp32_precision for backend in backends] == ["tf32", before[1]]
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+@pytest.mark.parametrize("make", [family_lora, family_model])
+def test_parameters_keep_what_hangs_on_their_gradients(make):
+    """DistributedDataParallel averages over processes by such hooks."""
+    model = make("gpt2").to(torch.bfloat16)
+    parameters = [parameter for _, parameter in trainable_parameters(model)]
+    accumulators = [one.expand_as(one).grad_fn.next_functions[0][0] for one in parameters]
+    seen = set()
+    for number, accumulator in enumerate(accumulators):
+        accumulator.register_hook(lambda *_, number=number: seen.add(number))
+    batch = collate(ROWS[:1], 2)
+    with in_float32(model):
+        sample_gradient(model, batch, nullcontext)
+    assert not seen
+    assert [id(parameter) for _, parameter in trainable_parameters(model)] == [id(one) for one in parameters]
+    mean_losses(model, batch).sum().backward()
+    assert seen == set(range(len(parameters)))
 
 
 def test_kernels_for_16_bits_alone_are_left_aside():

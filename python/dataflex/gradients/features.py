@@ -272,7 +272,7 @@ class GradientFeatures(ABC):
             rule = BatchedGradients(self._model)
             verdict = VERDICTS.find(self._model, kind)
             if verdict is None:
-                verdict, complete = self._compared(rule)
+                verdict, complete = self._compared()
                 if complete:
                     VERDICTS.keep(self._model, kind, verdict)
         except (UnsupportedModel, RuntimeError) as error:  # a model may forbid the taps in its own way
@@ -282,12 +282,13 @@ class GradientFeatures(ABC):
         self._announce(verdict.reason)
         return None
 
-    def _compared(self, rule: BatchedGradients) -> tuple[Verdict, bool]:
+    def _compared(self) -> tuple[Verdict, bool]:
         """The verdict on the rules, and whether it holds for later: lengths differed and every parameter was seen."""
         autocast, self._autocast = self._autocast, nullcontext
         try:
             with self._gradient_pass(), in_float32(self._model), without_zeros(self._model):
                 items, expected = self._finite_gradients()
+                rule = BatchedGradients(self._model)  # of the parameters that are wide for the time
 
                 def run(sink: Sink) -> frozenset[str]:
                     work = self._work(items)

@@ -3,7 +3,7 @@
 Whether two ways to compute the same thing agree cannot be seen through the rounding of 16 bits, and a second copy of
 the weights in float32 may not fit into memory. Inside :func:`in_float32` every operation gets its 16-bit tensors as
 float32: a frozen weight is widened where it is used and forgotten after it, and what is computed from it stays wide.
-Trainable parameters have float32 copies for the time, so that their gradients are not rounded.
+Float32 copies stand in for trainable parameters for the time, so that their gradients are not rounded.
 """
 
 from __future__ import annotations
@@ -36,20 +36,52 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     Args:
         model: The model, wrapped or not.
     """
-    precision = torch.get_float32_matmul_precision()
     with ExitStack() as stack:
-        stack.callback(torch.set_float32_matmul_precision, precision)
-        torch.set_float32_matmul_precision("highest")
+        stack.enter_context(_exact_products())
         for config in _flash_configs(model):
             stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = "sdpa" if getattr(base_model(model), "_supports_sdpa", False) else "eager"
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dtype in NARROW:
-                stack.callback(setattr, parameter, "data", parameter.data)
-                parameter.data = parameter.data.float()
+        trained = [one for one in model.parameters() if one.requires_grad and one.dtype in NARROW]
+        wide = [nn.Parameter(parameter.detach().float()) for parameter in trained]
+        stack.callback(_exchange, model, dict(zip(wide, trained, strict=True)))
+        _exchange(model, dict(zip(trained, wide, strict=True)))
         if any(tensor.dtype in NARROW for tensor in [*model.parameters(), *model.buffers()]):
             stack.enter_context(_Widening())  # type: ignore[no-untyped-call]
         yield
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of float32 matrices in float32 inside the block, whichever of torch's interfaces has set another way.
+
+    From 2.9 on torch has a setting for each backend, which transformers uses to turn TF32 on; the one for all, which
+    older code uses, cannot be read then, and setting it sets those too.
+    """
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    before = [(backend, backend.fp32_precision) for backend in backends if hasattr(backend, "fp32_precision")]
+    try:
+        for_all = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the settings of the backends are others
+        for_all = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(for_all)
+        for backend, precision in before:
+            backend.fp32_precision = precision
+
+
+def _exchange(model: nn.Module, others: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Put other parameters into the places of some, also where modules share one.
+
+    Other values of another type in the same parameter (``data``) would do for the gradients, but torch then drops its
+    accumulator, and with it the hooks by which DistributedDataParallel averages over processes.
+    """
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter in others:
+                setattr(module, name, others[parameter])
 
 
 def _flash_configs(model: nn.Module) -> list[Any]:
