@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import weakref
 from contextlib import nullcontext
 from functools import cache
 
@@ -16,12 +18,12 @@ from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.models.losses import label_log_probs, mean_losses, summed_loss, token_log_probs
-from dataflex.models.model import add_lora
+from dataflex.models.model import add_lora, base_model
 from dataflex.models.rope import at_length, length_class, scaled_rotaries
 from dataflex.projection.projector import Projector
 from dataflex.rollouts import Prompt, Sampling, sample_answers
 from dataflex.selectors.draw import sample_losses
-from dataflex.testing import tiny_context, tiny_dataset, tiny_model, tiny_tokenizer
+from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.evaluation import Evaluator
 from dataflex.training.schedule import Schedule
 from dataflex.utils.distributed import Ranks
@@ -228,6 +230,20 @@ def test_other_models_have_no_classes():
     model = tiny_model()
     assert scaled_rotaries(model) == []
     assert length_class(scaled_rotaries(model), 10**6) == ()
+
+
+def test_a_model_is_searched_once_and_not_kept_alive(monkeypatch):
+    """A walk through all modules takes milliseconds, and every forward pass asks."""
+    model = tiny_lora(AutoModelForCausalLM.from_config(CONFIGS["longrope"]))
+    (rotary,) = scaled_rotaries(model)
+    with monkeypatch.context() as patched, torch.no_grad():
+        patched.setattr(type(model), "modules", None)
+        patched.setattr(type(base_model(model)), "modules", None)
+        assert scaled_rotaries(model)[0] is rotary
+    gone = weakref.ref(base_model(model))
+    del model, rotary
+    gc.collect()
+    assert gone() is None
 
 
 def test_layers_of_two_types_have_limits_of_their_own():

@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,25 @@ class ScaledRotary:
         return tuple(0 if length <= limit else 1 if kind == "longrope" else length for kind, limit in self.limits)
 
 
+_found: WeakKeyDictionary[nn.Module, list[ScaledRotary]] = WeakKeyDictionary()
+
+
 def scaled_rotaries(model: nn.Module) -> list[ScaledRotary]:
-    """The rotary modules of a model whose frequencies depend on length; of most models there are none."""
+    """The rotary modules of a model whose frequencies depend on length; of most models there are none.
+
+    They are looked for once a model: every forward pass asks, and the walk through a model with adapters on 28 layers
+    takes 6 ms.
+
+    Args:
+        model: Causal language model, wrapped or not.
+    """
+    base = base_model(model)
+    if base not in _found:
+        _found[base] = _scaled_rotaries(base)
+    return _found[base]
+
+
+def _scaled_rotaries(model: nn.Module) -> list[ScaledRotary]:
     found = []
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
