@@ -14,10 +14,11 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import CheckpointError, SelectionError
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.models.model import trainable_parameters
+from dataflex.offline.checkpoints import open_checkpoint
 from dataflex.offline.context import at_checkpoint
-from dataflex.offline.static import logged_rate
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
+from dataflex.training import checkpoint
 from dataflex.training.schedule import Schedule
 from helpers.influence import by_task, full_cosines
 from helpers.runs import tiny_trainer
@@ -200,10 +201,20 @@ def test_wrong_checkpoints_and_rates_are_refused(run, tmp_path):
 
 
 def test_the_rate_of_an_epoch_is_the_mean_of_its_log(run, tmp_path):
-    assert logged_rate(run / "checkpoint-4") == pytest.approx(1e-2 * (4 / 6 + 3 / 6) / 2)
+    assert open_checkpoint(run / "checkpoint-4").logged_rate() == pytest.approx(1e-2 * (4 / 6 + 3 / 6) / 2)
     alone = tmp_path / "checkpoint-4"
     shutil.copytree(run / "checkpoint-4", alone)
-    assert logged_rate(alone) == pytest.approx(1e-2 * (4 / 6 + 3 / 6) / 2)
+    assert open_checkpoint(alone).logged_rate() == pytest.approx(1e-2 * (4 / 6 + 3 / 6) / 2)
     (tmp_path / "trainer_log.jsonl").write_text(json.dumps({"current_steps": 6, "learning_rate": 1}) + "\n")
     with pytest.raises(CheckpointError, match=r"no learning rate was logged in steps 3 to 4\n.*pass learning_rates"):
-        logged_rate(alone)
+        open_checkpoint(alone).logged_rate()
+
+
+def test_the_files_of_a_checkpoint_are_hashed_once_a_look(run, monkeypatch):
+    looked_at = []
+    damage = checkpoint.damage
+    monkeypatch.setattr(checkpoint, "damage", lambda directory: looked_at.append(directory) or damage(directory))
+    open_checkpoint(run / "checkpoint-4").logged_rate()
+    assert looked_at == [run / "checkpoint-4"]
+    with at_checkpoint(tiny_context(Path("unused"), steps=0), run / "checkpoint-4", needs_optimizer=True):
+        assert looked_at == [run / "checkpoint-4"] * 2

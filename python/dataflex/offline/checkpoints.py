@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from torch import nn
 from dataflex.errors import CheckpointError
 from dataflex.offline.transformers_checkpoint import TransformersCheckpoint
 from dataflex.training import checkpoint
+from dataflex.training.tracking import LOG_FILE
 from dataflex.utils.foreign import JSON, foreign
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -47,7 +51,47 @@ class OwnCheckpoint:
         Raises:
             CheckpointError: It is needed and there is none, or it is of another model.
         """
-        return checkpoint.load_optimizer(self.directory, model) if self._state or needed else None
+        return checkpoint.load_optimizer(self.directory, self._state, model) if self._state or needed else None
+
+    def logged_rate(self) -> float:
+        """Mean learning rate, over the logged steps, of the epoch (one cycle of the schedule) that it lies in.
+
+        The entries come from the log of its run, or, if that is gone, from the checkpoint itself, which knows those
+        before it.
+
+        Raises:
+            CheckpointError: It has no state, or no step of its epoch was logged.
+        """
+        hint = "pass learning_rates, one a checkpoint"
+        state = self._state
+        if state is None:
+            text = f"{self.directory} was saved with save_only_model: it knows no learning rates"
+            raise CheckpointError(text, hint=hint)
+        schedule = state["facts"]["schedule"]
+        cycle = schedule["warmup_step"] + schedule["update_step"] * schedule["update_times"]
+        epoch = max(math.ceil(self.step / cycle), 1)
+        rates = [
+            entry["learning_rate"]
+            for entry in self._log() or state["history"]
+            if "learning_rate" in entry and (epoch - 1) * cycle < entry["current_steps"] <= epoch * cycle
+        ]
+        if not rates:
+            steps = f"{(epoch - 1) * cycle + 1} to {epoch * cycle}"
+            raise CheckpointError(f"{self.directory}: no learning rate was logged in steps {steps}", hint=hint)
+        return fmean(rates)
+
+    def _log(self) -> list[dict[str, Any]]:
+        """Entries of the log of its run; none if that is gone."""
+        file = self.directory.parent / LOG_FILE
+        if not file.exists():
+            return []
+        with foreign(CheckpointError, f"cannot read {file}"):
+            lines = file.read_text(encoding="utf-8").splitlines()
+        entries = []
+        for line in lines:
+            with suppress(ValueError):  # the last line of a run that was killed may be torn
+                entries.append(json.loads(line))
+        return entries
 
 
 def open_checkpoint(directory: Path) -> OwnCheckpoint | TransformersCheckpoint:

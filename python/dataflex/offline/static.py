@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
-from dataflex.errors import CheckpointError, SelectionError
+from dataflex.errors import SelectionError
 from dataflex.gradients.features import report_broken
 from dataflex.gradients.reliability import Reliability
 from dataflex.gradients.similarity import Influence, target_directions, unusual_rows
 from dataflex.gradients.store import FeatureStore
 from dataflex.offline.checkpoints import open_checkpoint
 from dataflex.offline.context import at_checkpoint
-from dataflex.offline.transformers_checkpoint import TransformersCheckpoint
 from dataflex.projection.projector import Projector
 from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.gradient import with_candidates
 from dataflex.selectors.less import LessSelector, target_report
-from dataflex.training.checkpoint import read_state
-from dataflex.training.tracking import LOG_FILE
 from dataflex.types import Sample, group_names
 from dataflex.utils.progress import Stopwatch
 
@@ -147,52 +141,13 @@ def _weights(checkpoints: Sequence[Path], learning_rates: Sequence[float] | None
     """eta_i, with a sum of one."""
     if not checkpoints:
         raise SelectionError("there are no checkpoints to score with")
-    rates = [logged_rate(path) for path in checkpoints] if learning_rates is None else list(learning_rates)
+    rates = (
+        [open_checkpoint(path).logged_rate() for path in checkpoints]
+        if learning_rates is None
+        else list(learning_rates)
+    )
     if len(rates) != len(checkpoints):
         raise SelectionError(f"there are {len(checkpoints)} checkpoints and {len(rates)} learning rates")
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates) or sum(rates) == 0:
         raise SelectionError(f"learning rates must be at least 0 and not all 0, got {rates}")
     return [rate / sum(rates) for rate in rates]
-
-
-def logged_rate(directory: Path) -> float:
-    """Mean learning rate, over the logged steps, of the epoch that a checkpoint lies in.
-
-    An epoch is one cycle of the run's schedule, and a pass over the data in a run of transformers' Trainer. The entries
-    come from the log of the checkpoint's run, or, if that is gone, from the checkpoint itself, which knows those before
-    it.
-
-    Raises:
-        CheckpointError: The checkpoint has no state, or no step of its epoch was logged.
-    """
-    hint = "pass learning_rates, one a checkpoint"
-    source = open_checkpoint(directory)
-    if isinstance(source, TransformersCheckpoint):
-        return source.logged_rate()
-    state = read_state(directory)
-    if state is None:
-        raise CheckpointError(f"{directory} was saved with save_only_model: it knows no learning rates", hint=hint)
-    schedule = state["facts"]["schedule"]
-    cycle = schedule["warmup_step"] + schedule["update_step"] * schedule["update_times"]
-    epoch = max(math.ceil(state["step"] / cycle), 1)
-    rates = [
-        entry["learning_rate"]
-        for entry in _log(directory) or state["history"]
-        if "learning_rate" in entry and (epoch - 1) * cycle < entry["current_steps"] <= epoch * cycle
-    ]
-    if not rates:
-        raise CheckpointError(
-            f"{directory}: no learning rate was logged in steps {(epoch - 1) * cycle + 1} to {epoch * cycle}", hint=hint
-        )
-    return fmean(rates)
-
-
-def _log(directory: Path) -> list[dict[str, Any]]:
-    file = directory.parent / LOG_FILE
-    if not file.exists():
-        return []
-    entries = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):  # the last line of a run that was killed may be torn
-            entries.append(json.loads(line))
-    return entries

@@ -155,22 +155,28 @@ def read_state(directory: Path) -> dict[str, Any] | None:
     return state
 
 
-def load_optimizer(directory: Path, model: nn.Module) -> torch.optim.AdamW:
+def load_optimizer(directory: Path, state: Mapping[str, Any] | None, model: nn.Module) -> torch.optim.AdamW:
     """The optimizer of a checkpoint, with its moments, betas and eps, over the trainable parameters of ``model``.
 
+    Args:
+        directory: The checkpoint.
+        state: What :func:`read_state` read.
+        model: The model that the checkpoint is of.
+
     Raises:
-        CheckpointError: The checkpoint is damaged, was saved without optimizer state, or is of another model.
+        CheckpointError: The checkpoint was saved without optimizer state, is of another model, or its files do not
+            hold what they should.
     """
-    state = read_state(directory)
     if state is None:
         raise CheckpointError(
             f"{directory} was saved with save_only_model: it holds no optimizer state",
             hint="gradient_type: sgd needs none; or train again with save_only_model: false",
         )
-    betas, eps = (state["adam"][key] for key in ADAM_SETTINGS)
-    parameters = [parameter for _, parameter in trainable_parameters(model)]
-    optimizer = torch.optim.AdamW(parameters, betas=(betas[0], betas[1]), eps=eps)
-    _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), state["optimizer_steps"])
+    with foreign(CheckpointError, f"cannot restore the optimizer of {directory}", model_errors()):
+        betas, eps = (state["adam"][key] for key in ADAM_SETTINGS)
+        parameters = [parameter for _, parameter in trainable_parameters(model)]
+        optimizer = torch.optim.AdamW(parameters, betas=(betas[0], betas[1]), eps=eps)
+        _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), state["optimizer_steps"])
     return optimizer
 
 

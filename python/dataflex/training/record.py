@@ -11,11 +11,19 @@ from dataflex.config.provenance import yaml_text
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.schedule import Schedule
+from dataflex.utils.files import write_text
 
 FROM_PYTHON = (
     "dataflex run from Python, which was given its model and its data as objects:\n"
     "to repeat it with `dataflex train`, add dataset and eval_dataset, and model_name_or_path where it is missing"
 )
+
+
+def write_config(
+    text: str | None, args: TrainingArguments, schedule: Schedule, selector: Selector[Any] | None, model: nn.Module
+) -> None:
+    """Write ``config.yaml``: the configuration that a run comes from, or what one from Python can say of itself."""
+    write_text(args.output_dir / "config.yaml", text or python_config(args, schedule, selector, model))
 
 
 def python_config(args: TrainingArguments, schedule: Schedule, selector: Selector[Any] | None, model: nn.Module) -> str:

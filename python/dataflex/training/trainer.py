@@ -38,7 +38,7 @@ from dataflex.training.optimization import (
     create_scheduler,
     enable_gradient_checkpointing,
 )
-from dataflex.training.record import python_config
+from dataflex.training.record import write_config
 from dataflex.training.results import passes, run_results, scalars, write_results
 from dataflex.training.sameness import check_ranks
 from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
@@ -49,7 +49,6 @@ from dataflex.training.tracking import RunLog
 from dataflex.training.zero import stepper_class
 from dataflex.utils.aliases import also_called
 from dataflex.utils.distributed import Ranks
-from dataflex.utils.files import write_text
 from dataflex.utils.going_on import going_on
 from dataflex.utils.progress import Stopwatch, progress_bar
 
@@ -195,16 +194,12 @@ class Trainer:
         self.state.facts = noted
         self.state.date = self.template.now.isoformat()
         self._begun = time.perf_counter() - self.state.runtime
-        self.ranks.on_main(self._write_config)
+        self.ranks.on_main(lambda: write_config(self.run_config, self.args, self.schedule, self.selector, self.model))
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **noted}
         start_trackers(self.accelerator, self.args, self.ranks, scalars(settings), self.state.step)
         parts = self.model, self.optimizer, self.scheduler, self.args, self.accelerator, self.ranks
         self.stepper = stepper_class(self.args, self.ranks)(*parts, int(self.tokenizer.pad_token_id))
-
-    def _write_config(self) -> None:
-        config = self.run_config or python_config(self.args, self.schedule, self.selector, self.model)
-        write_text(self.args.output_dir / "config.yaml", config)
 
     def _release(self) -> None:
         """Free what wraps the model.
