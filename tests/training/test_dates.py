@@ -18,6 +18,7 @@ from dataflex.training.arguments import TrainingArguments
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.utils.distributed import Ranks
+from helpers.runs import tiny_trainer
 
 DATED = (
     "{% for m in messages %}<|im_start|>{{ m.role }} {{ strftime_now('%d %b %Y') }}\n{% if m.role == 'assistant' %}"
@@ -79,6 +80,14 @@ def test_a_run_goes_on_another_day_with_the_date_on_which_it_began(on, tmp_path,
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     trainer(tmp_path / "other").train()
     assert losses(tmp_path / "other") != losses(tmp_path / "whole")
+
+
+def test_a_run_keeps_the_date_of_its_start_whatever_its_template(on, tmp_path):
+    for day in (3, 4):
+        on(day)
+        tiny_trainer(tmp_path, selector=RandomSelector(), schedule=Schedule(1), resume_from_checkpoint=day == 4).train()
+        state = json.loads((tmp_path / "trainer_state.json").read_text(encoding="utf-8"))
+        assert state["date"] == "2026-11-03T12:00:00"
 
 
 def test_a_selection_that_was_killed_goes_on_with_its_date(on, tmp_path, caplog):

@@ -192,7 +192,7 @@ class Trainer:
             self.watch.seconds = dict(self.state.seconds)
             logger.info("resuming from %s at step %d of %d", source, self.state.step, self.total_steps)
         self.state.facts = noted
-        self.state.date = self.template.now.isoformat()
+        self.state.date = self.state.date or self.template.now.isoformat()
         self._begun = time.perf_counter() - self.state.runtime
         self.ranks.on_main(lambda: write_config(self.run_config, self.args, self.schedule, self.selector, self.model))
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
