@@ -17,7 +17,6 @@ from dataflex.data.messages import (
     assistant_message,
     conversation,
     plain_message,
-    shown,
     text_of,
     tool_calls_of,
     tools_of,
@@ -25,6 +24,7 @@ from dataflex.data.messages import (
 )
 from dataflex.errors import DataError
 from dataflex.types import Message, Role, Sample
+from dataflex.utils.shown import quoted
 
 Row = Mapping[str, Any]
 
@@ -138,7 +138,7 @@ class AlpacaFormat(DatasetFormat):
         turns: list[Message] = []
         for pair in _optional(row, columns.history) or []:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise DataError(f"{columns.history} has {shown(pair)}, expected [question, answer] pairs")
+                raise DataError(f"{columns.history} has {quoted(pair)}, expected [question, answer] pairs")
             turns += [
                 plain_message("user", text_of(pair[0], "history")),
                 assistant_message(text_of(pair[1], "history"), {}),
@@ -247,7 +247,7 @@ class PromptCompletionFormat(DatasetFormat):
             elif isinstance(value, (list, tuple)):
                 turns += [_openai_turn(item, columns) for item in value]
             else:
-                raise DataError(f"{column} is {shown(value)}, expected text or a list of messages")
+                raise DataError(f"{column} is {quoted(value)}, expected text or a list of messages")
         if turns and turns[-1]["role"] != "assistant":
             raise DataError(f"{columns.response} ends with a {turns[-1]['role']} turn, expected an assistant turn")
         return _sample(row, row_index, columns, turns)
@@ -303,7 +303,7 @@ def _mapped_role(columns: Columns, tag: str) -> Role | None:
 def _openai_turn(item: Row, columns: Columns) -> Message:
     if not isinstance(item, Mapping):
         raise DataError(
-            f"a turn is {shown(item)}, expected an object with {columns.role_tag!r} and {columns.content_tag!r}"
+            f"a turn is {quoted(item)}, expected an object with {columns.role_tag!r} and {columns.content_tag!r}"
         )
     tag = str(_needed(item, columns.role_tag))
     role = _mapped_role(columns, tag) or _OPENAI_ROLES.get(tag)
@@ -338,7 +338,7 @@ def _answer(item: Row, columns: Columns) -> Message:
 def _turns(row: Row, columns: Columns) -> list[Row]:
     value = _needed(row, columns.messages)
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, Mapping) for item in value):
-        raise DataError(f"{columns.messages} is {shown(value)}, expected a list of turns")
+        raise DataError(f"{columns.messages} is {quoted(value)}, expected a list of turns")
     return list(value)
 
 

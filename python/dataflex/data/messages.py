@@ -37,7 +37,7 @@ def text_of(value: Any, what: str) -> str:
         return value
     if isinstance(value, (list, tuple)):
         return "".join(_part_text(part, what, ("text",)) for part in value)
-    raise DataError(f"{what} is {shown(value)}, expected text")
+    raise DataError(f"{what} is {quoted(value)}, expected text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +83,19 @@ def answer_of(value: Any, what: str) -> Answer:
 def _tool_call_part(part: Mapping[str, Any], what: str) -> Any:
     found = next((part[key] for key in ("value", "tool_call", "text") if part.get(key) is not None), None)
     if found is None and "function" not in part and "name" not in part:
-        raise DataError(f"{what} has a tool_call part without 'value': {shown(part)}")
+        raise DataError(f"{what} has a tool_call part without 'value': {quoted(part)}")
     return part if found is None else found
 
 
 def _part_text(part: Any, what: str, kinds: Sequence[str]) -> str:
     if not isinstance(part, Mapping):
-        raise DataError(f"{what} has a part {shown(part)}, expected an object with 'type' and 'text'")
+        raise DataError(f"{what} has a part {quoted(part)}, expected an object with 'type' and 'text'")
     kind = part.get("type")
     if kind not in kinds:
         raise DataError(f"{what} has a part of type {kind!r}; only {', '.join(kinds)} parts are supported")
     text = next((part[key] for key in ("text", "value", kind) if part.get(key) is not None), None)
     if not isinstance(text, str):
-        raise DataError(f"{what} has a {kind} part without 'text' or 'value': {shown(part)}")
+        raise DataError(f"{what} has a {kind} part without 'text' or 'value': {quoted(part)}")
     return text
 
 
@@ -113,7 +113,7 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise DataError(f"tools is {shown(value)}, expected a list of function definitions or its JSON text")
+        raise DataError(f"tools is {quoted(value)}, expected a list of function definitions or its JSON text")
     return tuple(_tool(item) for item in value)
 
 
@@ -122,7 +122,7 @@ def _tool(item: Any) -> dict[str, Any]:
         item = _json(item, "tools")
     function = item.get("function") if isinstance(item, Mapping) and item.get("function") is not None else item
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise DataError(f"tools has {shown(item)}, expected a function definition with a 'name'")
+        raise DataError(f"tools has {quoted(item)}, expected a function definition with a 'name'")
     return {"type": "function", "function": plain(function)}
 
 
@@ -146,14 +146,14 @@ def tool_calls_of(value: Any, what: str) -> list[ToolCall]:
 def _tool_call(call: Any, what: str) -> ToolCall:
     function = call.get("function") if isinstance(call, Mapping) and call.get("function") is not None else call
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise DataError(f"{what} has {shown(call)}, expected an object with 'name' and 'arguments'")
+        raise DataError(f"{what} has {quoted(call)}, expected an object with 'name' and 'arguments'")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = _json(arguments, f"{what} arguments") if arguments.strip() else {}
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
-        raise DataError(f"{what} has arguments {shown(arguments)}, expected an object")
+        raise DataError(f"{what} has arguments {quoted(arguments)}, expected an object")
     made: ToolCall = {"type": "function", "function": {"name": function["name"], "arguments": plain(arguments)}}
     own_id = call.get("id")
     return {"id": str(own_id), **made} if own_id is not None else made
@@ -178,7 +178,7 @@ def assistant_message(content: str, item: Mapping[str, Any], calls: list[ToolCal
         raise DataError(f"an assistant turn has loss weight {weights[0]!r}; only 0 and 1 are supported")
     train = item.get("train")
     if train is not None and not isinstance(train, bool):
-        raise DataError(f"an assistant turn has train {shown(train)}, expected true or false")
+        raise DataError(f"an assistant turn has train {quoted(train)}, expected true or false")
     if 0 in weights or train is False:
         message["train"] = False
     return message
@@ -233,11 +233,6 @@ def _json(text: str, what: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError as error:  # not JSON, or numbers that are too long for Python
-        raise DataError(f"{what} is not valid JSON ({error}): {shown(text)}") from error
+        raise DataError(f"{what} is not valid JSON ({error}): {quoted(text)}") from error
     check_text(value, what)  # an escape inside text, which the row's own check cannot see
     return value
-
-
-def shown(value: Any) -> str:
-    """``value`` for an error message, not too long."""
-    return quoted(value)

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic_core import to_jsonable_python
 
 from dataflex.errors import DataError
+from dataflex.utils.shown import quoted
 
 
 def plain(value: Any) -> Any:
@@ -48,7 +49,7 @@ def _key(key: Any) -> str:
         return key
     found = plain(key)
     if isinstance(found, (list, dict)):
-        raise DataError(f"the key {_shown(key)} has no form in JSON")
+        raise DataError(f"the key {quoted(key)} has no form in JSON")
     return found if isinstance(found, str) else json.dumps(found)
 
 
@@ -70,9 +71,4 @@ def _of_other(value: Any) -> str | None:
         return str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode()
-    raise DataError(f"{_shown(value)} is a {type(value).__name__}, which has no form in JSON")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    raise DataError(f"{quoted(value)} is a {type(value).__name__}, which has no form in JSON")

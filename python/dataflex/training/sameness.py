@@ -14,6 +14,7 @@ from typing import Any
 
 from dataflex.errors import TrainingError
 from dataflex.utils.distributed import Ranks
+from dataflex.utils.shown import shown
 
 SHOWN = 80
 """Characters of a value in a message."""
@@ -139,13 +140,13 @@ def check_ranks(facts: Mapping[str, Any], ranks: Ranks) -> None:
     for rank, other in enumerate(gathered[1:], start=1):
         known = [fact.key for fact in FACTS if fact.key in other]
         names = [*known, *(key for key in other if key not in known)]
-        shown = [
+        changes = [
             _change(name, old, new)
             for key in names
             for name, old, new in _changes(_fact(key), gathered[0].get(key), other.get(key))
         ]
-        if shown:
-            lines.append(f"rank {rank} differs from rank 0: {', '.join(shown)}")
+        if changes:
+            lines.append(f"rank {rank} differs from rank 0: {', '.join(changes)}")
     if lines:
         raise TrainingError(
             "the processes were started with different settings: " + "; ".join(lines),
@@ -205,5 +206,4 @@ def _words(value: Any) -> str:
         return "nothing"
     if isinstance(value, Mapping) and "shown" in value:
         return str(value["shown"])
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return shown(json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else repr(value), SHOWN)
