@@ -105,14 +105,20 @@ def defined(source: str) -> Callable[..., Any]:
 
 
 BASE = """
+    import functools
+
     LIMIT = 3
     CACHE = {}
 
     def helper(text):
         return len(text) > LIMIT
 
+    @functools.cache
+    def known(text):
+        return text in {"a", "b", "c"}
+
     def reward(prediction, reference, metadata, scale=1.0):
-        return scale * helper(prediction) * (prediction in {"a", "b", "c"})
+        return scale * helper(prediction) * known(prediction)
 """
 
 

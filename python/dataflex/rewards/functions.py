@@ -18,6 +18,7 @@ from typing import Any
 PARAMETERS = "(prediction, reference, metadata)"
 """What a metric's function is called with."""
 
+_CACHED = type(functools.lru_cache(len))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
 
@@ -69,6 +70,8 @@ def _described(value: Any, seen: set[int]) -> Any:
         return ["partial", *(_described(item, seen) for item in (value.func, value.args, keywords))]
     if isinstance(value, FunctionType):
         return _function(value, seen)
+    if isinstance(value, _CACHED):
+        return ["cached", _described(value.__wrapped__, seen)]
     call = _call_method(value)
     if isinstance(value, type) or not isinstance(call, FunctionType):
         return function_name(value)
@@ -98,7 +101,7 @@ def _globals(function: FunctionType) -> Iterator[Any]:
     """Names of its module that the function reads: unchanging values, and functions that are written there, too."""
     for name in sorted(_names(function.__code__)):
         value = function.__globals__.get(name)
-        own = isinstance(value, FunctionType) and value.__module__ == function.__module__
+        own = isinstance(value, (FunctionType, _CACHED)) and value.__module__ == function.__module__
         if own or (value is not None and isinstance(value, (*_PLAIN, tuple, frozenset))):
             yield (name, value)
 
