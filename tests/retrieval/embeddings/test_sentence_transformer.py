@@ -71,6 +71,17 @@ def test_vectors_are_those_of_the_model_whatever_the_batch(encoder: SentenceTran
         np.testing.assert_allclose(vector, mean_pooled(folder, text), atol=1e-5)
 
 
+def test_static_embeddings_need_no_tokenizer_of_transformers(tmp_path: Path) -> None:
+    package = pytest.importorskip("sentence_transformers", reason="needs the extra near")
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "long": 1, "word": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    static = package.sentence_transformer.modules.StaticEmbedding(tokenizer, embedding_dim=8)
+    package.SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path))
+    encoder = SentenceTransformerEncoder(str(tmp_path), devices=["cpu"])
+    assert encoder.coverage(["long word", "word"]) is None
+    assert encoder.encode(["long word", "word"]).shape == (2, 8)
+
+
 def test_what_the_model_sees_is_counted_with_its_own_tokenizer(encoder: SentenceTransformerEncoder) -> None:
     found = encoder.coverage(["word " * 2000, "word"])
     assert found.max_length is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from dataflex.errors import ModelError
 from dataflex.models.identity import model_identity
@@ -90,11 +92,13 @@ class SentenceTransformerEncoder(Encoder):
             ) from error
         return np.asarray(vectors, dtype=np.float32)
 
-    def coverage(self, texts: Sequence[str]) -> Coverage:
-        """See :meth:`Encoder.coverage`."""
+    def coverage(self, texts: Sequence[str]) -> Coverage | None:
+        """See :meth:`Encoder.coverage`; None for static embeddings, whose tokenizers are not those of transformers."""
         model = self._start()
+        if not isinstance(model.tokenizer, PreTrainedTokenizerBase):
+            return None
         length = model.max_seq_length
-        return token_coverage(texts, model.tokenizer, None if length is None else int(length))
+        return token_coverage(texts, model.tokenizer, None if length in (None, math.inf) else int(length))
 
     def close(self) -> None:
         """Stop the processes and free the model."""
