@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ def test_each_update_takes_from_the_top_rank_by_rank(path: Path, tmp_path: Path)
     selector = NearSelector(indices_path=path)
     assert selected(selector, tmp_path, num_samples=4) == WALK[:4]
     assert selected(selector, tmp_path, num_samples=6, round=2) == WALK
+
+
+def test_rows_are_compared_with_the_matrix_once(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest of every row costs seconds a million, and each update walks in an order of its own."""
+    compared = []
+    check_samples = NearMatrix.check_samples
+    monkeypatch.setattr(NearMatrix, "check_samples", lambda *given: compared.append(check_samples(*given)))
+    selector, context = NearSelector(indices_path=path), tiny_context(tmp_path, num_samples=4)
+    for number in (1, 2, 3):
+        selector.select(replace(context, round=number))
+    assert len(compared) == 1
 
 
 def test_where_rows_are_fewer_than_targets_chance_by_seed_decides_and_it_is_said(tmp_path: Path, caplog) -> None:

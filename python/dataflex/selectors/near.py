@@ -69,6 +69,7 @@ class NearSelector(Selector[NearSelectorConfig]):
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
         self._taken = 0
+        self._checked: TokenizedDataset | None = None
         self._walked: tuple[TokenizedDataset, tuple[int, int], NDArray[np.int64]] | None = None
 
     def check_data(self, samples: Sequence[Sample]) -> None:
@@ -146,7 +147,9 @@ class NearSelector(Selector[NearSelectorConfig]):
             return self._walked[2]
         order = np.random.default_rng(stream).permutation(len(self._matrix.neighbors))
         places, walk = _positions(dataset), self._matrix.walk(order)
-        self.check_data(dataset.samples)
+        if self._checked is not dataset:  # once: it hashes every row
+            self.check_data(dataset.samples)
+            self._checked = dataset
         found = np.array([places[row] for row in walk.tolist() if row in places], dtype=np.int64)
         self._walked = dataset, stream, found
         return found
