@@ -315,21 +315,6 @@ class GradientSelector(Selector[GradientConfigT]):
         """Folder of this round's features."""
         return self.work_dir(context) / "features" / f"step-{context.step}"
 
-    def check_tasks(self, samples: Sequence[Sample]) -> None:
-        """See that every target has a task, for ``aggregate: task_max``.
-
-        Raises:
-            SelectionError: One has none.
-        """
-        groups = group_names(samples, self.config.task_column)
-        without = [sample.id for sample, task in zip(samples, groups, strict=True) if task is None]
-        if without:
-            raise SelectionError(
-                f"aggregate 'task_max' needs the column {self.config.task_column!r} in every evaluation sample; "
-                f"{len(without)} have none, the first is {without[0]}",
-                hint="name the column with task_column, or use aggregate: mean",
-            )
-
     def _check_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
         if optimizer is None:
             raise SelectionError(
@@ -361,6 +346,26 @@ def split_answered(context: SelectionContext) -> tuple[list[int], list[str]]:
         else:
             without.append(example.sample.id)
     return answered, without
+
+
+def check_tasks(samples: Sequence[Sample], column: str) -> None:
+    """See that every target has a task, for ``aggregate: task_max``.
+
+    Args:
+        samples: The targets.
+        column: That holds a sample's task.
+
+    Raises:
+        SelectionError: One has none.
+    """
+    groups = group_names(samples, column)
+    without = [sample.id for sample, task in zip(samples, groups, strict=True) if task is None]
+    if without:
+        raise SelectionError(
+            f"aggregate 'task_max' needs the column {column!r} in every evaluation sample; "
+            f"{len(without)} have none, the first is {without[0]}",
+            hint="name the column with task_column, or use aggregate: mean",
+        )
 
 
 def report_unusable(scores: Scores, samples: Sequence[Sample]) -> None:

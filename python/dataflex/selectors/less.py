@@ -24,7 +24,14 @@ from dataflex.errors import SelectionError
 from dataflex.gradients.similarity import Aggregate
 from dataflex.projection.projector import Projector
 from dataflex.selectors.base import SelectionContext
-from dataflex.selectors.gradient import EVALUATION, GradientConfig, GradientSelector, Targets, split_answered
+from dataflex.selectors.gradient import (
+    EVALUATION,
+    GradientConfig,
+    GradientSelector,
+    Targets,
+    check_tasks,
+    split_answered,
+)
 from dataflex.selectors.plan import Plan
 from dataflex.types import Sample, group_names
 from dataflex.utils.progress import Stopwatch
@@ -67,7 +74,8 @@ class LessSelector(GradientSelector[LessConfig]):
             )
         assert context.eval_dataset is not None
         if self.config.aggregate == "task_max":
-            self.check_tasks([context.eval_dataset[row].sample for row in answered])
+            samples = [context.eval_dataset[row].sample for row in answered]
+            check_tasks(samples, self.config.task_column)
 
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of all candidates and of the reference answers."""

@@ -31,6 +31,7 @@ from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.hidden import pooled_states
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.selectors.draw import length_batches
+from dataflex.selectors.gradient import check_tasks
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import group_names
 from dataflex.utils.progress import Stopwatch
@@ -74,13 +75,8 @@ class RdsSelector(Selector[RdsConfig]):
         """
         if not context.eval_dataset:
             raise SelectionError("rds needs an evaluation set", hint="set eval_dataset")
-        groups = group_names(context.eval_dataset.samples, self.config.task_column)
-        if self.config.aggregate == "task_max" and None in groups:
-            raise SelectionError(
-                f"aggregate 'task_max' needs the column {self.config.task_column!r} in every evaluation sample; "
-                f"{groups.count(None)} of {len(groups)} have none",
-                hint="name the column with task_column, or use another aggregate",
-            )
+        if self.config.aggregate == "task_max":
+            check_tasks(context.eval_dataset.samples, self.config.task_column)
 
     def plan(self, context: SelectionContext) -> Plan:
         """Hidden states of targets and candidates."""

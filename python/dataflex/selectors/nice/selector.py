@@ -35,7 +35,14 @@ from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import reward_facts
 from dataflex.rollouts import Rollout
 from dataflex.selectors.base import SelectionContext
-from dataflex.selectors.gradient import EVALUATION, Directions, GradientSelector, Targets, split_answered
+from dataflex.selectors.gradient import (
+    EVALUATION,
+    Directions,
+    GradientSelector,
+    Targets,
+    check_tasks,
+    split_answered,
+)
 from dataflex.selectors.nice.answers import Answers
 from dataflex.selectors.nice.config import NiceConfig
 from dataflex.selectors.nice.targets import Halves, weighted
@@ -84,7 +91,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         super().check(context)
         assert context.eval_dataset is not None
         if self.config.aggregate == "task_max":
-            self.check_tasks(context.eval_dataset.samples)
+            check_tasks(context.eval_dataset.samples, self.config.task_column)
         if self.config.on_no_signal == "reference" and not split_answered(context)[0]:
             raise SelectionError(
                 "on_no_signal 'reference' needs reference answers, and no evaluation sample has one",
