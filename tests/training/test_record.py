@@ -10,7 +10,9 @@ from dataflex.selectors.less import LessSelector
 from dataflex.selectors.nice import NiceSelector
 from dataflex.testing import tiny_lora, tiny_model
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
+from dataflex.training.optimization import create_optimizer, create_scheduler
 from dataflex.training.record import python_config
+from dataflex.training.run import training_arguments
 from dataflex.training.schedule import Schedule
 
 
@@ -39,6 +41,26 @@ def test_what_is_known_of_a_run_from_python_makes_a_file_that_names_what_is_miss
     spec = config.component()
     assert spec.name == "less"
     assert LessSelector.from_params(dict(spec.params)).config == selector.config
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 25])
+def test_warm_up_in_steps_is_written_as_a_share_that_gives_the_same_steps(tmp_path: Path, steps: int) -> None:
+    def rates(args: TrainingArguments) -> list[float]:
+        optimizer = create_optimizer(tiny_model(), args)
+        scheduler = create_scheduler(optimizer, args, 25)
+        found = []
+        for _ in range(25):
+            found.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    args = TrainingArguments(output_dir=tmp_path, warmup_steps=steps)
+    path = tmp_path / "config.yaml"
+    path.write_text(python_config(args, Schedule(25), None, tiny_model()), encoding="utf-8")
+    config = load_config(path, ["dataset=rows.jsonl", f"model_name_or_path={tmp_path}"])
+    assert not [warning for warning in config.warnings() if "warmup_ratio" in warning or "warmup_steps" in warning]
+    assert rates(training_arguments(config)) == rates(args)
 
 
 @pytest.mark.parametrize("reward", [my_reward, lambda prediction, reference: 1.0])

@@ -32,13 +32,23 @@ def python_config(args: TrainingArguments, schedule: Schedule, selector: Selecto
     A parameter that is an object (a function as the reward) stands there by its name.
     """
     values = args.model_dump(mode="json", exclude={"swanlab", "max_steps", "warmup_steps"})
-    if args.warmup_steps is not None:
-        values["warmup_steps"] = args.warmup_steps
+    values |= _warmup(args, schedule)
     values |= {f"swanlab_{key}": value for key, value in args.swanlab.model_dump(mode="json").items()}
     steps = {"warmup_step": schedule.warmup_step}
     if selector is not None:
         steps |= {"update_step": schedule.update_step, "update_times": schedule.update_times}
     return yaml_text({**_model(model), **values, **_selector(selector), **steps}, FROM_PYTHON)
+
+
+def _warmup(args: TrainingArguments, schedule: Schedule) -> dict[str, float]:
+    """``warmup_steps`` as the share that configurations know: rounded up, as it is, it gives the same number of steps.
+
+    More steps than the run has cannot be said so: the key stands there, and reading it warns that it has no effect.
+    """
+    steps, total = args.warmup_steps, schedule.total_steps(args.num_train_epochs)
+    if steps is None:
+        return {}
+    return {"warmup_steps": steps} if steps > total else {"warmup_ratio": max(steps - 0.5, 0.0) / total}
 
 
 def _selector(selector: Selector[Any] | None) -> dict[str, Any]:
