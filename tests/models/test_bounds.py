@@ -27,6 +27,7 @@ GPT = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions":
 GPT |= {"bos_token_id": 1, "eos_token_id": 2}
 BART = {"vocab_size": 64, "d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
 BART |= {"max_position_embeddings": 16, "pad_token_id": 1}
+LLAMA = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 MODELS = {
     "GPT2": GPT,
     "GPTJ": GPT | {"rotary_dim": 4},
@@ -67,6 +68,7 @@ def test_positions_beyond_the_bound_fail_where_they_are_looked_up(name):
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
         ({"rope_type": "linear", "factor": 2.0}, 1024),
         ({"rope_type": "default"}, 512),
+        (LLAMA | {"factor": 32.0, "original_max_position_embeddings": 128}, 512),
     ],
 )
 def test_scaled_rotary_positions_reach_further(rope, positions):

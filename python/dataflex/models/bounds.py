@@ -237,7 +237,10 @@ def _tables(model: nn.Module, stated: int) -> Iterator[int]:
 
 
 def _trained_positions(config: Any) -> int | None:
-    """Positions that the configuration states, scaled as its rotary frequencies are."""
+    """Positions that the configuration states, scaled as its rotary frequencies are.
+
+    Those of Llama 3 are stated as they are after scaling; its factor is one of frequencies.
+    """
     text = config.get_text_config()
     stated = getattr(text, "max_position_embeddings", None)
     if not isinstance(stated, int) or stated <= 0:
@@ -247,6 +250,6 @@ def _trained_positions(config: Any) -> int | None:
     scaled = [
         int(kind.get("original_max_position_embeddings") or stated) * float(kind.get("factor") or 1)
         for kind in kinds
-        if isinstance(kind, Mapping)
+        if isinstance(kind, Mapping) and kind.get("rope_type", kind.get("type")) != "llama3"
     ]
     return int(max([stated, *scaled]))
