@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from dataflex.data.collate import collate
 from dataflex.errors import ConfigError, SelectionError
@@ -89,6 +89,22 @@ def test_other_architectures_and_adapters_give_states():
             found = pooled_states(model, collate(list(dataset), 2))
             for row, example in enumerate(dataset):
                 torch.testing.assert_close(found[row].double(), by_hand(model, example), rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_states_may_be_narrower_than_the_layers(tmp_path):
+    """As those of OPT-350m."""
+    config = OPTConfig(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=16,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        word_embed_proj_dim=8,
+        max_position_embeddings=128,
+        do_layer_norm_before=False,
+    )
+    context = tiny_context(tmp_path, model=tiny_lora(OPTForCausalLM(config)), optimizer=None)
+    assert len(RdsSelector().select(context).indices) == context.num_samples
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

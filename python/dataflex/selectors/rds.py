@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
@@ -29,6 +29,7 @@ from dataflex.gradients.store import FeatureStore, fill_store
 from dataflex.gradients.turns import choose
 from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.hidden import pooled_states
+from dataflex.models.model import base_model
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
 from dataflex.selectors.draw import length_batches
 from dataflex.selectors.gradient import check_tasks
@@ -165,9 +166,13 @@ def row_states(context: SelectionContext, dataset: TokenizedDataset, rows: Seque
         return pooled_states(context.model, batch)
 
 
-def _width(model: Any) -> int:
-    """h: the width of the last hidden states."""
-    return int(model.config.get_text_config().hidden_size)
+def _width(model: nn.Module) -> int:
+    """h: the width of the last hidden states, which the output head reads.
+
+    ``hidden_size`` is that of the layers: OPT-350m projects from 1,024 to 512 after them.
+    """
+    base: Any = base_model(model)
+    return int(base.get_output_embeddings().weight.shape[1])
 
 
 def _report_broken(what: str, ids: Sequence[str]) -> None:
