@@ -338,7 +338,6 @@ def main() -> None:
             "absent": absent,
             "comparison": setting.comparison,
         }
-        report["comparison"] = setting.comparison
         options.json.write_text(json.dumps({**report, "scaling": scales}, indent=2) + "\n", encoding="utf-8")
 
 
