@@ -14,6 +14,7 @@ from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
+from dataflex.training.inputs import as_arguments
 from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 
@@ -66,6 +67,7 @@ def test_what_has_no_counterpart_is_named_all_at_once(tmp_path):
 def test_what_only_concerns_their_loop_is_said_and_defaults_are_not(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer(theirs(tmp_path, report_to="none"), selector="random")
+        as_arguments(theirs(tmp_path, report_to="none", eval_strategy="epoch"), scheduled=False)  # sets do_eval
     assert caplog.text == ""
     with caplog.at_level(logging.WARNING):
         trainer(theirs(tmp_path, report_to="none", dataloader_num_workers=2, save_strategy="no"), selector="random")

@@ -62,6 +62,7 @@ READ = (
     "resume_from_checkpoint",
     "optim",
     "overwrite_output_dir",
+    "do_eval",  # transformers sets it where eval_strategy asks for evaluations
 )
 STEPS = ("logging_steps", "save_steps", "eval_steps")
 """Numbers of steps, where transformers takes a share of the run below 1, too."""
@@ -94,7 +95,6 @@ HARMLESS_NAMES = (
     "batch_eval_metrics",
     "debug",
     "disable_tqdm",
-    "do_eval",
     "do_predict",
     "do_train",
     "enable_jit_checkpoint",
