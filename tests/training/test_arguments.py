@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 
 import pytest
 import torch
@@ -159,3 +160,10 @@ def test_arguments_of_training_given_to_select_name_the_one_to_use():
         dataflex.select(
             tiny_lora(tiny_model()), chat_tokenizer(), tiny_dataset(8), num_samples="five", selector="random"
         )
+
+
+def test_a_traceback_of_wrong_arguments_does_not_show_a_key(tmp_path):
+    key = "sk-" + "planted"
+    with pytest.raises(ConfigError, match="expected the name of an environment variable") as caught:
+        TrainingArguments(output_dir=tmp_path, swanlab={"api_key": key})
+    assert key not in "".join(traceback.format_exception(caught.value))

@@ -15,7 +15,12 @@ from dataflex.utils.messages import Path, explain_all
 class ComponentConfig(HomePaths):
     """Base of the parameters of every component: unknown keys are errors, defaults are validated."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_default=True,
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,  # it may be a key in a wrong place, and tracebacks end in logs
+    )
 
     @classmethod
     def find_problems(cls, params: Mapping[str, Any]) -> list[tuple[Path, str]]:

@@ -52,7 +52,7 @@ def _deepspeed_content(value: Any) -> Any:
 class SwanlabOptions(BaseModel):
     """What SwanLab is started with; secrets are named by their environment variables."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
     project: str = Field("dataflex", description="project")
     workspace: str | None = Field(None, description="workspace; null: the account's own")
@@ -71,7 +71,7 @@ class TrainingArguments(HomePaths):
         ConfigError: Every wrong or unknown argument, all at once.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     output_dir: Path = Field(description="folder of everything that the run writes")
     overwrite_output_dir: bool = Field(False, description="start over in a folder that is not empty")

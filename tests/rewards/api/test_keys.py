@@ -7,12 +7,15 @@ import traceback
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from dataflex.errors import ConfigError, RewardError
+from dataflex.rewards import resolve_reward
 from dataflex.rewards.api import ApiReward
+from dataflex.selectors.nice import NiceSelector
 from helpers.api_judge import KEY, always, backend, by_answer, requests
 from helpers.http_judge import Reply, completion, judge_server
 
@@ -150,6 +153,28 @@ def test_wrong_parameters_are_reported_at_once_without_the_key() -> None:
         ApiReward.from_params({"api_key": KEY, "api_url": "x", "timeout": 0, "modelname": "judge"})
     assert len(caught.value.problems) == 5
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"api_key": KEY},
+        {"api_url": f"https://user:{KEY}@example.org/v1"},
+        {"api_url": f"https://example.org/v1?key={KEY}"},
+        {"extra_body": {"messages": [KEY]}},
+    ],
+)
+def test_tracebacks_of_wrong_parameters_do_not_show_them(params: dict[str, Any]) -> None:
+    """In Python they end in logs, with the errors of pydantic that are behind ours."""
+    whole = {"api_url": "https://example.org/v1", "model_name": "judge", **params}
+    for make in (
+        lambda: resolve_reward("api", whole),
+        lambda: NiceSelector(reward={"name": "api", "params": whole}),
+        lambda: NiceSelector(reward_model_backend="api", reward_backend_params={"api": whole}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_key_is_in_no_representation() -> None:
