@@ -91,6 +91,15 @@ def test_a_new_run_has_no_date_to_keep(tmp_path):
     assert begun(TrainingArguments(output_dir=tmp_path, resume_from_checkpoint=True)) is None
 
 
+@pytest.mark.parametrize("date", ["yesterday", 3])
+def test_an_odd_date_in_a_checkpoint_is_named(tmp_path, monkeypatch, date):
+    source = tmp_path / "checkpoint-1"
+    source.mkdir()
+    monkeypatch.setattr("dataflex.training.folder.read_state", lambda directory: {"date": date})
+    with pytest.raises(CheckpointError, match=r"the date in the state of .*checkpoint-1 is damaged"):
+        begun(TrainingArguments(output_dir=tmp_path, resume_from_checkpoint=source))
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(128 + signal.SIGTERM)])
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path, caplog, monkeypatch, stop):
     trainer = tiny_trainer(tmp_path, **SHORT)

@@ -120,7 +120,8 @@ def begun(settings: FolderSettings) -> datetime | None:
     source = resume_source(settings)
     state = None if source is None or not source.is_dir() else read_state(source)
     noted = (state or {}).get("date")
-    return None if noted is None else datetime.fromisoformat(noted)
+    with foreign(CheckpointError, f"the date in the state of {source} is damaged", (ValueError, TypeError)):
+        return None if noted is None else datetime.fromisoformat(noted)
 
 
 def prepare_output_dir(settings: FolderSettings) -> Path | None:
