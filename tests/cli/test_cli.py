@@ -309,12 +309,16 @@ class TestTrain:
         del site
         self.trained: list[Any] = []
         monkeypatch.setattr(dataflex.training.run, "train_from_config", self.trained.append)
-        monkeypatch.setattr(dataflex.report.run, "print_report", lambda output_dir: print(f"report of {output_dir}"))
+        monkeypatch.setattr(
+            dataflex.report.run,
+            "print_report",
+            lambda output_dir, page=True: print(f"report of {output_dir}" + ("" if page else ", which has its page")),
+        )
         monkeypatch.delenv("FORCE_TORCHRUN", raising=False)
 
     def test_train_passes_the_configuration_on_and_reports(self) -> None:
         done = run("train", "run.yaml", "learning_rate=1e-3")
-        assert (done.exit_code, done.stdout, done.stderr) == (0, "report of out\n", "")
+        assert (done.exit_code, done.stdout, done.stderr) == (0, "report of out, which has its page\n", "")
         assert self.trained[0].learning_rate == 1e-3
 
     def test_replayed_rewards_are_a_parameter_of_the_selector(self, tmp_path: Path) -> None:

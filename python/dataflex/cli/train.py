@@ -48,4 +48,4 @@ def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -
     if is_main_process() and logger.isEnabledFor(logging.INFO):  # with --quiet, report.html has it
         from dataflex.report.run import print_report
 
-        print_report(Path(run.output_dir))
+        print_report(Path(run.output_dir), page=False)

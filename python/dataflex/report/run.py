@@ -31,14 +31,19 @@ OUTPUTS = {
 }
 
 
-def print_report(output_dir: Path) -> None:
+def print_report(output_dir: Path, *, page: bool = True) -> None:
     """Print the report to the terminal and write ``report.html``.
+
+    Args:
+        output_dir: Folder of a finished run.
+        page: Write the page; a run that has just ended has written its own.
 
     Raises:
         DataError: The folder is not that of a finished run, or a file of it is damaged.
     """
     report = read_report(output_dir)
-    write_html(report)
+    if page:
+        write_html(report)
     console = Console(markup=False, emoji=False, highlight=False, width=shutil.get_terminal_size((WIDTH, 0)).columns)
     for sheet in sheets(report):
         console.print(Text(shown(sheet.title, CELL), style="bold"))
