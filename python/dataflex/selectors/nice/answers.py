@@ -84,13 +84,20 @@ class Answers:
             if part in self.__dict__:
                 self.__dict__[part].close()
 
-    def scored(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[list[Rollout]]:
+    def scored(
+        self, context: SelectionContext, samples: Sequence[Sample], prompts: Sequence[Prompt], watch: Stopwatch
+    ) -> list[list[Rollout]]:
         """Sampled and scored answers of the round, M a row, from disk where the same round left them.
+
+        Args:
+            context: The selection's context.
+            samples: The evaluation set.
+            prompts: Its :meth:`prompts`.
+            watch: Counts the seconds.
 
         Raises:
             RewardError: The reward backend failed.
         """
-        prompts = self.prompts(context, samples)
         asked = self._asked(context, prompts)
 
         def draw() -> list[Rollout]:
@@ -104,13 +111,15 @@ class Answers:
         name = f"step-{context.step}.jsonl"
         return by_row(self._stored(context, name, facts, asked, samples, draw, watch), [s.id for s in samples])
 
-    def references(self, context: SelectionContext, samples: Sequence[Sample], watch: Stopwatch) -> list[Rollout]:
-        """The reference answers of samples that have one, scored like any answer.
+    def references(
+        self, context: SelectionContext, samples: Sequence[Sample], prompts: Sequence[Prompt], watch: Stopwatch
+    ) -> list[Rollout]:
+        """The reference answers of samples that have one, scored like any answer; arguments as for :meth:`scored`.
 
         Raises:
             RewardError: The reward backend failed.
         """
-        asked = self._asked(context, self.prompts(context, samples))
+        asked = self._asked(context, prompts)
         name = f"step-{context.step}.references.jsonl"
         facts = {"reference_answer": True, "max_new_tokens": self._config.max_new_tokens}
 
@@ -213,9 +222,6 @@ class Answers:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def prompts(self, context: SelectionContext, samples: Sequence[Sample]) -> list[Prompt]:
-        """The prompts of the evaluation set, row by row."""
-        return prompts_of(samples, lambda sample: self.prompt_ids(context, sample))
-
-    def prompt_ids(self, context: SelectionContext, sample: Sample) -> list[int]:
-        """Token ids of a sample's prompt, cut from the left."""
-        return context.template.encode_prompt(sample.prompt, sample.tools, self._config.max_prompt_length)
+        """The prompts of the evaluation set, row by row, cut from the left."""
+        longest = self._config.max_prompt_length
+        return prompts_of(samples, lambda sample: context.template.encode_prompt(sample.prompt, sample.tools, longest))

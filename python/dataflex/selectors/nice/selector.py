@@ -33,7 +33,7 @@ from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
 from dataflex.projection.projector import Projector
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import reward_facts
-from dataflex.rollouts import Rollout
+from dataflex.rollouts import Prompt, Rollout
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.gradient import (
     EVALUATION,
@@ -113,8 +113,8 @@ class NiceSelector(GradientSelector[NiceConfig]):
         The answers whose gradients are timed are taken to be as long as the references, or as answers may be.
         """
         samples = context.eval_dataset.samples if context.eval_dataset else []
-        prompts = [self._stand_in(context, row) for row in range(len(samples))]
         asked = self.answers.prompts(context, samples)
+        prompts = [self._stand_in(context, row, prompt) for row, prompt in enumerate(asked)]
         gradients = PolicyFeatures(
             context,
             prompts,
@@ -143,10 +143,11 @@ class NiceSelector(GradientSelector[NiceConfig]):
             RewardError: The reward backend failed.
         """
         samples = context.eval_dataset.samples if context.eval_dataset else []
-        sampled = self.answers.scored(context, samples, watch)
-        references = self._references(context, samples, sampled, watch)
+        asked = self.answers.prompts(context, samples)
+        sampled = self.answers.scored(context, samples, asked, watch)
+        references = self._references(context, samples, asked, sampled, watch)
         answers = [[*own, references[row]] if row in references else own for row, own in enumerate(sampled)]
-        prompts = self._weighted_prompts(context, samples, answers)
+        prompts = self._weighted_prompts(samples, asked, answers)
         with watch.phase(EVALUATION):
             found = self._compared(context, projector, prompts)
         report = {
@@ -184,21 +185,26 @@ class NiceSelector(GradientSelector[NiceConfig]):
         """Free the reward backend and the engine that draws answers."""
         self.answers.close()
 
-    def _stand_in(self, context: SelectionContext, row: int) -> WeightedPrompt:
+    def _stand_in(self, context: SelectionContext, row: int, asked: Prompt) -> WeightedPrompt:
         """An evaluation prompt with M answers of a likely length."""
         assert context.eval_dataset is not None
         example = context.eval_dataset[row]
         reference = [label for label in example.labels if label != IGNORE_INDEX][: self.config.max_new_tokens]
         answer = reference or [int(context.tokenizer.pad_token_id)] * self.config.max_new_tokens
         count = self.config.mc_samples + (self.config.reference_answer == "sample" and bool(reference))
-        return WeightedPrompt(row, self.answers.prompt_ids(context, example.sample), [answer] * count, [1.0] * count)
+        return WeightedPrompt(row, asked.token_ids, [answer] * count, [1.0] * count)
 
     def _most_references(self, samples: Sequence[Sample]) -> int:
         """How many reference answers may be scored in a round."""
         return 0 if self.config.reference_answer == "none" else sum(bool(sample.reference) for sample in samples)
 
     def _references(
-        self, context: SelectionContext, samples: Sequence[Sample], sampled: Sequence[list[Rollout]], watch: Stopwatch
+        self,
+        context: SelectionContext,
+        samples: Sequence[Sample],
+        asked: Sequence[Prompt],
+        sampled: Sequence[list[Rollout]],
+        watch: Stopwatch,
     ) -> dict[int, Rollout]:
         """Scored reference answers by row, of the rows where ``reference_answer`` wants one and there is one."""
         rule = self.config.reference_answer
@@ -207,29 +213,24 @@ class NiceSelector(GradientSelector[NiceConfig]):
             for row, sample in enumerate(samples)
             if rule != "none"
             and sample.reference
-            and (rule == "sample" or self._weighted(context, row, sample, sampled[row]) is None)
+            and (rule == "sample" or self._weighted(row, asked[row], sampled[row]) is None)
         ]
         if not rows:
             return {}
-        return dict(zip(rows, self.answers.references(context, [samples[row] for row in rows], watch), strict=True))
+        chosen, prompts = [samples[row] for row in rows], [asked[row] for row in rows]
+        return dict(zip(rows, self.answers.references(context, chosen, prompts, watch), strict=True))
 
-    def _weighted(
-        self, context: SelectionContext, row: int, sample: Sample, answers: Sequence[Rollout]
-    ) -> WeightedPrompt | None:
+    def _weighted(self, row: int, asked: Prompt, answers: Sequence[Rollout]) -> WeightedPrompt | None:
         """A row's prompt with the weights of these answers; None where every advantage is zero."""
-        prompt_ids = self.answers.prompt_ids(context, sample)
-        horizon = len(prompt_ids) + self.config.max_new_tokens
-        prompt = WeightedPrompt(row, prompt_ids, [], [], horizon)
+        horizon = len(asked.token_ids) + self.config.max_new_tokens
+        prompt = WeightedPrompt(row, asked.token_ids, [], [], horizon)
         return weighted(prompt, answers, self.config.baseline, length_normalize=self.config.length_normalize)
 
     def _weighted_prompts(
-        self, context: SelectionContext, samples: Sequence[Sample], answers: Sequence[list[Rollout]]
+        self, samples: Sequence[Sample], asked: Sequence[Prompt], answers: Sequence[list[Rollout]]
     ) -> list[WeightedPrompt]:
         """Prompts whose scored answers have at least one advantage that is not zero; a reference is answer M + 1."""
-        found = [
-            self._weighted(context, row, sample, own)
-            for row, (sample, own) in enumerate(zip(samples, answers, strict=True))
-        ]
+        found = [self._weighted(row, asked[row], own) for row, own in enumerate(answers)]
         prompts = [prompt for prompt in found if prompt is not None]
         if not prompts and self.config.on_no_signal == "raise":
             raise SelectionError(no_signal_message(samples, answers, self.config.baseline), hint=NO_SIGNAL_HINT)
