@@ -118,6 +118,16 @@ def test_a_wrong_rule_is_noticed_in_a_single_parameter(tmp_path, caplog, monkeyp
     assert re.search(r"layers\.0\.self_attn\.q_proj\.lora_A.* is off by 0\.01 of its gradient's norm", caplog.text)
 
 
+def test_too_little_memory_is_not_blamed_on_the_rules(tmp_path, monkeypatch):
+    def run(self, rows, losses, sink, *, groups=None):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(BatchedGradients, "run", run)
+    with pytest.raises(GradientError, match="not enough memory for a batch of gradients") as caught:
+        compute(tiny_context(tmp_path)).prepare()
+    assert "feature_batch_tokens" in caught.value.hint
+
+
 def test_a_batch_that_the_rules_refuse_falls_back_alone(tmp_path, caplog, monkeypatch):
     real = BatchedGradients.run
 

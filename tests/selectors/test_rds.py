@@ -71,6 +71,13 @@ def test_one_forward_pass_a_row_and_none_where_they_are_on_disk(tmp_path):
     assert np.array_equal(first.scores, again.scores)
 
 
+def test_the_states_of_earlier_rounds_are_removed(tmp_path):
+    context = tiny_context(tmp_path)
+    for step in (2, 5):
+        RdsSelector().select(replace(context, step=step))
+    assert [path.name for path in (tmp_path / "hidden_states").iterdir()] == ["step-5"]
+
+
 @pytest.mark.parametrize("tokens", [1, 40, 100_000])
 def test_batches_and_padding_do_not_matter(tmp_path, tokens):
     context = tiny_context(tmp_path)

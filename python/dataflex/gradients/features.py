@@ -265,7 +265,7 @@ class GradientFeatures(ABC):
         """The rules if they agree with plain backward passes on some items, else None, with a warning.
 
         Raises:
-            GradientError: No item has a finite gradient, so that nothing can be compared.
+            GradientError: No item has a finite gradient, so that nothing can be compared, or memory runs out.
         """
         kind = type(self).__name__
         try:
@@ -275,6 +275,11 @@ class GradientFeatures(ABC):
                 verdict, complete = self._compared()
                 if complete:
                     VERDICTS.keep(self._model, kind, verdict)
+        except torch.OutOfMemoryError as error:  # no fault of the rules, and one sample at a time would hide it
+            raise GradientError(
+                f"there is not enough memory for a batch of gradients: {error}",
+                hint="a smaller feature_batch_tokens, or auto; gradient_checkpointing: true",
+            ) from error
         except (UnsupportedModel, RuntimeError) as error:  # a model may forbid the taps in its own way
             verdict = Verdict(str(error))
         if verdict.reason is None:

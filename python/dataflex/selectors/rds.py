@@ -35,6 +35,7 @@ from dataflex.selectors.draw import length_batches
 from dataflex.selectors.gradient import check_tasks
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import group_names
+from dataflex.utils.files import remove_folder
 from dataflex.utils.progress import Stopwatch
 from dataflex.utils.shown import listed
 
@@ -110,6 +111,8 @@ class RdsSelector(Selector[RdsConfig]):
             _report_broken("training", [context.train_dataset[row].sample.id for row in scores.not_finite])
             seed = (context.seed, context.round)
             indices = choose(parts, scores, context.num_samples, self.config.aggregate, seed)
+        context.ranks.barrier()  # all have read what is removed now
+        context.ranks.on_main(lambda: self._prune(context))
         report = {
             "seconds": watch.seconds,
             "targets": {"total": len(samples), "not_finite": [samples[row].id for row in broken]},
@@ -130,8 +133,7 @@ class RdsSelector(Selector[RdsConfig]):
             "data": dataset.fingerprint,
             "batch_tokens": self.config.batch_tokens,
         }
-        work_dir = self.config.cache_dir or context.output_dir
-        folder = work_dir / "hidden_states" / f"step-{context.step}" / what.replace(" ", "_")
+        folder = self._round_dir(context) / what.replace(" ", "_")
         width = _width(context.model)
         store = context.ranks.main_first(lambda: FeatureStore(folder, facts, len(dataset), width, SHARD_ROWS))
         fill_store(
@@ -143,6 +145,16 @@ class RdsSelector(Selector[RdsConfig]):
             ranks=context.ranks,
         )
         return store
+
+    def _round_dir(self, context: SelectionContext) -> Path:
+        return (self.config.cache_dir or context.output_dir) / "hidden_states" / f"step-{context.step}"
+
+    def _prune(self, context: SelectionContext) -> None:
+        """Remove the states of earlier rounds, n x h numbers each, which nothing reads again."""
+        current = self._round_dir(context)
+        for path in current.parent.glob("step-*"):
+            if path != current:
+                remove_folder(path)
 
     def _part(self, context: SelectionContext, what: str, dataset: TokenizedDataset) -> PlannedPart:
         compute: Callable[[Sequence[int]], Tensor] = partial(row_states, context, dataset)
