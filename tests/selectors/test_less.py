@@ -50,7 +50,8 @@ def in_turns(cosines, count, order):
 
 
 def test_targets_may_choose_in_turns(tmp_path):
-    context = tiny_context(tmp_path, eval_dataset=tiny_dataset(6, seed=100))
+    rows = tiny_dataset(12, distinct=True)  # equal rows would be told apart by rounding
+    context = tiny_context(tmp_path, train_dataset=rows, eval_dataset=tiny_dataset(6, seed=100))
     selection = unprojected(context, aggregate="round_robin").select(context)
     full = full_cosines(context)
     order = np.random.default_rng([123, context.round]).permutation(6)  # 123: the seed of the projection

@@ -18,6 +18,11 @@ from dataflex.selectors.rds import RdsSelector
 from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 
 
+def distinct_context(folder, **changes):
+    """No two candidates are equal: rounding would tell them apart."""
+    return tiny_context(folder, train_dataset=tiny_dataset(12, distinct=True), **changes)
+
+
 def by_hand(model, example) -> torch.Tensor:
     """The weighted mean of one row alone, from the model's public output of all hidden states."""
     output = base_model(model)(torch.tensor([example.input_ids]), output_hidden_states=True)
@@ -38,7 +43,7 @@ def cosines(context) -> np.ndarray:
 
 @pytest.mark.parametrize("aggregate", ["mean", "max", "task_max", "round_robin"])
 def test_scores_and_choice_follow_the_definition(tmp_path, aggregate):
-    context = tiny_context(tmp_path, eval_dataset=tiny_dataset(4, seed=100))
+    context = distinct_context(tmp_path, eval_dataset=tiny_dataset(4, seed=100))
     context.model.eval()
     expected = cosines(context)
     selection = RdsSelector(aggregate=aggregate).select(context)
@@ -80,7 +85,7 @@ def test_the_states_of_earlier_rounds_are_removed(tmp_path):
 
 @pytest.mark.parametrize("tokens", [1, 40, 100_000])
 def test_batches_and_padding_do_not_matter(tmp_path, tokens):
-    context = tiny_context(tmp_path)
+    context = distinct_context(tmp_path)
     expected = RdsSelector().select(replace(context, output_dir=tmp_path / "other"))
     found = RdsSelector(batch_tokens=tokens).select(context)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-6)
