@@ -68,6 +68,26 @@ class TestRanks:
             run_ranks(2, work)
         assert sorted(seen) == ["no", "the main process failed: no"]
 
+    def test_shared_work_fails_everywhere_if_it_fails_anywhere(self) -> None:
+        seen: list[str] = []
+
+        def work(ranks: Any) -> int:
+            def share() -> int:
+                if ranks.index == 1:
+                    raise SelectionError("no")
+                return int(ranks.index)
+
+            try:
+                return int(ranks.together(share))
+            except DataflexError as error:
+                seen.append(error.message)
+                raise
+
+        with pytest.raises(DataflexError, match="no"):
+            run_ranks(3, work)
+        assert sorted(seen) == ["no", "process 1 failed: no", "process 1 failed: no"]
+        assert run_ranks(2, lambda ranks: ranks.together(lambda: ranks.index)) == [0, 1]
+
     def test_an_error_of_one_rank_does_not_hang(self) -> None:
         def work(ranks: Any) -> None:
             if ranks.index == 1:

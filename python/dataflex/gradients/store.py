@@ -282,15 +282,18 @@ def fill_store(
     missing = ranks.share(ranks.on_main(store.missing))
     todo = sum(stop - start for start, stop in missing)
     total = store.num_rows if ranks.count == 1 else todo
-    with (
-        undisturbed(model),
-        progress_bar(total, description, unit="row", initial=total - todo, disable=not ranks.is_main) as bar,
-    ):
-        for start, stop in missing:
-            rows = list(range(start, stop))
-            shard = torch.empty((len(rows), store.dim))
-            for batch in batches(rows) if batches else [[row] for row in rows]:
-                shard[[row - start for row in batch]] = features(batch).cpu()
-                bar.update(len(batch))
-            store.write(start, shard)
-    ranks.barrier()
+
+    def fill() -> None:
+        with (
+            undisturbed(model),
+            progress_bar(total, description, unit="row", initial=total - todo, disable=not ranks.is_main) as bar,
+        ):
+            for start, stop in missing:
+                rows = list(range(start, stop))
+                shard = torch.empty((len(rows), store.dim))
+                for batch in batches(rows) if batches else [[row] for row in rows]:
+                    shard[[row - start for row in batch]] = features(batch).cpu()
+                    bar.update(len(batch))
+                store.write(start, shard)
+
+    ranks.together(fill)  # none waits for one that has failed

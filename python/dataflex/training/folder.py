@@ -34,7 +34,7 @@ LEFTOVERS = (
     "report.html",
     SPENDING_FILE,
 )
-WRITTEN = ("selections", "features", "rollouts", "losses", "embeddings", "rewards")
+WRITTEN = ("selections", "features", "rollouts", "losses", "embeddings", "hidden_states", "rewards")
 """Folders in which rounds leave their files."""
 
 

@@ -94,6 +94,31 @@ class Ranks:
         value: T = outcome["value"]
         return value
 
+    def together(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns on this rank, once all are done with theirs; it fails everywhere if it fails anywhere.
+
+        Args:
+            work: This rank's share; it says nothing to other ranks itself.
+
+        Raises:
+            DataflexError: On the ranks whose own work is done, with the message of the first that failed.
+        """
+        if self.count == 1:
+            return work()
+        found: list[T] = []
+        failure: Exception | None = None
+        try:
+            found.append(work())
+        except Exception as error:  # not what ends this process: it shall not wait for the others
+            failure = error
+        failures = self.gather(None if failure is None else str(failure) or type(failure).__name__)
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(failures):
+            if text is not None:
+                raise DataflexError(f"process {rank} failed: {text}")
+        return found[0]
+
     def main_first(self, work: Callable[[], T]) -> T:
         """What ``work`` returns on this rank, which begins once the main process is done with it.
 

@@ -191,7 +191,7 @@ class Answers:
         if self._config.rollout_backend == "vllm":  # one engine for all ranks
             drawn = ranks.on_main(lambda: [asdict(answer) for answer in self.sample(context, prompts)])
             return [Rollout(**fields) for fields in drawn]
-        own = self.sample(context, ranks.share(prompts), progress=ranks.is_main)
+        own = ranks.together(lambda: self.sample(context, ranks.share(prompts), progress=ranks.is_main))
         return gather_answers(own, prompts, ranks)
 
     def sample(self, context: SelectionContext, prompts: Sequence[Prompt], *, progress: bool = True) -> list[Rollout]:
