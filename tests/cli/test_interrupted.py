@@ -21,6 +21,7 @@ def stop(self, values, phase):
         signal.raise_signal(getattr(signal, name))
 
 Trainer._after_step = stop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 app.main()
 """
 
