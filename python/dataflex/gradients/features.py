@@ -5,9 +5,8 @@ projection into the accumulator of the batch. Before they are trusted, they are 
 plain backward passes on this very model (:mod:`dataflex.gradients.check`); where they do not apply or do not agree,
 every item gets a backward pass of its own, which is announced with its reason.
 
-Raw gradients (no Adam normalisation) are held whole for one batch, b x p of at most :data:`RAW_BLOCK_VALUES`: the
-fixed-point grid of a row depends on its largest entry, which is known only after the backward pass. A second backward
-pass would double the cost, and a grid from an upper bound would lose precision; a batch of fewer rows costs neither.
+What becomes of the blocks is a collector's affair (:mod:`dataflex.gradients.collectors`): features, or anything else
+that one pass over the gradients can give (:meth:`GradientFeatures.collect`).
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from dataflex.errors import GradientError
 from dataflex.gradients.check import VERDICTS, Verdict, compared, without_zeros
+from dataflex.gradients.collectors import RAW_BLOCK_VALUES, AdamFeatures, Collector, RawFeatures
 from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel
 from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
 from dataflex.gradients.store import FeatureDtype, FeatureStore, fill_store
@@ -49,8 +49,6 @@ FEATURE_VERSION = 2
 CHECKED_ITEMS = 2
 EXAMINED_ITEMS = 32
 """Two items with a finite gradient are compared, among so many that are spread over the data."""
-RAW_BLOCK_VALUES = 1 << 26
-"""Most values (b x p) of raw gradients that are held at once, 256 MiB; a single row may be larger."""
 
 
 class GradientContext(Protocol):
@@ -196,13 +194,27 @@ class GradientFeatures(ABC):
 
         The model is in eval mode (:func:`dataflex.models.model.undisturbed`), and :meth:`prepare` was called.
         """
+        return self.collect(items, self._collector)
+
+    def collect(self, items: Sequence[int], collector: Callable[[int], Collector]) -> Tensor:
+        """Stream the raw gradients of g items, computed together where the rules apply; the model as for features.
+
+        Args:
+            items: The g items.
+            collector: Makes what takes the gradients of so many items; called again where they turn out not to be
+                computed together.
+
+        Returns:
+            The collectors' results in the order of the items, ``(g, ...)``.
+        """
         if self._rule is not None:
             try:
-                return self._batched(self._rule, items)
+                taker = collector(len(items))
+                self._run(self._rule, items, taker.add)
+                return taker.result()
             except UnsupportedModel as error:
                 self._announce(str(error))
-        with recomputing(self._model):
-            return torch.cat([self._projector.project(self._plain(item)[None], adam=self._adam) for item in items])
+        return torch.cat([self._collect_alone(item, collector(1)) for item in items])
 
     def batches(self, items: list[int]) -> list[list[int]]:
         """Items that are computed together: neighbours in length and of one length class, within the token budget."""
@@ -222,23 +234,21 @@ class GradientFeatures(ABC):
                 rows = self._rows(item)
         return batches
 
-    def _batched(self, rule: BatchedGradients, items: Sequence[int]) -> Tensor:
+    def _collector(self, rows: int) -> Collector:
         if self._adam is None:
-            values = torch.zeros((len(items), self._num_parameters), device=self._device)
+            return RawFeatures(rows, self._num_parameters, self._device, self._projector)
+        return AdamFeatures(rows, self._device, self._projector, self._adam)
 
-            def copy(block: Tensor, offset: int) -> None:
-                values[:, offset : offset + block.shape[1]] = block
-
-            self._run(rule, items, copy)
-            return self._projector.project(values)
-        adam = self._adam
-        accumulator = self._projector.accumulator(len(items), device=self._device)
-
-        def add(block: Tensor, offset: int) -> None:
-            accumulator.add(block.float(), offset, adam.slice(offset, offset + block.shape[1]))
-
-        self._run(rule, items, add)
-        return accumulator.features()
+    def _collect_alone(self, item: int, collector: Collector) -> Tensor:
+        """What comes of an item's plain gradient, a parameter at a time."""
+        with recomputing(self._model):
+            gradient = self._plain(item)[None]  # (1, p)
+        start = 0
+        for _, parameter in trainable_parameters(self._model):
+            stop = start + parameter.numel()
+            collector.add(gradient[:, start:stop], start)
+            start = stop
+        return collector.result()
 
     def _run(self, rule: BatchedGradients, items: Sequence[int], sink: Sink) -> None:
         work = self._work(items)
