@@ -1,131 +1,16 @@
-"""Draw the figures of the documentation as SVG; one projects vectors with dataflex, one reads the imports of its code.
+"""Draw the figures of the documentation as SVG; some compute with dataflex, one reads the imports of its code.
 
-    python docs/figures/make_figures.py        # rewrites the files beside this script
-
-The background stays transparent. Text stands in filled boxes, or in a grey that reads on white and on black, so that
-one file serves the light and the dark theme.
+python docs/figures/make_figures.py        # rewrites the files beside this script
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
-BLUE, PURPLE, GREEN, SLATE = "#2f6fb7", "#7d52b8", "#1f7f5c", "#57606a"
-LINE = "#7d8590"  # contrast of 3.8 on white and of 5.0 on GitHub's dark background
-FONT = "-apple-system, 'Segoe UI', Helvetica, Arial, 'Liberation Sans', sans-serif"
-
-
-@dataclass(frozen=True)
-class Box:
-    """A filled box with a bold first line and smaller lines below it, centred."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-    fill: str
-    title: str
-    lines: tuple[str, ...] = ()
-
-    @property
-    def left(self) -> tuple[int, int]:
-        """Middle of the left side."""
-        return self.x, self.y + self.height // 2
-
-    @property
-    def right(self) -> tuple[int, int]:
-        """Middle of the right side."""
-        return self.x + self.width, self.y + self.height // 2
-
-    @property
-    def top(self) -> tuple[int, int]:
-        """Middle of the upper side."""
-        return self.x + self.width // 2, self.y
-
-    @property
-    def bottom(self) -> tuple[int, int]:
-        """Middle of the lower side."""
-        return self.x + self.width // 2, self.y + self.height
-
-
-@dataclass
-class Drawing:
-    """An SVG document that grows by one element at a time; later elements cover earlier ones."""
-
-    width: int
-    height: int
-    title: str
-    description: str
-    elements: list[str] = field(default_factory=list)
-
-    def box(self, box: Box) -> Box:
-        """Draw a box and return it."""
-        self.elements.append(
-            f'<rect x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="8" fill="{box.fill}"/>'
-        )
-        center = box.x + box.width // 2
-        first = box.y + box.height / 2 - 17 * len(box.lines) / 2 + 5
-        self.text(center, first, box.title, size=14, weight=600, fill="#ffffff")
-        for number, line in enumerate(box.lines, start=1):
-            self.text(center, first + 17 * number, line, size=12, fill="#eef2f6")
-        return box
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        size: int = 12,
-        weight: int = 400,
-        fill: str = LINE,
-        anchor: str = "middle",
-    ) -> None:
-        """Write one line; ``y`` is its baseline."""
-        self.elements.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" fill="{fill}" text-anchor="{anchor}">'
-            f"{escape(text)}</text>"
-        )
-
-    def arrow(self, *points: tuple[int, int]) -> None:
-        """Draw straight lines from point to point, with a head at the last one."""
-        path = " L ".join(f"{x} {y}" for x, y in points)
-        self.elements.append(
-            f'<path d="M {path}" fill="none" stroke="{LINE}" stroke-width="2" stroke-linejoin="round" '
-            'marker-end="url(#head)"/>'
-        )
-
-    def panel(self, x: int, y: int, width: int, height: int) -> None:
-        """Tint an area."""
-        self.elements.append(
-            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="12" fill="{LINE}" fill-opacity="0.10" '
-            f'stroke="{LINE}" stroke-opacity="0.45"/>'
-        )
-
-    def zoom(self, source: Box, x_left: int, x_right: int, y: int) -> None:
-        """Draw two dashed lines that open from the lower corners of a box to a panel."""
-        lower = source.y + source.height
-        for start, end in ((source.x + 8, x_left), (source.x + source.width - 8, x_right)):
-            self.elements.append(
-                f'<path d="M {start} {lower} L {end} {y}" stroke="{LINE}" stroke-opacity="0.7" stroke-dasharray="4 4"/>'
-            )
-
-    def svg(self) -> str:
-        """The document as text."""
-        head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="img" font-family="{FONT}">'
-        )
-        marker = (
-            '<defs><marker id="head" viewBox="0 0 10 10" refX="8.5" refY="5" markerWidth="6.5" markerHeight="6.5" '
-            f'orient="auto"><path d="M 0 0.8 L 9 5 L 0 9.2 z" fill="{LINE}"/></marker></defs>'
-        )
-        about = f"<title>{escape(self.title)}</title>\n<desc>{escape(self.description)}</desc>"
-        return "\n".join([head, about, marker, *self.elements, "</svg>"]) + "\n"
+from drawing import BLUE, GREEN, PURPLE, SLATE, Box, Drawing
+from measured import projection, reliability
 
 
 def how_it_works() -> Drawing:
@@ -202,69 +87,6 @@ def gradient_feature() -> Drawing:
     for box in (step, gradient):
         drawing.text((box.right[0] + feature.x) / 2, box.right[1] - 10, "project by P")
     return drawing
-
-
-PAIRS, NUMBERS = 150, 20_000
-LOW, HIGH = -0.25, 0.65
-
-
-def projection() -> Drawing:
-    """Cosines of pairs of vectors, and of their features of two sizes."""
-    drawing = Drawing(
-        960,
-        430,
-        "What projection does to cosines",
-        f"{PAIRS} pairs of vectors of {NUMBERS:,} numbers. Across: their cosine. Up: the cosine of their features. "
-        "With 256 numbers the points scatter by 0.06 around the diagonal, with 4096 by 0.016.",
-    )
-    for left, dim, colour in ((70, 256, PURPLE), (550, 4096, BLUE)):
-        _scatter(drawing, left, dim, colour)
-    return drawing
-
-
-def _scatter(drawing: Drawing, left: int, dim: int, colour: str) -> None:
-    side, top = 340, 40
-
-    def place(across: float, up: float) -> tuple[float, float]:
-        scale = side / (HIGH - LOW)
-        return left + (across - LOW) * scale, top + side - (up - LOW) * scale
-
-    drawing.panel(left, top, side, side)
-    (x_low, y_low), (x_high, y_high), band = place(LOW, LOW), place(HIGH, HIGH), side / (HIGH - LOW) / dim**0.5
-    drawing.elements.append(
-        f'<path d="M {x_low:.1f} {y_low - band:.1f} L {x_high - band:.1f} {y_high:.1f} L {x_high:.1f} {y_high:.1f} '
-        f'L {x_high:.1f} {y_high + band:.1f} L {x_low + band:.1f} {y_low:.1f} L {x_low:.1f} {y_low:.1f} z" '
-        f'fill="{LINE}" fill-opacity="0.25"/>'
-    )
-    for across, up in cosine_pairs(dim):
-        x, y = place(across, up)
-        drawing.elements.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>')
-    drawing.text(left + side / 2, 26, f"features of k = {dim} numbers", size=14, weight=600)
-    for tick in (0.0, 0.25, 0.5):
-        x, y = place(tick, tick)
-        drawing.text(x, top + side + 20, f"{tick:g}")
-        drawing.text(left - 8, y + 4, f"{tick:g}", anchor="end")
-    drawing.text(left + side / 2, top + side + 40, "cosine of the vectors")
-    drawing.elements.append(
-        f'<text transform="translate({left - 46} {top + side / 2:g}) rotate(-90)" font-size="12" fill="{LINE}" '
-        'text-anchor="middle">cosine of the features</text>'
-    )
-
-
-def cosine_pairs(dim: int) -> list[tuple[float, float]]:
-    """Cosine of each pair of vectors and of their features of ``dim`` numbers."""
-    import torch
-
-    from dataflex import Projector
-
-    stream = torch.Generator().manual_seed(0)
-    first, noise = torch.randn((2, PAIRS, NUMBERS), generator=stream).unbind()
-    wanted = torch.linspace(LOW + 0.2, HIGH - 0.1, PAIRS)[:, None]
-    second = wanted * first + (1 - wanted.square()).sqrt() * noise
-    projector = Projector(dim)
-    both = [(first, second), (projector.project(first), projector.project(second))]
-    true, found = (torch.cosine_similarity(left.double(), right.double()).tolist() for left, right in both)
-    return list(zip(true, found, strict=True))
 
 
 PACKAGE = Path(__file__).parents[2] / "python" / "dataflex"
@@ -357,6 +179,7 @@ FIGURES = {
     "how_it_works.svg": how_it_works,
     "gradient_feature.svg": gradient_feature,
     "projection.svg": projection,
+    "reliability.svg": reliability,
     "architecture.svg": architecture,
 }
 

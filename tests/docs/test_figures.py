@@ -7,6 +7,7 @@ import pytest
 from helpers.scripts import ROOT, load_script
 
 make_figures = load_script("docs/figures/make_figures.py")
+measured = load_script("docs/figures/measured.py")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -33,7 +34,16 @@ def test_text_is_escaped() -> None:
 
 def test_the_points_lie_in_their_panel_and_near_the_diagonal() -> None:
     for dim in (256, 4096):
-        pairs = make_figures.cosine_pairs(dim)
-        assert all(make_figures.LOW < value < make_figures.HIGH for pair in pairs for value in pair)
+        pairs = measured.cosine_pairs(dim)
+        assert all(measured.LOW < value < measured.HIGH for pair in pairs for value in pair)
         inside = sum(abs(found - true) < dim**-0.5 for true, found in pairs) / len(pairs)
         assert 0.55 < inside < 0.85  # 68 % of a normal error; less noise at larger cosines
+
+
+def test_reliable_targets_rank_well_and_unreliable_ones_by_chance() -> None:
+    points = measured.ranked_targets()
+    unreliable, reliable = (
+        [auc for found, auc in points if low < found <= high] for low, high in ((-1, 0.1), (0.8, 1))
+    )
+    assert min(reliable) > 0.95
+    assert sum(unreliable) / len(unreliable) < 0.8
