@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from dataflex.gradients.rules import Piece, Rule, find_rule
 from dataflex.models.model import trainable_parameters
+from dataflex.projection.dots import whole_pieces
 
 Sink = Callable[[Tensor, int], None]
 """Takes a block ``(g, n)``, float32 or wider, and the parameter index of its first column."""
@@ -215,7 +216,7 @@ class _Pass:
             return torch.zeros(self._rows, stop - start, width, device=parameter.device)
 
         pieces = self._pieces.pop(parameter) or [nothing]
-        step = max(1, BLOCK_VALUES // (self._rows * width))
+        step = whole_pieces(max(1, BLOCK_VALUES // (self._rows * width)), width)
         for start in range(0, length, step):
             stop = min(start + step, length)
             block = reduce(torch.add, (piece(start, stop).flatten(1) for piece in pieces))  # (b, n)

@@ -88,6 +88,18 @@ class AdamMoments:
                 break
         return AdamMoments(self.exp_avg[start:stop], self.exp_avg_sq[start:stop], *self.settings, tuple(rates))
 
+    def followed_by(self, other: AdamMoments) -> AdamMoments:
+        """The moments of these parameters and of those after them, which have the same :attr:`settings` (a copy)."""
+        rates: list[tuple[int, float]] = []
+        for start, part in ((0, self), (len(self), other)):
+            for end, rate in part.rates or (((len(part), 1.0),) if self.rates or other.rates else ()):
+                if rates and rates[-1][1] == rate:
+                    rates.pop()
+                rates.append((start + end, rate))
+        exp_avg = torch.cat([self.exp_avg, other.exp_avg])
+        exp_avg_sq = torch.cat([self.exp_avg_sq, other.exp_avg_sq])
+        return AdamMoments(exp_avg, exp_avg_sq, *self.settings, tuple(rates))
+
     def runs(self) -> Iterator[tuple[int, int, AdamMoments]]:
         """``(start, stop, moments)`` of the consecutive runs of parameters that share a learning rate."""
         if len(self.rates) <= 1:

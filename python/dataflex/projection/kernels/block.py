@@ -42,7 +42,14 @@ class Block:
         width = max(VALUES_AT_ONCE // max(self.grads.shape[0], 1), 1)
         for start in range(0, self.grads.shape[1], width):
             stop = min(start + width, self.grads.shape[1])
-            yield start, stop, self._values(start, stop)
+            yield start, stop, self.values(start, stop)
+
+    def values(self, start: int, stop: int) -> Tensor:
+        """``(b, stop - start)`` float32 u of some columns."""
+        part = self.grads[:, start:stop]
+        if self.exp_avg is None or self.exp_avg_sq is None:
+            return part.float()
+        return normalize(part, self.exp_avg[start:stop], self.exp_avg_sq[start:stop], self.constants, self.variant)
 
     def native(self) -> dict[str, Any]:
         """The block as keyword arguments of the CPU kernels."""
@@ -57,12 +64,6 @@ class Block:
             "exp_avg_sq": None if self.exp_avg_sq is None else self.exp_avg_sq.numpy(),
             "threads": torch.get_num_threads(),
         }
-
-    def _values(self, start: int, stop: int) -> Tensor:
-        part = self.grads[:, start:stop]
-        if self.exp_avg is None or self.exp_avg_sq is None:
-            return part.float()
-        return normalize(part, self.exp_avg[start:stop], self.exp_avg_sq[start:stop], self.constants, self.variant)
 
 
 def arguments(block: Tensor, offset: int, adam: AdamMoments | None) -> tuple[Any, ...]:

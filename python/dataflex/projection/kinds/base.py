@@ -55,13 +55,10 @@ class Accumulator(ABC):
         Raises:
             ProjectionError: Shape, dtype, layout, device or moments do not fit.
         """
-        self._check(block, offset, adam)
+        check_block(block, offset, adam, rows=self.rows, device=self.device)
         settings = None if adam is None else adam.settings
-        if self._started and settings != self._settings:
-            raise ProjectionError(
-                f"blocks of one gradient must share step, betas, eps, variant and largest rate of the moments: "
-                f"got {settings} after {self._settings}"
-            )
+        if self._started:
+            check_settings(settings, self._settings)
         self._settings, self._started = settings, True
         if adam is None:
             self._add(block.detach(), offset, None)
@@ -76,26 +73,6 @@ class Accumulator(ABC):
     @abstractmethod
     def features(self) -> Tensor:
         """``(b, k)`` float32 features of what was added; NaN in a row whose values are not all finite."""
-
-    def _check(self, block: Tensor, offset: int, adam: AdamMoments | None) -> None:
-        shape = tuple(block.shape)
-        problems = []
-        if block.ndim != 2 or shape[0] != self.rows:
-            problems.append(f"gradients must have shape ({self.rows}, n), got {shape}")
-        elif shape[1] > 1 and block.stride(1) != 1:
-            problems.append(f"values of a row must be contiguous, got strides {block.stride()}: call .contiguous()")
-        if block.dtype not in VALUE_TYPES:
-            problems.append(f"gradients must be float32, bfloat16 or float16, got {block.dtype}")
-        if block.device != self.device:
-            problems.append(f"gradients must be on {self.device}, got {block.device}")
-        if offset < 0:
-            problems.append(f"offset must be at least 0, got {offset}")
-        if adam is not None and len(adam) != shape[-1]:
-            problems.append(f"moments of {len(adam)} parameters do not fit gradients of {shape[-1]}")
-        if adam is not None and adam.exp_avg.device != block.device:
-            problems.append(f"moments are on {adam.exp_avg.device}, gradients on {block.device}")
-        if problems:
-            raise ProjectionError("; ".join(problems))
 
 
 class ProjectionKind(Configurable[ConfigT], ABC):
@@ -161,3 +138,34 @@ def check_two_dimensions(grads: Tensor) -> None:
     """Raise ProjectionError unless gradients are ``(b, p)``."""
     if grads.ndim != 2:
         raise ProjectionError(f"gradients must have shape (b, p), got {tuple(grads.shape)}")
+
+
+def check_block(block: Tensor, offset: int, adam: AdamMoments | None, *, rows: int, device: torch.device) -> None:
+    """Raise ProjectionError unless a block, its place and its moments fit, as :meth:`Accumulator.add` says."""
+    shape = tuple(block.shape)
+    problems = []
+    if block.ndim != 2 or shape[0] != rows:
+        problems.append(f"gradients must have shape ({rows}, n), got {shape}")
+    elif shape[1] > 1 and block.stride(1) != 1:
+        problems.append(f"values of a row must be contiguous, got strides {block.stride()}: call .contiguous()")
+    if block.dtype not in VALUE_TYPES:
+        problems.append(f"gradients must be float32, bfloat16 or float16, got {block.dtype}")
+    if block.device != device:
+        problems.append(f"gradients must be on {device}, got {block.device}")
+    if offset < 0:
+        problems.append(f"offset must be at least 0, got {offset}")
+    if adam is not None and len(adam) != shape[-1]:
+        problems.append(f"moments of {len(adam)} parameters do not fit gradients of {shape[-1]}")
+    if adam is not None and adam.exp_avg.device != block.device:
+        problems.append(f"moments are on {adam.exp_avg.device}, gradients on {block.device}")
+    if problems:
+        raise ProjectionError("; ".join(problems))
+
+
+def check_settings(got: Any, before: Any) -> None:
+    """Raise ProjectionError if two blocks of one gradient have moments of other ``settings``, or only one has any."""
+    if got != before:
+        raise ProjectionError(
+            f"blocks of one gradient must share step, betas, eps, variant and largest rate of the moments: "
+            f"got {got} after {before}"
+        )
