@@ -10,25 +10,20 @@ from __future__ import annotations
 import logging
 import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
-from torch import Tensor
 
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import SelectionError
 from dataflex.gradients.features import GradientFeatures, report_broken
-from dataflex.gradients.memory import BatchTokens
 from dataflex.gradients.moments import adam_settings, adam_states
-from dataflex.gradients.reliability import LOW, Reliability, target_reliability
-from dataflex.gradients.samples import GradientType, SampleFeatures
+from dataflex.gradients.reliability import Reliability, target_reliability
+from dataflex.gradients.samples import SampleFeatures
 from dataflex.gradients.similarity import (
     Aggregate,
     Blocks,
@@ -38,13 +33,15 @@ from dataflex.gradients.similarity import (
     target_directions,
     unusual_rows,
 )
-from dataflex.gradients.store import FeatureDtype, FeatureStore
+from dataflex.gradients.store import FeatureStore
 from dataflex.gradients.turns import choose
-from dataflex.projection.projector import AdamMoments, AdamVariant, Projector
-from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
+from dataflex.projection.projector import AdamMoments, Projector
+from dataflex.selectors.base import Selection, SelectionContext, Selector
+from dataflex.selectors.gradient.config import GradientConfigT
+from dataflex.selectors.gradient.report import report_unusable, say_reliability, with_candidates
+from dataflex.selectors.gradient.targets import Directions, Targets, split_answered
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample, group_names
-from dataflex.utils.messages import Path as KeyPath
 from dataflex.utils.progress import Stopwatch
 from dataflex.utils.shown import listed
 
@@ -53,61 +50,6 @@ logger = logging.getLogger(__name__)
 TRAINING = "training gradients"
 EVALUATION = "evaluation gradients"
 """Names of the parts of a round, in progress bars and reports."""
-
-
-class GradientConfig(SelectorConfig):
-    """Parameters of every selector by gradient similarity."""
-
-    cache_dir: Path | None = Field(None, description="folder of features and answers; null: inside output_dir")
-    gradient_type: GradientType = Field("adam", description="normalise training gradients as Adam would, or not (sgd)")
-    adam_variant: AdamVariant = Field("adamw", description="torch's AdamW step, or the formula of LESS")
-    proj_dim: int = Field(4096, ge=1, description="dimension k of the projected features")
-    projection: str = Field("sjlt", description="kind of projection")
-    seed: int = Field(123, ge=0, description="seed of the projection and of whatever the selector draws")
-    save_interval: int = Field(64, ge=1, description="rows between two writes of the features, and at most in a batch")
-    feature_batch_tokens: BatchTokens = Field(2048, description="padded tokens of one batch of gradients, or auto")
-    features_dtype: FeatureDtype = Field("float32", description="type of the features on disk; 16 bits halve them")
-    keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
-    task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")
-
-    def find_idle(self) -> list[tuple[KeyPath, str]]:
-        """What concerns Adam's normalisation, where there is none."""
-        return [(("adam_variant",), "has no effect with gradient_type sgd")] if self.gradient_type == "sgd" else []
-
-
-GradientConfigT = TypeVar("GradientConfigT", bound=GradientConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """The evaluation side of a round.
-
-    Attributes:
-        directions: ``(d, k)`` float64: a candidate's score is its largest inner product with one of them.
-        aggregate: Rule over the targets.
-        reliability: How far two halves of the targets agree.
-        report: What the selection's report says about them.
-    """
-
-    directions: Tensor
-    aggregate: Aggregate
-    reliability: Reliability
-    report: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Directions:
-    """What candidates are compared with.
-
-    Attributes:
-        vectors: ``(d, k)`` float64.
-        reliability: How far two halves of the targets agree.
-        unusual: Ids of the targets that are not finite (left out) and zero (cosine 0).
-    """
-
-    vectors: Tensor
-    reliability: Reliability
-    unusual: dict[str, list[str]]
 
 
 class GradientSelector(Selector[GradientConfigT]):
@@ -273,15 +215,7 @@ class GradientSelector(Selector[GradientConfigT]):
 
     def say_reliability(self, found: Reliability) -> None:
         """Log how far the targets' direction can be trusted; a warning says what to change where it cannot."""
-        logger.info("reliability of the target: %s", found.describe())
-        if found.low:
-            logger.warning(
-                "the direction of the targets is mostly noise (reliability %s; below %.1f the ranking may be little "
-                "better than chance); what helps: %s",
-                found.describe(),
-                LOW,
-                self.more_reliable,
-            )
+        say_reliability(found, self.more_reliable)
 
     def directions(self, blocks: Callable[[], Blocks], samples: Sequence[Sample], aggregate: Aggregate) -> Directions:
         """Directions of the usable evaluation rows.
@@ -333,58 +267,3 @@ class GradientSelector(Selector[GradientConfigT]):
             keep = self.config.keep_features == "all" or (self.config.keep_features == "last" and path == current)
             if not keep:
                 shutil.rmtree(path)
-
-
-def split_answered(context: SelectionContext) -> tuple[list[int], list[str]]:
-    """Positions of the evaluation samples that have a token with loss, and the ids of the others."""
-    answered: list[int] = []
-    without: list[str] = []
-    for row, example in enumerate(context.eval_dataset or ()):
-        # The first token is never predicted.
-        if any(label != IGNORE_INDEX for label in example.labels[1:]):
-            answered.append(row)
-        else:
-            without.append(example.sample.id)
-    return answered, without
-
-
-def check_tasks(samples: Sequence[Sample], column: str) -> None:
-    """See that every target has a task, for ``aggregate: task_max``.
-
-    Args:
-        samples: The targets.
-        column: That holds a sample's task.
-
-    Raises:
-        SelectionError: One has none.
-    """
-    groups = group_names(samples, column)
-    without = [sample.id for sample, task in zip(samples, groups, strict=True) if task is None]
-    if without:
-        raise SelectionError(
-            f"aggregate 'task_max' needs the column {column!r} in every evaluation sample; "
-            f"{len(without)} have none, the first is {without[0]}",
-            hint="name the column with task_column, or use aggregate: mean",
-        )
-
-
-def report_unusable(scores: Scores, samples: Sequence[Sample]) -> None:
-    """Warn about candidates without a score, by id."""
-    report_broken("training", [samples[row].id for row in scores.not_finite])
-    if scores.zero:
-        ids = [samples[row].id for row in scores.zero]
-        logger.warning("%d training samples have a gradient of zero and are left out: %s", len(ids), listed(ids))
-
-
-def with_candidates(report: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
-    """What the report says about the targets, and the counts of the candidates."""
-    not_finite, zero = len(scores.not_finite), len(scores.zero)
-    left_out = {
-        "candidates with a gradient that is not finite": not_finite,
-        "candidates with a gradient of zero": zero,
-    }
-    return {
-        "candidates": {"total": len(scores.values), "not_finite": not_finite, "zero": zero},
-        **report,
-        "left_out": {**report.get("left_out", {}), **left_out},
-    }
