@@ -94,7 +94,19 @@ COLUMNS = {
     **dict.fromkeys(("projection", "testing"), 0),
     **dict.fromkeys(("config", "version", "gradients", "retrieval", "doctor"), 1),
     **dict.fromkeys(
-        ("visible", "errors", "plugins", "models", "selectors", "training", "offline", "evaluation", "cli"), 2
+        (
+            "visible",
+            "errors",
+            "plugins",
+            "models",
+            "selectors",
+            "curriculum",
+            "training",
+            "offline",
+            "evaluation",
+            "cli",
+        ),
+        2,
     ),
     **dict.fromkeys(("data", "types", "rollouts", "rewards"), 3),
     **dict.fromkeys(("utils", "report"), 4),

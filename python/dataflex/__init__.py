@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataflex.config import RunConfig, load_config
+    from dataflex.curriculum.schedule import Schedule
     from dataflex.data.dataset import TokenizedDataset, tokenize
     from dataflex.data.formats import DatasetFormat
     from dataflex.data.sources import load_samples
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from dataflex.selectors.tsds import TsdsSelector
     from dataflex.training.arguments import TrainingArguments
     from dataflex.training.run import train
-    from dataflex.training.schedule import Schedule
     from dataflex.training.trainer import Trainer
     from dataflex.types import RewardRequest, Sample
     from dataflex.version import __version__
@@ -55,7 +55,7 @@ _HOMES = {
     "RewardRequest": "dataflex.types",
     "RunConfig": "dataflex.config",
     "Sample": "dataflex.types",
-    "Schedule": "dataflex.training.schedule",
+    "Schedule": "dataflex.curriculum.schedule",
     "Selection": "dataflex.selectors.base",
     "SelectionContext": "dataflex.selectors.base",
     "Selector": "dataflex.selectors.base",

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data import ChatTemplate, tokenize
 from dataflex.data.collate import collate
 from dataflex.models.losses import mean_losses
@@ -20,7 +21,6 @@ from dataflex.models.model import add_lora
 from dataflex.projection.adam import AdamMoments
 from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Sample
 from helpers.scripts import ROOT

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.selectors.nice import NiceSelector
 from dataflex.testing import EchoReward, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 
 

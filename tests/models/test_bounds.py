@@ -9,13 +9,13 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import Example, TokenizedDataset
 from dataflex.errors import ModelError, TrainingError
 from dataflex.models.bounds import Bounds, examine
 from dataflex.offline.context import build_context
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.utils.distributed import Ranks
 from helpers.families import family_lora, family_model

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PhimoeConfig
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data.collate import collate
 from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
@@ -25,7 +26,6 @@ from dataflex.rollouts import Prompt, Sampling, sample_answers
 from dataflex.selectors.draw import sample_losses
 from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.evaluation import Evaluator
-from dataflex.training.schedule import Schedule
 from dataflex.utils.distributed import Ranks
 from helpers.runs import tiny_trainer
 

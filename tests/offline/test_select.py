@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import dataflex
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data.sources import load_samples
 from dataflex.errors import CheckpointError, ConfigError, DataError, PluginError, SelectionError
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.offline.context import resolve_count
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import EchoReward, tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
-from dataflex.training.schedule import Schedule
 from helpers.rows import alpaca_rows, write_rows
 from helpers.runs import tiny_trainer
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import dataflex
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import CheckpointError, SelectionError
 from dataflex.gradients.samples import SampleFeatures
@@ -19,7 +20,6 @@ from dataflex.offline.context import at_checkpoint
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training import checkpoint
-from dataflex.training.schedule import Schedule
 from helpers.influence import by_task, full_cosines
 from helpers.runs import tiny_trainer
 

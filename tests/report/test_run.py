@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataflex.curriculum.selection_file import BEST, LAST, LOWEST, write_selection
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import DataError
 from dataflex.report.read import read_report
@@ -16,7 +17,6 @@ from dataflex.report.run import print_report
 from dataflex.report.sheets import MOST_GROUPS, NOTHING, sheets
 from dataflex.selectors.base import Selection
 from dataflex.testing import tiny_dataset
-from dataflex.training.selection_file import BEST, LAST, LOWEST, write_selection
 from dataflex.types import group_names
 from dataflex.utils.files import write_json
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.retrieval.matrix import NearMatrix, sample_digests
 from dataflex.selectors.near import NearSelector
 from dataflex.testing import tiny_context, tiny_dataset
-from dataflex.training.schedule import Schedule
 from helpers.runs import tiny_trainer
 
 MATRIX = ((4, 1, 2, 5), (3, 4, 1, 0))

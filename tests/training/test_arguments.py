@@ -10,13 +10,13 @@ import torch
 import transformers
 
 import dataflex
+from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import ConfigError, ModelError, SelectionError, TrainingError
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.inputs import as_arguments
-from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 
 SHORT = Schedule(warmup_step=2, update_step=1, update_times=1)

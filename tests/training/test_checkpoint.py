@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import CheckpointError
 from dataflex.models.identity import file_digest
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training import checkpoint
-from dataflex.training.schedule import Schedule
 from helpers.runs import tiny_trainer
 
 BEST = {

@@ -9,13 +9,13 @@ import pytest
 
 import dataflex.data.templates as templates
 from dataflex import select
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data.sources import load_samples
 from dataflex.errors import SelectionError
 from dataflex.offline.work import dated_template
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.utils.distributed import Ranks
 from helpers.runs import tiny_trainer

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from dataflex.config.values import metric_key
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data import ChatTemplate, tokenize
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.encoding import IGNORE_INDEX
@@ -19,7 +20,6 @@ from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
 from dataflex.testing.ranks import run_ranks
 from dataflex.training.evaluation import AnswerMetric, Evaluator
-from dataflex.training.schedule import Schedule
 from dataflex.utils.distributed import Ranks
 from helpers.runs import tiny_trainer
 

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import CheckpointError, DataflexError, TrainingError
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.folder import begun, check_output_dir, exclusive, folders_of
-from dataflex.training.schedule import Schedule
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.lock import LOCK_FILE, locked
 from helpers.runs import tiny_trainer

@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
+from dataflex.curriculum.schedule import Schedule, random_order
 from dataflex.data.collate import collate
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.schedule import Schedule, random_order
 from dataflex.training.trainer import Trainer
 
 STEPS, WARMUP, SIZE, ACCUMULATION = 30, 3, 2, 3

@@ -10,13 +10,13 @@ from accelerate import DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 
 from dataflex.config import load_config
+from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import ConfigError, TrainingError
 from dataflex.selectors.random import RandomSelector
 from dataflex.training import optimization, preflight
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.optimization import create_accelerator
 from dataflex.training.run import training_arguments
-from dataflex.training.schedule import Schedule
 from helpers.runs import tiny_trainer
 from helpers.scripts import ROOT
 

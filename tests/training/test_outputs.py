@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dataflex.curriculum.checks import check_agreement, check_selection
+from dataflex.curriculum.story import selection_statistics
 from dataflex.errors import SelectionError
 from dataflex.selectors.base import Selection
-from dataflex.training.outputs import check_agreement, check_selection, selection_statistics, write_model_card
+from dataflex.training.outputs import write_model_card
 
 
 def selection(indices, scores=None, **report):

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from dataflex.config import load_config
+from dataflex.curriculum.schedule import Schedule
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.nice import NiceSelector
 from dataflex.testing import tiny_lora, tiny_model
@@ -13,7 +14,6 @@ from dataflex.training.arguments import SwanlabOptions, TrainingArguments
 from dataflex.training.optimization import create_optimizer, create_scheduler
 from dataflex.training.record import python_config
 from dataflex.training.run import training_arguments
-from dataflex.training.schedule import Schedule
 
 
 def my_reward(prediction: str, reference: str) -> float:

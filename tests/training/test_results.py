@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.selectors.random import RandomSelector
 from dataflex.training.results import passes
-from dataflex.training.schedule import Schedule
 from helpers.runs import tiny_trainer
 
 

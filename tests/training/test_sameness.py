@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import TrainingError
 from dataflex.models.identity import file_digest
 from dataflex.selectors.less import LessSelector
@@ -15,7 +16,6 @@ from dataflex.testing import run_ranks, tiny_dataset, tiny_lora, tiny_model, tin
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.facts import selector_facts
 from dataflex.training.sameness import COVERED, FACTS, FREE, NEUTRAL_PARAMETERS, TRACKING, check_ranks, compare
-from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from helpers.runs import tiny_nice
 from helpers.scripts import ROOT

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataflex.curriculum.schedule import Phase, Schedule
+from dataflex.curriculum.story import plan_line, selection_details, selection_line, selection_statistics
 from dataflex.selectors.base import Selection
 from dataflex.testing import tiny_project
-from dataflex.training.outputs import selection_statistics
-from dataflex.training.schedule import Phase, Schedule
-from dataflex.training.story import log_line, plan_line, selection_details, selection_line
+from dataflex.training.story import log_line
 from helpers.runs import tiny_trainer
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from dataflex.config import RunConfig
+from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import ConfigError, TrainingError
 from dataflex.selectors.random import RandomSelector
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.run import training_arguments
-from dataflex.training.schedule import Schedule
 from helpers.runs import tiny_trainer
 from helpers.tracker_files import records
 

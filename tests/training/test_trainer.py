@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 
 import dataflex
+from dataflex.curriculum.schedule import Schedule, selected_samples
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import CheckpointError, DataError, GradientError, SelectionError, TrainingError
@@ -26,8 +27,6 @@ from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training import checkpoint
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.preflight import selected_samples
-from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from helpers.runs import tiny_nice, tiny_trainer
 

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dataflex.config import RunConfig
+from dataflex.curriculum.schedule import Phase
 from dataflex.doctor.check import Check
 from dataflex.gradients.memory import available_bytes, kept_bytes
 from dataflex.gradients.store import DTYPES
@@ -31,7 +32,6 @@ from dataflex.models.model import base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.training.run import add_new_adapter
-from dataflex.training.schedule import Phase
 
 TRAINABLE_BYTES = 16
 """A trainable parameter with its gradient and AdamW's two moments, float32 each."""

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.config import RunConfig, load_config
+from dataflex.curriculum.schedule import Phase, longest_selection
 from dataflex.data.templates import ChatTemplate
 from dataflex.doctor.bounds import bounds_checks
 from dataflex.doctor.check import Check, attempt
@@ -25,9 +26,7 @@ from dataflex.models.model import load_tokenizer
 from dataflex.rewards.base import RewardBackend
 from dataflex.selectors.base import Selector
 from dataflex.training.folder import check_output_dir
-from dataflex.training.preflight import longest_selection
 from dataflex.training.run import build_schedule, build_selector, load_rows, training_arguments
-from dataflex.training.schedule import Phase
 from dataflex.types import Sample
 
 TRAINING, EVALUATION = "training set", "evaluation set"

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dataflex.curriculum.checks import check_agreement, check_selection
+from dataflex.curriculum.story import log_selection, selection_statistics
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, SelectionError
@@ -22,8 +24,6 @@ from dataflex.offline.work import check_agreed, dated_template, working_in
 from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.selectors.less import LessSelector
 from dataflex.training.inputs import as_dataset, as_selector, as_tokenizer, check_model
-from dataflex.training.outputs import check_agreement, check_selection, selection_statistics
-from dataflex.training.story import log_selection
 from dataflex.utils.aliases import also_called
 from dataflex.utils.home import home_path
 from dataflex.utils.progress import Stopwatch

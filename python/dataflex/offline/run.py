@@ -13,6 +13,7 @@ import torch
 
 from dataflex.config import RunConfig, validate_component
 from dataflex.config.fields import FileConfig
+from dataflex.curriculum.selection_file import write_selection
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.models.model import load_tokenizer
 from dataflex.offline.api import as_offline, checked_context, run_selector
@@ -24,7 +25,6 @@ from dataflex.offline.subset import refuse_existing
 from dataflex.offline.work import check_agreed, dated_template, working_in
 from dataflex.selectors.base import SelectionContext, Selector
 from dataflex.training.run import build_model, load_datasets
-from dataflex.training.selection_file import write_selection
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import sweep, write_text
 

@@ -1,5 +1,5 @@
-"""Training: the loop, its schedule, checkpoints, evaluation, trackers and what it leaves behind.
+"""Training: the loop, its checkpoints, evaluation, trackers and what it leaves behind.
 
-A model, datasets, a selector and arguments come in; an adapter, checkpoints and records go out.
-May import ``selectors`` (their contract alone: the loop names none) and what they may.
+A model, datasets, a curriculum's parts and arguments come in; an adapter, checkpoints and records go out.
+May import ``curriculum`` and what it may; the loop names no selector.
 """

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dataflex.curriculum.curriculum import Curriculum
 from dataflex.errors import CheckpointError, TrainingError
-from dataflex.selectors.base import Selector
 from dataflex.training import checkpoint
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.sameness import compare
@@ -39,7 +39,7 @@ class Checkpointer:
         optimizer: Its moments are restored.
         scheduler: Learning-rate schedule over ``optimizer``.
         accelerator: Holds the fp16 gradient scaler.
-        selector: Its state is saved; None without selections.
+        curriculum: Its state is saved.
         args: Output folder and what to keep.
         ranks: The processes of the run.
         current: The checkpoint that holds the run as it is: the one restored or saved last.
@@ -50,7 +50,7 @@ class Checkpointer:
     optimizer: torch.optim.Optimizer
     scheduler: Any
     accelerator: Accelerator
-    selector: Selector[Any] | None
+    curriculum: Curriculum
     args: TrainingArguments
     ranks: Ranks
     current: Path | None = None
@@ -75,8 +75,7 @@ class Checkpointer:
             group["lr"] = rate
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        if self.selector is not None:
-            self.selector.load_state_dict(state.selector)
+        self.curriculum.load_state_dict(state.curriculum)
         if self.args.load_best_model_at_end and state.best.step is not None:
             kept = self.ranks.on_main(lambda: self._bring_best(source, state))
             if kept != state.best.step:
@@ -113,7 +112,7 @@ class Checkpointer:
         """Save ``checkpoint-STEP``, unless it was saved or restored just now.
 
         Args:
-            state: State of the run; scheduler, scaler and selector are filled in.
+            state: State of the run; scheduler, scaler and curriculum are filled in.
             optimizer: Returns the optimizer with the moments of every parameter; asked on every rank.
         """
         directory = self.args.output_dir / f"{checkpoint.PREFIX}{state.step}"
@@ -121,7 +120,7 @@ class Checkpointer:
             return
         state.scheduler = self.scheduler.state_dict()
         state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        state.selector = self.selector.state_dict() if self.selector else {}
+        state.note_curriculum(self.curriculum.state_dict())
         generators = checkpoint.random_states(self.ranks)
         moments = None if self.args.save_only_model else optimizer()
 

@@ -25,9 +25,9 @@ from dataflex.training.sameness import FACTS, FREE
 from dataflex.utils.messages import redact
 
 if TYPE_CHECKING:
+    from dataflex.curriculum.schedule import Schedule
     from dataflex.selectors.base import Selector
     from dataflex.training.arguments import TrainingArguments
-    from dataflex.training.schedule import Schedule
     from dataflex.utils.distributed import Ranks
 
 _ADAPTER = {

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers import TrainingArguments as TransformersArguments
 
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset, check_labels, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
@@ -23,7 +24,6 @@ from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.folder import begun
 from dataflex.training.foreign_arguments import from_transformers
-from dataflex.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.config.idle import step_warnings
 from dataflex.config.values import LOSS, evaluated_keys
+from dataflex.curriculum.checks import selection_problems
+from dataflex.curriculum.schedule import Schedule, longest_selection
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataflexError, TrainingError
@@ -19,48 +21,6 @@ from dataflex.models.bounds import Bounds, Findings, examine
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.evaluation import AnswerMetric
-from dataflex.training.schedule import Phase, Schedule
-
-
-def longest_selection(phases: Sequence[Phase]) -> int:
-    """Steps of the longest phase on selected samples."""
-    return max((phase.stop - phase.start for phase in phases if phase.round), default=0)
-
-
-def selected_samples(phases: Sequence[Phase], global_batch: int, num_candidates: int) -> int:
-    """Candidates that the selections of all phases ask for together; one asks for no more than there are."""
-    return sum(min((phase.stop - phase.start) * global_batch, num_candidates) for phase in phases if phase.round)
-
-
-def selection_problems(
-    args: TrainingArguments,
-    schedule: Schedule,
-    selector: Selector[Any] | None,
-    num_candidates: int,
-    eval_dataset: TokenizedDataset | None,
-    global_batch: int,
-) -> Iterator[str]:
-    """Why the selections of a run cannot be made.
-
-    Args:
-        args: Arguments of the run.
-        schedule: Its schedule.
-        selector: Its selector.
-        num_candidates: n.
-        eval_dataset: Evaluation set.
-        global_batch: Samples of one step.
-    """
-    if selector is None and schedule.update_times and schedule.update_step:
-        yield "the schedule has selections but there is no selector"
-    if selector is not None and selector.needs_eval_dataset and not eval_dataset:
-        yield f"selector {selector.name!r} needs an evaluation set (eval_dataset)"
-    longest = longest_selection(schedule.phases(args.num_train_epochs))
-    if longest * global_batch > num_candidates and not args.selection_repeats:
-        yield (
-            f"a selection of update_step x global batch = {longest} x {global_batch} samples does not fit into "
-            f"{num_candidates} candidates; the largest update_step that does is {num_candidates // global_batch}, or "
-            "set selection_repeats: true"
-        )
 
 
 def check_selections(
@@ -86,7 +46,17 @@ def check_selections(
         DataflexError: The selector's own files do not.
     """
     global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    problems = list(selection_problems(args, schedule, selector, len(training), evaluation, global_batch))
+    problems = list(
+        selection_problems(
+            schedule,
+            selector,
+            len(training),
+            evaluation,
+            global_batch,
+            num_train_epochs=args.num_train_epochs,
+            repeats=args.selection_repeats,
+        )
+    )
     if problems:
         raise TrainingError("; ".join(problems))
     if selector is not None:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from dataflex.config.provenance import yaml_text
+from dataflex.curriculum.schedule import Schedule
 from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
-from dataflex.training.schedule import Schedule
 from dataflex.utils.files import write_text
 
 FROM_PYTHON = (

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from dataflex.config import RunConfig, load_config, validate_component
 from dataflex.config.idle import is_written
+from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
@@ -26,7 +27,6 @@ from dataflex.training.arguments import SwanlabOptions, TrainingArguments
 from dataflex.training.folder import check_output_dir
 from dataflex.training.inputs import run_template
 from dataflex.training.preflight import check_selections
-from dataflex.training.schedule import Schedule
 from dataflex.training.trainer import Trainer
 from dataflex.types import Sample
 from dataflex.utils.launch import is_main_process, process_count

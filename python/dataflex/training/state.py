@@ -47,6 +47,15 @@ class RunState:
     loss_steps: int = 0
     runtime: float = 0.0
 
+    def note_curriculum(self, stored: Mapping[str, Any]) -> None:
+        """Take over what the curriculum says of itself."""
+        self.round, self.indices, self.selector = stored["round"], stored["indices"], stored["selector"]
+
+    @property
+    def curriculum(self) -> dict[str, Any]:
+        """What :meth:`note_curriculum` took."""
+        return {"round": self.round, "indices": self.indices, "selector": self.selector}
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` takes back."""
         return asdict(self)

@@ -14,19 +14,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate.utils import set_seed
-from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.config.idle import is_written
+from dataflex.curriculum.checks import selection_problems
+from dataflex.curriculum.curriculum import Curriculum, Loop
+from dataflex.curriculum.schedule import Phase, Schedule
+from dataflex.curriculum.story import plan_line
 from dataflex.errors import TrainingError
 from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
-from dataflex.selectors.base import Selection, SelectionContext, Selector
-from dataflex.training import facts, outputs, preflight, story
+from dataflex.selectors.base import Selector
+from dataflex.training import facts, preflight, story
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpointer import Checkpointer
 from dataflex.training.evaluation import AnswerMetric, Evaluator
@@ -41,8 +43,6 @@ from dataflex.training.optimization import (
 from dataflex.training.record import write_config
 from dataflex.training.results import passes, run_results, scalars, write_results
 from dataflex.training.sameness import check_ranks
-from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
-from dataflex.training.selection_file import write_selection
 from dataflex.training.state import RunState
 from dataflex.training.trackers import check_trackers, start_trackers
 from dataflex.training.tracking import RunLog
@@ -109,8 +109,19 @@ class Trainer:
         self.schedule, self.args = as_schedule(
             schedule, args, len(self.train_dataset), self.global_batch, selects=self.selector is not None
         )
-        self.phases = self.schedule.phases(self.args.num_train_epochs)
-        self.total_steps = self.schedule.total_steps(self.args.num_train_epochs)
+        self.curriculum = Curriculum(
+            self.schedule,
+            self.selector,
+            self.train_dataset,
+            self.eval_dataset,
+            num_train_epochs=self.args.num_train_epochs,
+            global_batch=self.global_batch,
+            seed=self.args.seed,
+            output_dir=self.args.output_dir,
+            shuffle=not self.args.disable_shuffling,
+            task_column=self.args.task_column,
+        )
+        self.phases, self.total_steps = self.curriculum.phases, self.curriculum.total_steps
         self.metric = AnswerMetric.from_params(
             args.eval_metric, max_new_tokens=args.eval_max_new_tokens, max_prompt_length=args.cutoff_len
         )
@@ -121,7 +132,7 @@ class Trainer:
         self.optimizer = create_optimizer(self.model, args)
         self.scheduler = create_scheduler(self.optimizer, args, self.total_steps)
         parts = (self.model, self.tokenizer, self.optimizer, self.scheduler, self.accelerator)
-        self.checkpointer = Checkpointer(*parts, self.selector, self.args, self.ranks)
+        self.checkpointer = Checkpointer(*parts, self.curriculum, self.args, self.ranks)
         self.state = RunState()
         self.watch = Stopwatch()
         self.run_config: str | None = None
@@ -147,12 +158,10 @@ class Trainer:
         check_ranks({**noted, **facts.places(self.args)}, self.ranks)
         with exclusive(folders_of(self.args.output_dir, self.selector), self.ranks), going_on(self._way_on):
             self.ranks.on_main(lambda: check_output_dir(self.args))
-            if self.selector is not None:
-                largest = min(preflight.longest_selection(self.phases) * self.global_batch, len(self.train_dataset))
-                self.selector.check(self._context(self.optimizer, num_samples=largest, round_number=0))
+            self.curriculum.check(self._loop(self.optimizer))
             self._start(noted)
             if self.ranks.is_main:
-                logger.info("%s", story.plan_line(self.phases, self.global_batch, len(self.train_dataset)))
+                logger.info("%s", plan_line(self.phases, self.global_batch, len(self.train_dataset)))
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -167,11 +176,12 @@ class Trainer:
             ) as self.bar:
                 for phase in self.phases:
                     if self.state.step < phase.stop and not self._stopped_early():
-                        self._run_phase(phase, self._phase_order(phase))
+                        if self.curriculum.wants_selection(phase):
+                            self._select(phase)
+                        self._run_phase(phase)
             return self._finish()
         finally:
-            if self.selector is not None:
-                self.selector.close()
+            self.curriculum.close()
             self._release()
             self.accelerator.end_training()
 
@@ -230,8 +240,14 @@ class Trainer:
             model, self.tokenizer, self.template, self.train_dataset, self.eval_dataset, self.metric
         )
         problems = [
-            *preflight.selection_problems(
-                self.args, self.schedule, self.selector, len(self.train_dataset), self.eval_dataset, self.global_batch
+            *selection_problems(
+                self.schedule,
+                self.selector,
+                len(self.train_dataset),
+                self.eval_dataset,
+                self.global_batch,
+                num_train_epochs=self.args.num_train_epochs,
+                repeats=self.args.selection_repeats,
             ),
             *preflight.evaluation_problems(self.args, self.eval_dataset, self.metric),
             *preflight.sharding_problems(self.args, self.ranks.count),
@@ -241,80 +257,23 @@ class Trainer:
             raise TrainingError("; ".join(problems))
         fit.warn()
 
-    def _phase_order(self, phase: Phase) -> NDArray[np.int64]:
-        """Positions of all samples of a phase, in the order of training; selects first where the phase wants it."""
-        count = (phase.stop - phase.start) * self.global_batch
-        if phase.round is None:
-            drawn = sum(
-                other.stop - other.start for other in self.phases if other.round is None and other.stop <= phase.start
-            )
-            return random_order(
-                len(self.train_dataset),
-                drawn * self.global_batch,
-                count,
-                seed=self.args.seed,
-                shuffle=not self.args.disable_shuffling,
-            )
-        if self.state.round != phase.round:
-            self._select(phase, count)
-        indices = np.array(self.state.indices, dtype=np.int64)
-        return selected_order(indices, count, seed=self.args.seed, round_number=phase.round)
-
-    def _select(self, phase: Phase, count: int) -> None:
+    def _select(self, phase: Phase) -> None:
         """Select the samples of a phase; a checkpoint is saved first, so that a kill loses no step."""
-        assert self.selector is not None
-        assert phase.round is not None
         if self.state.step > 0:
             self._save_checkpoint()
-        context = self._context(
-            self.stepper.whole_optimizer(), min(count, len(self.train_dataset)), round_number=phase.round
-        )
-        before = self.watch.seconds.get("selection", 0.0)
-        with self.watch.phase("selection"):
-            selection = self.selector.select(context)
-        seconds = self.watch.seconds["selection"] - before
-        outputs.check_selection(selection, len(self.train_dataset), context.num_samples)
-        outputs.check_agreement(selection, self.ranks)
-        self.ranks.on_main(lambda: self._publish(selection, context))
-        statistics = outputs.selection_statistics(selection, self.state.indices, seconds)
-        if self.ranks.is_main:
-            story.log_selection(selection, len(self.train_dataset), statistics)
-        self.log.add(self.state.step, statistics)
-        self.state.round = phase.round
-        self.state.indices = selection.indices.tolist()
+        loop = self._loop(self.stepper.whole_optimizer())
+        self.log.add(self.state.step, self.curriculum.select(phase, loop, self.state.step, self.watch))
+        self.state.note_curriculum(self.curriculum.state_dict())
 
-    def _publish(self, selection: Selection, context: SelectionContext) -> None:
-        """Tell plugins of a selection and write its file."""
-        registry().call("on_selection", selection=selection, context=context)
-        file = self.args.output_dir / "selections" / f"step-{self.state.step}.parquet"
-        write_selection(file, selection, self.train_dataset, self.args.task_column)
+    def _loop(self, optimizer: torch.optim.Optimizer) -> Loop:
+        return Loop(self.model, self.tokenizer, self.template, optimizer, self.accelerator.autocast, self.ranks)
 
-    def _context(self, optimizer: torch.optim.Optimizer, num_samples: int, round_number: int) -> SelectionContext:
-        return SelectionContext(
-            model=self.model,
-            tokenizer=self.tokenizer,
-            template=self.template,
-            train_dataset=self.train_dataset,
-            eval_dataset=self.eval_dataset,
-            num_samples=num_samples,
-            step=self.state.step,
-            round=round_number,
-            num_rounds=max((phase.round or 0 for phase in self.phases), default=0),
-            total_samples=preflight.selected_samples(self.phases, self.global_batch, len(self.train_dataset)),
-            seed=self.args.seed,
-            output_dir=self.args.output_dir,
-            optimizer=optimizer,
-            autocast=self.accelerator.autocast,
-            ranks=self.ranks,
-        )
-
-    def _run_phase(self, phase: Phase, order: NDArray[np.int64]) -> None:
+    def _run_phase(self, phase: Phase) -> None:
         while self.state.step < phase.stop and not self._stopped_early():
-            offset = (self.state.step - phase.start) * self.global_batch
             before = self.watch.seconds.get("training", 0.0)
             with self.watch.phase("training"):
-                indices = order[offset : offset + self.global_batch].tolist()
-                values = self.stepper.step([self.train_dataset[index] for index in indices], self.state.step + 1)
+                examples = [self.train_dataset[row] for row in self.curriculum.rows(self.state.step)]
+                values = self.stepper.step(examples, self.state.step + 1)
             self.state.step += 1
             self.state.loss_sum += values["loss"]
             self.state.loss_steps += 1

@@ -15,6 +15,11 @@ def numbers(value: object) -> dict[str, float]:
     return {str(name): number for name, number in found if _is_number(number)}
 
 
+def number_text(value: float | None) -> str:
+    """A number with four digits, as lines for people show it; None is one that was not finite."""
+    return "not a number" if value is None else f"{value:.4g}"
+
+
 def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     """Nested facts as names with dots and short texts; a long list is counted."""
     if isinstance(value, Mapping):

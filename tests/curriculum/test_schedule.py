@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflex.curriculum.schedule import Phase, Schedule, random_order, selected_order
 from dataflex.errors import TrainingError
-from dataflex.training.schedule import Phase, Schedule, random_order, selected_order
 
 
 def test_the_documented_schedule():

@@ -7,6 +7,7 @@ samples that were selected just before it. The run is ceil(num_train_epochs * cy
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +90,16 @@ class Schedule:
                 phases.append(Phase(start, stop, rounds if selected else None))
                 start = stop
         return phases
+
+
+def longest_selection(phases: Sequence[Phase]) -> int:
+    """Steps of the longest phase on selected samples."""
+    return max((phase.stop - phase.start for phase in phases if phase.round), default=0)
+
+
+def selected_samples(phases: Sequence[Phase], global_batch: int, num_candidates: int) -> int:
+    """Candidates that the selections of all phases ask for together; one asks for no more than there are."""
+    return sum(min((phase.stop - phase.start) * global_batch, num_candidates) for phase in phases if phase.round)
 
 
 def random_order(num_samples: int, start: int, count: int, *, seed: int, shuffle: bool = True) -> NDArray[np.int64]:
