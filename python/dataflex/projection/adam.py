@@ -89,7 +89,11 @@ class AdamMoments:
         return AdamMoments(self.exp_avg[start:stop], self.exp_avg_sq[start:stop], *self.settings, tuple(rates))
 
     def followed_by(self, other: AdamMoments) -> AdamMoments:
-        """The moments of these parameters and of those after them, which have the same :attr:`settings` (a copy)."""
+        """The moments of these parameters and of those after them, copied.
+
+        Args:
+            other: Of the parameters after these, with the same :attr:`settings`.
+        """
         rates: list[tuple[int, float]] = []
         for start, part in ((0, self), (len(self), other)):
             for end, rate in part.rates or (((len(part), 1.0),) if self.rates or other.rates else ()):
