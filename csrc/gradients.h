@@ -10,6 +10,8 @@
 //             v' = beta2 * v + (one_minus_beta2 * g) * g
 //             u  = (m' * correction1) / (sqrt(v' * correction2) + eps)
 //      less   m', v' as above;  u = m' / sqrt(v' + eps)
+//      second_moment  v' as above;  u = (one_minus_beta1 * g) / (sqrt(v' * correction2) + eps)
+//             (adamw with beta1 = 0 and correction1 = 1, to the bit where m is finite)
 //    A row is not finite if any u, or any denominator, is not; such a u counts as 0 in the sums.
 // 2. Grid of the kinds that add integers, with the kind's limit and the row's exponent:
 //      q = round_to_nearest_even(clamp(u * 2^exponent, -limit, limit))
@@ -25,11 +27,11 @@
 namespace dataflex {
 
 enum class ValueType { kFloat32, kBFloat16, kFloat16 };
-enum class AdamVariant { kNone, kAdamW, kLess };
+enum class AdamVariant { kNone, kAdamW, kLess, kSecondMoment };
 
 struct Adam {
   AdamVariant variant;
-  const float* exp_avg;     // (count), of the block
+  const float* exp_avg;     // (count), of the block; second_moment leaves it unread
   const float* exp_avg_sq;  // (count)
   float beta1, one_minus_beta1, beta2, one_minus_beta2, correction1, correction2, eps;
 };

@@ -22,8 +22,9 @@ inline ValueType value_type_named(const std::string& name) {
 inline AdamVariant adam_variant_named(const std::string& name) {
   if (name == "none") return AdamVariant::kNone;
   if (name == "adamw") return AdamVariant::kAdamW;
-  require(name == "less", "unknown Adam variant " + name);
-  return AdamVariant::kLess;
+  if (name == "less") return AdamVariant::kLess;
+  require(name == "second_moment", "unknown Adam variant " + name);
+  return AdamVariant::kSecondMoment;
 }
 
 }  // namespace dataflex

@@ -46,11 +46,12 @@ struct Value {
 template <AdamVariant variant>
 DATAFLEX_INLINE Value normalised(const Adam& adam, float g, float m, float v) {
   static_assert(variant != AdamVariant::kNone, "raw gradients are u already");
-  constexpr bool adamw = variant == AdamVariant::kAdamW;
-  const float mean = adam.beta1 * m + adam.one_minus_beta1 * g;
+  constexpr bool less = variant == AdamVariant::kLess;
+  const float own = adam.one_minus_beta1 * g;
+  const float mean = variant == AdamVariant::kSecondMoment ? own : adam.beta1 * m + own;
   const float square = adam.beta2 * v + (adam.one_minus_beta2 * g) * g;
-  const float numerator = adamw ? mean * adam.correction1 : mean;
-  const float denominator = adamw ? sqrtf(square * adam.correction2) + adam.eps : sqrtf(square + adam.eps);
+  const float numerator = variant == AdamVariant::kAdamW ? mean * adam.correction1 : mean;
+  const float denominator = less ? sqrtf(square + adam.eps) : sqrtf(square * adam.correction2) + adam.eps;
   const float u = numerator / denominator;
   return {u, is_finite(u) && is_finite(denominator)};
 }

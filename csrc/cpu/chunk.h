@@ -50,6 +50,8 @@ inline int each_value(const Gradients& block, int64_t row, int64_t first, int co
       return each_value<AdamVariant::kAdamW, Stored>(block, row, first, count, take);
     case AdamVariant::kLess:
       return each_value<AdamVariant::kLess, Stored>(block, row, first, count, take);
+    case AdamVariant::kSecondMoment:
+      return each_value<AdamVariant::kSecondMoment, Stored>(block, row, first, count, take);
     default:
       return each_value<AdamVariant::kNone, Stored>(block, row, first, count, take);
   }

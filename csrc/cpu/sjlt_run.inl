@@ -197,16 +197,19 @@ inline Started start(const Adam& adam, __m512 g, int64_t first) {
   if constexpr (variant == AdamVariant::kNone) {
     return {g, g};
   } else {
-    const __m512 m = _mm512_loadu_ps(adam.exp_avg + first), v = _mm512_loadu_ps(adam.exp_avg_sq + first);
-    const __m512 mean = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(adam.beta1), m),
-                                      _mm512_mul_ps(_mm512_set1_ps(adam.one_minus_beta1), g));
+    const __m512 v = _mm512_loadu_ps(adam.exp_avg_sq + first);
+    __m512 mean = _mm512_mul_ps(_mm512_set1_ps(adam.one_minus_beta1), g);
+    if constexpr (variant != AdamVariant::kSecondMoment) {
+      mean = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(adam.beta1), _mm512_loadu_ps(adam.exp_avg + first)), mean);
+    }
     const __m512 square = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(adam.beta2), v),
                                         _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(adam.one_minus_beta2), g), g));
-    if constexpr (variant == AdamVariant::kAdamW) {
-      return {_mm512_mul_ps(mean, _mm512_set1_ps(adam.correction1)),
-              _mm512_sqrt_ps(_mm512_mul_ps(square, _mm512_set1_ps(adam.correction2)))};
-    } else {
+    if constexpr (variant == AdamVariant::kLess) {
       return {mean, _mm512_sqrt_ps(_mm512_add_ps(square, _mm512_set1_ps(adam.eps)))};
+    } else {
+      const __m512 root = _mm512_sqrt_ps(_mm512_mul_ps(square, _mm512_set1_ps(adam.correction2)));
+      if constexpr (variant == AdamVariant::kSecondMoment) return {mean, root};
+      return {_mm512_mul_ps(mean, _mm512_set1_ps(adam.correction1)), root};
     }
   }
 }
@@ -217,7 +220,7 @@ inline __m512i finish(const Adam& adam, const Started& group, float scale, __mma
   __m512 u = group.numerator;
   if constexpr (variant != AdamVariant::kNone) {
     __m512 denominator = group.root;
-    if constexpr (variant == AdamVariant::kAdamW) denominator = _mm512_add_ps(denominator, _mm512_set1_ps(adam.eps));
+    if constexpr (variant != AdamVariant::kLess) denominator = _mm512_add_ps(denominator, _mm512_set1_ps(adam.eps));
     good = still_good(good, denominator, FLT_MAX);
     u = _mm512_div_ps(u, denominator);
   }
@@ -264,6 +267,8 @@ AddGoodGroups add_good_groups_of(AdamVariant variant) {
       return add_good_groups<AdamVariant::kAdamW, Stored, kSparsity>;
     case AdamVariant::kLess:
       return add_good_groups<AdamVariant::kLess, Stored, kSparsity>;
+    case AdamVariant::kSecondMoment:
+      return add_good_groups<AdamVariant::kSecondMoment, Stored, kSparsity>;
     default:
       return add_good_groups<AdamVariant::kNone, Stored, kSparsity>;
   }

@@ -30,29 +30,37 @@ __device__ __forceinline__ void widen(const Gradients& block, float (&values)[kC
   }
 }
 
-// The moments of kCount columns, from a column that may lie outside the block.
+// The moments of kCount columns, from a column that may lie outside the block; 0 what the variant does not read.
 template <int kCount>
 struct ColumnMoments {
   float exp_avg[kCount], exp_avg_sq[kCount];
 
   // Columns first, first + stride, ...
   __device__ __forceinline__ void load(const Gradients& block, int64_t first, int stride) {
-    if (block.adam.variant == AdamVariant::kNone) return;
+    const bool second = block.adam.variant != AdamVariant::kNone;
+    const bool first_too = second && block.adam.variant != AdamVariant::kSecondMoment;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int64_t column = first + i * stride;
       const bool inside = column >= 0 && column < block.count;
-      exp_avg[i] = inside ? block.adam.exp_avg[column] : 0.0f;
-      exp_avg_sq[i] = inside ? block.adam.exp_avg_sq[column] : 0.0f;
+      exp_avg[i] = inside && first_too ? block.adam.exp_avg[column] : 0.0f;
+      exp_avg_sq[i] = inside && second ? block.adam.exp_avg_sq[column] : 0.0f;
     }
   }
 };
 
 // u of a widened gradient g with moments m and v, which raw gradients leave unread.
 __device__ __forceinline__ Value value_of(const Adam& adam, float g, const float& m, const float& v) {
-  if (adam.variant == AdamVariant::kAdamW) return normalised<AdamVariant::kAdamW>(adam, g, m, v);
-  if (adam.variant == AdamVariant::kLess) return normalised<AdamVariant::kLess>(adam, g, m, v);
-  return {g, is_finite(g)};
+  switch (adam.variant) {
+    case AdamVariant::kAdamW:
+      return normalised<AdamVariant::kAdamW>(adam, g, m, v);
+    case AdamVariant::kLess:
+      return normalised<AdamVariant::kLess>(adam, g, m, v);
+    case AdamVariant::kSecondMoment:
+      return normalised<AdamVariant::kSecondMoment>(adam, g, m, v);
+    default:
+      return {g, is_finite(g)};
+  }
 }
 
 // *total += value; the order of additions does not matter.

@@ -62,7 +62,7 @@ class Job:
         limit = LIMITS[self.kind]
         if self.adam is None:
             return (fixed_point.row_exponents(self.grads, limit) + self.finer).clamp(max=127).int()
-        exponent = fixed_point.adam_exponent(self.adam.betas, limit) + self.finer
+        exponent = fixed_point.adam_exponent(self.adam.effective_betas, limit) + self.finer
         return torch.full((self.rows,), exponent, dtype=torch.int32)
 
     def totals(self) -> Totals:

@@ -61,6 +61,7 @@ ValueType value_type(const std::string& name) {
 }
 
 AdamVariant adam_variant(const std::string& name) {
+  if (name == "second_moment") return AdamVariant::kSecondMoment;
   return name == "none" ? AdamVariant::kNone : name == "adamw" ? AdamVariant::kAdamW : AdamVariant::kLess;
 }
 

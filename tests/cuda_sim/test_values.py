@@ -23,6 +23,7 @@ CASES = {
     "signs of one row": make("rademacher", 1, 129, dim=1000),
     "tile of 8, span cut at both ends": make("rademacher", 7, 300, offset=100, dim=2049, variant="adamw"),
     "full tile of 8": make("rademacher", 8, 128, dim=32, variant="less"),
+    "second moment": make("sjlt", 3, 300, offset=9, dim=256, variant="second_moment"),
     "two tiles of 8": make("rademacher", 9, 257, offset=127, dim=1040, dtype=torch.float16),
     "four tiles of 8, gaps": make("rademacher", 17, 200, dim=520, gap=5, dtype=torch.bfloat16),
     "rows beyond 32": make("rademacher", 33, 140, offset=2**40 + 77, dim=600),

@@ -38,7 +38,7 @@ def plain(context, gradient_type="adam", adam_variant="adamw"):
 
 @pytest.mark.parametrize(
     "variant",
-    [{"gradient_type": "adam"}, {"gradient_type": "adam", "adam_variant": "less"}, {"gradient_type": "sgd"}],
+    [{}, {"adam_variant": "less"}, {"adam_variant": "second_moment"}, {"gradient_type": "sgd"}],
 )
 def test_features_are_projected_sample_gradients(tmp_path, variant, caplog):
     context = tiny_context(tmp_path)

@@ -164,6 +164,7 @@ int main(int, char** arguments) {
       {1, 1, 0, 1, AdamVariant::kNone, ValueType::kFloat32},
       {1, 9001, 5, 65, AdamVariant::kAdamW, ValueType::kFloat32},
       {2, 3000, 127, 100, AdamVariant::kLess, ValueType::kBFloat16},
+      {3, 2500, 40, 130, AdamVariant::kSecondMoment, ValueType::kFloat16},
       {7, 2100, 1000, 33, AdamVariant::kAdamW, ValueType::kFloat16},
       {33, 700, 3, 130, AdamVariant::kNone, ValueType::kFloat32},
   };

@@ -43,7 +43,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         ({"rates": ((2, 1.0),)}, "rates must end at 3, each after the one before"),
         ({"rates": ((2, 1.0), (2, 1.0), (3, 0.5))}, "rates must end at 3"),
         ({"rates": ((3, 2.0),)}, "rates must be in [0, 1.0]"),
-        ({"variant": "adam"}, "variant must be one of adamw, less, got 'adam'"),
+        ({"variant": "adam"}, "variant must be one of adamw, less, second_moment, got 'adam'"),
     ],
 )
 def test_wrong_moments_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -86,7 +86,7 @@ def test_slices_and_runs_keep_the_rates_of_their_parameters() -> None:
         whole.constants()
 
 
-@pytest.mark.parametrize("variant", ["adamw", "less"])
+@pytest.mark.parametrize("variant", ["adamw", "less", "second_moment"])
 def test_a_rate_multiplies_the_step(variant: AdamVariant) -> None:
     plain = moments(500, variant)
     rated = with_rates(plain, (100, 0.3), (400, 1.7), (500, 0.0))
@@ -129,6 +129,19 @@ def test_less_variant_is_the_formula_of_less() -> None:
     exp_avg_sq = 0.999 * adam.exp_avg_sq.double() + 0.001 * g * g
     expected = exp_avg / torch.sqrt(exp_avg_sq + 1e-8)
     torch.testing.assert_close(adam_normalize(grads, adam).double(), expected, rtol=2e-6, atol=5e-7)
+
+
+def test_second_moment_variant_is_the_step_without_the_first_moment() -> None:
+    adam, grads = moments(1000, "second_moment"), gradients(3, 1000)
+    g = grads.double()
+    exp_avg_sq = 0.999 * adam.exp_avg_sq.double() + 0.001 * g * g
+    expected = g / ((exp_avg_sq / (1 - 0.999**6)).sqrt() + 1e-8)
+    torch.testing.assert_close(adam_normalize(grads, adam).double(), expected, rtol=1e-6, atol=1e-12)
+    other = replace(adam, exp_avg=adam.exp_avg * 7 + 1)
+    assert torch.equal(adam_normalize(grads, other), adam_normalize(grads, adam))
+    assert torch.equal(
+        adam_normalize(grads, adam), adam_normalize(grads, replace(adam, variant="adamw", betas=(0.0, 0.999)))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -175,9 +188,19 @@ def test_bound_holds_for_the_worst_gradients(b1: float, b2: float, steps: int, r
         assert mean / math.sqrt(square) <= adam_bound((b1, b2), steps) * (1 + 1e-9)
 
 
+@given(gradient=st.floats(1e-8, 1e8), before=st.floats(0, 1e8), b2=st.floats(0, 0.9999), steps=st.integers(1, 60))
+def test_bound_of_the_second_moment_holds_for_any_moments(
+    gradient: float, before: float, b2: float, steps: int
+) -> None:
+    square = (b2 * before + (1 - b2) * gradient**2) / (1 - b2 ** (steps + 1))
+    assert gradient / math.sqrt(square) <= adam_bound((0.0, b2), steps + 1) * (1 + 1e-9)
+    assert adam_bound((0.0, b2), steps + 1) <= min(math.sqrt(steps + 1), adam_bound((0.0, b2))) * (1 + 1e-9)
+
+
 def test_bound_of_the_usual_betas() -> None:
     assert adam_bound((0.9, 0.999)) == pytest.approx(7.27, abs=0.01)
     assert adam_bound((0.0, 0.0 + 1e-12)) == pytest.approx(1.0)
+    assert adam_bound(moments(3, "second_moment").effective_betas) == pytest.approx(31.62, abs=0.01)
     assert adam_bound((0.9, 0.999), 1) == pytest.approx(1.0)
     assert adam_bound((0.9, 0.999), 10**6) == pytest.approx(adam_bound((0.9, 0.999)))
     assert adam_bound((0.9, 1 - 1e-8)) == pytest.approx(2294, abs=1)

@@ -21,7 +21,7 @@ from dataflex.projection.projector import Accumulator, ProjectionConfig, Project
 from helpers.projections import gradients, moments, torch_only
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-VARIANTS: list[AdamVariant | None] = [None, "adamw", "less"]
+VARIANTS: list[AdamVariant | None] = [None, "adamw", "less", "second_moment"]
 
 needs_native = pytest.mark.skipif(native_status().module is None, reason=f"no native kernels: {native_status().reason}")
 

@@ -24,7 +24,15 @@ def unprojected(context, **params):
 
 
 @pytest.mark.parametrize(
-    "params", [{}, {"adam_variant": "less"}, {"gradient_type": "sgd"}, {"aggregate": "mean"}, {"aggregate": "max"}]
+    "params",
+    [
+        {},
+        {"adam_variant": "less"},
+        {"adam_variant": "second_moment"},
+        {"gradient_type": "sgd"},
+        {"aggregate": "mean"},
+        {"aggregate": "max"},
+    ],
 )
 def test_scores_follow_the_definition(tmp_path, params):
     context = tiny_context(tmp_path, eval_dataset=tiny_dataset(6, seed=100))

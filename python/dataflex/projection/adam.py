@@ -5,11 +5,13 @@ With the optimizer's moments m, v after t steps and a gradient g::
     m' = b1 m + (1 - b1) g          v' = b2 v + (1 - b2) g^2
     adamw:  u = (m' / (1 - b1^(t+1))) / (sqrt(v' / (1 - b2^(t+1))) + eps)
     less:   u = m' / sqrt(v' + eps)
+    second_moment:  u = g / (sqrt(v' / (1 - b2^(t+1))) + eps)
 
 ``adamw`` is the step of torch's AdamW up to ``-lr`` and weight decay; ``less`` is the formula of LESS
-(arXiv 2402.04333, official code), with eps under the root and no bias correction.
+(arXiv 2402.04333, official code), with eps under the root and no bias correction. ``second_moment`` is ``adamw`` with
+b1 = 0: b1 m is the same for every sample, so that it draws all directions together and tells no sample from another.
 
-Bound. Whatever gradients the optimizer has seen, Cauchy-Schwarz gives for both variants and every t ::
+Bound. Whatever gradients the optimizer has seen, Cauchy-Schwarz gives for every variant and t ::
 
     |u| <= (1 - b1) / sqrt(1 - b2) / sqrt(1 - b1^2 / b2)          if b1^2 < b2
 
@@ -19,10 +21,11 @@ Bound. Whatever gradients the optimizer has seen, Cauchy-Schwarz gives for both 
     sqrt(1 - b2^T) sqrt(1 - (b1^2 / b2)^T) / (1 - b1^T),
 
 which matters where b2 is close to 1: for b2 = 0.99999999 the limit is 2294, and after 1,000 steps 7.3 is the bound. It
-holds for m and v of one run that started at zero.
+holds for m and v of one run that started at zero. With b1 = 0, as in ``second_moment``, it is 1 / sqrt(1 - b2), 31.6
+for b2 = 0.999, after T gradients at most sqrt(T), and holds for any v of at least zero.
 
 Parameters with learning rates of their own (LoRA+, arXiv 2402.12354) step by u times rate / mean rate, up to a factor
-that all share: the rates are part of b1 and 1 - b1 where the first moment is formed.
+that all share: the rates are part of b1 and 1 - b1 where the first moment is formed (1 times g with ``second_moment``).
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from torch import Tensor
 
 from dataflex.errors import GradientError
 
-AdamVariant = Literal["adamw", "less"]
+AdamVariant = Literal["adamw", "less", "second_moment"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +122,17 @@ class AdamMoments:
         """Everything but tensors and rates: what the blocks of one gradient must share."""
         return self.step, self.betas, self.eps, self.variant, self.largest_rate
 
+    @property
+    def effective_betas(self) -> tuple[float, float]:
+        """(b1, b2) of the formula: b1 is 0 without the first moment."""
+        return (0.0 if self.variant == "second_moment" else self.betas[0]), self.betas[1]
+
     def constants(self) -> tuple[float, float, float, float, float, float, float]:
         """b1, 1 - b1, b2, 1 - b2, 1 / (1 - b1^(t+1)), 1 / (1 - b2^(t+1)), eps.
 
         Each is computed in float64 and rounded to float32 once (``1 - b2`` in float32 would be 1.3e-5 off). Kernels
         multiply by the reciprocals of the bias corrections. b1 and 1 - b1 are times the run's learning rate.
+        ``second_moment`` has b1 = 0.
 
         Raises:
             GradientError: The parameters have several learning rates: each of :meth:`runs` has its own constants.
@@ -131,7 +140,7 @@ class AdamMoments:
         if len(self.rates) > 1:
             raise GradientError(f"moments with {len(self.rates)} learning rates have no common constants: use runs()")
         rate = self.rates[0][1] if self.rates else 1.0
-        b1, b2 = self.betas
+        b1, b2 = self.effective_betas
         corrections = (1 / (1 - b1 ** (self.step + 1)), 1 / (1 - b2 ** (self.step + 1)))
         values = np.array([b1 * rate, (1 - b1) * rate, b2, 1 - b2, *corrections, self.eps], dtype=np.float32)
         b1, c1, b2, c2, r1, r2, eps = values.tolist()
@@ -191,12 +200,10 @@ def normalize(grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, constants: Seq
     """
     b1, c1, b2, c2, r1, r2, eps = constants
     g = grads.float()  # (b, p)
-    mean = b1 * exp_avg + c1 * g
+    mean = c1 * g if variant == "second_moment" else b1 * exp_avg + c1 * g
     square = b2 * exp_avg_sq + (c2 * g) * g
-    if variant == "adamw":
-        numerator, denominator = mean * r1, _sqrt(square * r2) + eps
-    else:
-        numerator, denominator = mean, _sqrt(square + eps)
+    numerator = mean * r1 if variant == "adamw" else mean
+    denominator = _sqrt(square + eps) if variant == "less" else _sqrt(square * r2) + eps
     return (numerator / denominator).masked_fill_(denominator.isinf(), math.nan)
 
 
@@ -213,20 +220,21 @@ def adam_bound(betas: tuple[float, float], gradients: int | None = None) -> floa
     """The largest absolute u that Adam normalisation can give (module docstring).
 
     Args:
-        betas: The optimizer's (b1, b2).
-        gradients: T, for ``adamw``; None: any number of gradients, either variant.
+        betas: :attr:`AdamMoments.effective_betas`.
+        gradients: T, for ``adamw`` and ``second_moment``; None: any number of gradients, every variant.
 
     Raises:
-        GradientError: b1^2 >= b2: there is no bound that holds for every number of steps.
+        GradientError: 0 < b1^2 >= b2: there is no bound that holds for every number of steps.
     """
     b1, b2 = betas
-    if b1 * b1 >= b2:
+    if b1 and b1 * b1 >= b2:
         raise GradientError(
             f"Adam normalisation is bounded only if beta1^2 < beta2, got betas {betas}",
             hint="use other betas, or gradient_type: sgd",
         )
-    limit = (1 - b1) / math.sqrt(1 - b2) / math.sqrt(1 - b1 * b1 / b2)
+    ratio = b1 * b1 / b2 if b1 else 0.0
+    limit = (1 - b1) / math.sqrt(1 - b2) / math.sqrt(1 - ratio)
     if gradients is None:
         return limit
-    first, second, mixed = (1 - b**gradients for b in (b1, b2, b1 * b1 / b2))
+    first, second, mixed = (1 - b**gradients for b in (b1, b2, ratio))
     return limit * math.sqrt(second * mixed) / first

@@ -164,7 +164,7 @@ def agree(kind: str, found: Tensor, expected: Tensor) -> bool:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu_kernels")
 @pytest.mark.parametrize("kind", ["sjlt", "rademacher", "gaussian"])
-@pytest.mark.parametrize("variant", [None, "adamw", "less"])
+@pytest.mark.parametrize("variant", [None, "adamw", "less", "second_moment"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rows", "count", "dim"), [(1, 1_000_003, 4096), (7, 70_001, 1152), (33, 9_999, 8192)])
 def test_gpu_features_are_those_of_the_cpu(

@@ -18,7 +18,7 @@ from dataflex.projection.kernels.native import native_status
 from dataflex.projection.projector import Projector
 from helpers.projections import gradients, moments, torch_only
 
-VARIANTS: list[AdamVariant | None] = [None, "adamw", "less"]
+VARIANTS: list[AdamVariant | None] = [None, "adamw", "less", "second_moment"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EXACT = ["sjlt", "rademacher"]
 pytestmark = pytest.mark.skipif(native_status().module is None, reason=f"no native kernels: {native_status().reason}")
@@ -124,7 +124,7 @@ def exact(kind: str, dim: int, values: Tensor) -> Tensor:
     return total / math.sqrt(8)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [None, "adamw", "less"])
 @pytest.mark.parametrize(("kind", "tolerance"), [("sjlt", 1e-5), ("gaussian", 1e-5), ("rademacher", 5e-4)])
 def test_features_are_near_the_projection_in_float64(
     kind: str, tolerance: float, isa: str, variant: AdamVariant | None

@@ -164,7 +164,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @needs_native
-@pytest.mark.parametrize("variant", [None, "adamw", "less"])
+@pytest.mark.parametrize("variant", [None, "adamw", "less", "second_moment"])
 @pytest.mark.parametrize(("rows", "count", "offset", "sparsity"), [(1, 9000, 3, 8), (7, 4001, 16, 3), (33, 250, 0, 1)])
 def test_every_instruction_set_gives_the_bits_of_the_reference(
     isa: str, rows: int, count: int, offset: int, sparsity: int, variant: AdamVariant | None

@@ -26,7 +26,7 @@ class Block:
         offset: Parameter index of the first column.
         exp_avg: ``(n,)`` float32, or None for raw gradients.
         exp_avg_sq: ``(n,)`` float32, or None for raw gradients.
-        variant: ``none``, ``adamw`` or ``less``.
+        variant: ``none``, ``adamw``, ``less`` or ``second_moment``.
         constants: The seven numbers of :meth:`dataflex.projection.adam.AdamMoments.constants`; zeros for raw gradients.
     """
 

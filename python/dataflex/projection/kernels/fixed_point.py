@@ -47,7 +47,7 @@ def adam_exponent(
     """The exponent of Adam-normalised rows: the largest with bound * largest rate * 2^e <= limit, 0.1 % in hand.
 
     Args:
-        betas: The optimizer's (b1, b2).
+        betas: :attr:`dataflex.projection.adam.AdamMoments.effective_betas`.
         limit: Largest integer of the grid.
         largest_rate: :attr:`dataflex.projection.adam.AdamMoments.largest_rate`.
         gradients: As for :func:`dataflex.projection.adam.adam_bound`.

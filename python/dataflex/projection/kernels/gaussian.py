@@ -77,7 +77,7 @@ def gaussian_accumulate(
         offset: Parameter index of the first column.
         exp_avg: ``(n,)`` float32 or None.
         exp_avg_sq: ``(n,)`` float32 or None.
-        variant: ``none``, ``adamw`` or ``less``.
+        variant: ``none``, ``adamw``, ``less`` or ``second_moment``.
         constants: Numbers of the normalisation.
         sums: ``(b, k)`` float64, added to.
         not_finite: ``(b,)`` uint8, set to 1 where a value is not finite; such a value counts as 0.

@@ -123,7 +123,7 @@ def sjlt_accumulate(
         offset: Parameter index of the first column.
         exp_avg: ``(n,)`` float32 first moments, or None for raw gradients.
         exp_avg_sq: ``(n,)`` float32 second moments, or None for raw gradients.
-        variant: ``none``, ``adamw`` or ``less``.
+        variant: ``none``, ``adamw``, ``less`` or ``second_moment``.
         constants: :meth:`dataflex.projection.adam.AdamMoments.constants`; zeros for raw gradients.
         exponents: ``(b,)`` int32 grid exponents.
         sums: ``(b, k)`` int64, added to.

@@ -144,8 +144,8 @@ class FixedPointAccumulator(Accumulator):
     def _grid(self, adam: AdamMoments | None) -> Tensor:
         """(b,) int32 exponents of the rows' grids."""
         if adam is not None and not self._raw:
-            gradients = adam.step + 1 if adam.variant == "adamw" else None
-            exponent = fixed_point.adam_exponent(adam.betas, self._kind.limit, adam.largest_rate, gradients)
+            gradients = None if adam.variant == "less" else adam.step + 1
+            exponent = fixed_point.adam_exponent(adam.effective_betas, self._kind.limit, adam.largest_rate, gradients)
             self._exponents = torch.full((self.rows,), exponent, dtype=torch.int32, device=self.device)
         elif adam is not None or self._exponents is None:
             got = "raw gradients" if adam is None else "gradients with moments"

@@ -20,7 +20,9 @@ class GradientConfig(SelectorConfig):
 
     cache_dir: Path | None = Field(None, description="folder of features and answers; null: inside output_dir")
     gradient_type: GradientType = Field("adam", description="normalise training gradients as Adam would, or not (sgd)")
-    adam_variant: AdamVariant = Field("adamw", description="torch's AdamW step, or the formula of LESS")
+    adam_variant: AdamVariant = Field(
+        "adamw", description="torch's AdamW step, the formula of LESS, or the step without its first moment"
+    )
     proj_dim: int = Field(4096, ge=1, description="dimension k of the projected features")
     projection: str = Field("sjlt", description="kind of projection")
     seed: int = Field(123, ge=0, description="seed of the projection and of whatever the selector draws")
