@@ -77,6 +77,33 @@ def test_an_unknown_backend_lies_at_its_name(tmp_path):
     assert "did you mean 'metric'" in found[0]
 
 
+def test_a_prefilter_s_mistakes_have_their_lines_beside_all_others(tmp_path):
+    text = """  reward: exact_match
+  prefilter:
+    name: rds
+    keep: 1.5
+    params:
+      agregate: max
+  mc_sampels: 3
+"""
+    found = problems(tmp_path, text)
+    assert [line.split(": ", 1)[0] for line in found] == ["run.yaml:12", "run.yaml:14", "run.yaml:15"]
+    assert "prefilter.keep: expected less than 1" in found[0]
+    assert "prefilter.params: unknown key 'agregate'; did you mean 'aggregate'?" in found[1]
+    absent = problems(tmp_path, "  reward: exact_match\n  prefilter: {name: near, keep: 0.5}\n")
+    assert absent == ["run.yaml:10: prefilter.params: indices_path is required"]
+
+
+def test_paths_of_a_prefilter_start_at_the_file_that_names_them(tmp_path, monkeypatch):
+    (tmp_path / "top.npy").touch()
+    (tmp_path / "elsewhere").mkdir()
+    prefilter = "{name: near, keep: 0.5, params: {indices_path: top.npy}}"
+    file = written(tmp_path, f"  reward: exact_match\n  prefilter: {prefilter}\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    params = load_config(file, (), check_component=True).component().params
+    assert params["prefilter"]["params"] == {"indices_path": str(tmp_path / "top.npy")}
+
+
 def test_parameters_that_do_nothing_beside_others_are_named(tmp_path):
     text = """  reward: exact_match
   reward_model_backend: metric

@@ -56,6 +56,15 @@ class TestLess(SelectorContract):
         return LessSelector(proj_dim=256, save_interval=5)
 
 
+class TestLessOfSomeRows(SelectorContract):
+    draws = True
+    looks_at_all = False
+
+    def make(self) -> LessSelector:
+        prefilter = {"name": "rds", "keep": 0.6}
+        return LessSelector(proj_dim=256, save_interval=5, candidates=10, prefilter=prefilter)
+
+
 class TestRds(SelectorContract):
     order_equivariant = True
 

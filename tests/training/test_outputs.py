@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataflex.curriculum.checks import check_agreement, check_selection
 from dataflex.curriculum.story import selection_statistics
 from dataflex.errors import SelectionError
 from dataflex.selectors.base import Selection
+from dataflex.selectors.outcome import check_agreement, check_selection
 from dataflex.training.outputs import write_model_card
 
 

@@ -23,7 +23,8 @@ from dataflex.config.fields import RunFields
 from dataflex.config.origin import closest_place
 from dataflex.config.paths import absolute_if_found, candidates, read_text, resolve_path
 from dataflex.errors import ConfigError, PluginError
-from dataflex.plugins.registry import registry
+from dataflex.plugins.configurable import ComponentConfig
+from dataflex.plugins.registry import Kind, registry
 from dataflex.utils.messages import LITERAL_SECRET, literal_secrets, nearest, shown
 
 DOCUMENTED_FILE = ("dataflex", "configs", "components.yaml")
@@ -112,16 +113,52 @@ def resolve_component(config: RunFields) -> ComponentSpec:
     own = config.component_params
     folders = {key: origin.folder if key in own else beside for key in merged.keys() & _path_parameters(entry.name)}
     found = {key: _located(merged[key], folder) for key, folder in folders.items()}
+    found |= _nested_located(entry.name, merged, own, origin.folder, beside)
     return ComponentSpec(entry.name, merged | found, entry.where, {**entry.places, **own_places}, folders)
 
 
-def _path_parameters(selector: str) -> set[str]:
-    """Parameters of a selector that are paths; none of one that cannot be imported, as validation will say."""
+def _config_of(kind: Kind, name: object) -> type[ComponentConfig]:
+    """The parameters of a component; none of one that cannot be imported, as validation will say."""
     try:
-        fields = registry().get("selector", selector).Config.model_fields
+        config: type[ComponentConfig] = registry().get(kind, str(name)).Config
     except PluginError:
-        return set()
-    return {name for name, info in fields.items() if Path in (info.annotation, *get_args(info.annotation))}
+        return ComponentConfig
+    return config
+
+
+def _path_parameters(name: object, kind: Kind = "selector") -> set[str]:
+    """Parameters of a component that are paths."""
+    fields = _config_of(kind, name).model_fields
+    return {key for key, info in fields.items() if Path in (info.annotation, *get_args(info.annotation))}
+
+
+def _nested_located(
+    name: object, params: Mapping[str, Any], own: Any, folder: Path | None, beside: Path | None, kind: Kind = "selector"
+) -> dict[str, Any]:
+    """The components that parameters name, with their own paths made absolute.
+
+    Args:
+        name: Of the component whose parameters these are.
+        params: Its parameters.
+        own: Those of them that stand in the run's file, whose paths start at ``folder``; the others' at ``beside``.
+        folder: Folder of the run's file.
+        beside: Folder of the components file.
+        kind: Of the component.
+    """
+    found: dict[str, Any] = {}
+    for key, inner_kind in _config_of(kind, name).nested.items():
+        spec = params.get(key)
+        inner = spec.get("params") if isinstance(spec, Mapping) else None
+        if not isinstance(spec, Mapping) or not isinstance(inner, Mapping):
+            continue
+        written = _below(own, (key, "params")) or {}
+        paths = {
+            part: _located(inner[part], folder if part in written else beside)
+            for part in inner.keys() & _path_parameters(spec.get("name"), inner_kind)
+        }
+        deeper = _nested_located(spec.get("name"), inner, written, folder, beside, inner_kind)
+        found[key] = {**spec, "params": {**inner, **paths, **deeper}}
+    return found
 
 
 def _located(value: Any, folder: Path | None) -> Any:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.curriculum import story
-from dataflex.curriculum.checks import check_agreement, check_selection
 from dataflex.curriculum.schedule import (
     Phase,
     Schedule,
@@ -30,6 +29,7 @@ from dataflex.curriculum.selection_file import write_selection
 from dataflex.errors import SelectionError
 from dataflex.plugins.registry import registry
 from dataflex.selectors.base import Selection, SelectionContext, Selector
+from dataflex.selectors.outcome import check_agreement, check_selection
 from dataflex.types import Autocast
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.progress import Stopwatch

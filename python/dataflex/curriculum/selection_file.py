@@ -30,9 +30,9 @@ def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset,
 
     Columns: ``index`` (position), ``row`` (in the source), ``id``, ``task``, ``source`` (name of the dataset, null for
     rows that came as objects), ``tokens`` (its length), ``score``, ``chosen``, ``rank``. ``rank`` counts the chosen
-    from 0, best first (the first place of one that repeats), and is null for the others, as is ``score`` where the
-    method has none. The schema's metadata holds selector, step, round, report and a few rows to look at (``excerpts``)
-    as JSON under ``dataflex``.
+    from 0, best first (the first place of one that repeats), and is null for the others. ``score`` is null where the
+    method has none and for rows that it did not look at, and -inf for those that it cannot use. The schema's metadata
+    holds selector, step, round, report and a few rows to look at (``excerpts``) as JSON under ``dataflex``.
     """
     n = len(dataset)
     rank: list[int | None] = [None] * n
@@ -52,13 +52,20 @@ def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset,
             "task": pa.array(group_names(samples, task_column), pa.string()),
             "source": pa.array([sample.source or None for sample in samples], pa.string()),
             "tokens": pa.array(dataset.lengths, pa.int64()),
-            "score": pa.array([None] * n if selection.scores is None else selection.scores, pa.float64()),
+            "score": _score_column(selection, n),
             "chosen": pa.array([place is not None for place in rank], pa.bool_()),
             "rank": pa.array(rank, pa.int64()),
         }
     ).replace_schema_metadata({SELECTION_METADATA: json.dumps(facts).encode()})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def _score_column(selection: Selection, count: int) -> pa.Array:
+    """Scores, null for rows that were not looked at; -inf stays: such a row was looked at and cannot be used."""
+    if selection.scores is None:
+        return pa.nulls(count, pa.float64())
+    return pa.array(selection.scores, pa.float64(), mask=np.isnan(selection.scores))
 
 
 def excerpts(selection: Selection, samples: Sequence[Sample]) -> list[dict[str, Any]]:

@@ -27,8 +27,9 @@ def selection_statistics(selection: Selection, previous: Sequence[int], total: f
 
     Returns:
         ``selection_round``, ``selected``; where the method has scores their mean over the chosen and over all usable
-        candidates; ``selection_overlap``, the share of the chosen that the last selection chose too; how reliable the
-        target was, where the selector knows; and the seconds of each phase that the selector reports, and in all.
+        candidates, and ``selection_looked_at``, how many have one, if not all were looked at; ``selection_overlap``,
+        the share of the chosen that the last selection chose too; how reliable the target was, where the selector
+        knows; and the seconds of each phase that the selector reports, and in all.
     """
     statistics: dict[str, float | int] = {
         "selection_round": selection.round,
@@ -38,6 +39,8 @@ def selection_statistics(selection: Selection, previous: Sequence[int], total: f
         usable = selection.scores[np.isfinite(selection.scores)]
         statistics["selection_mean_score"] = float(selection.scores[selection.indices].mean())
         statistics["selection_mean_score_of_all"] = float(usable.mean())
+        if np.isnan(selection.scores).any():
+            statistics["selection_looked_at"] = int(np.sum(~np.isnan(selection.scores)))
     if previous:
         statistics["selection_overlap"] = float(np.isin(selection.indices, previous).mean())
     for what, value in numbers(selection.report.get("reliability")).items():
@@ -71,9 +74,12 @@ def selection_line(selection: Selection, candidates: int, statistics: Mapping[st
         statistics: Its numbers for the log.
     """
     parts = [f"{len(selection.indices):,} of {candidates:,} rows by {selection.selector}"]
+    if "selection_looked_at" in statistics:
+        parts.append(f"{statistics['selection_looked_at']:,} looked at")
     if "selection_mean_score" in statistics:
         of_all = number_text(statistics["selection_mean_score_of_all"])
-        parts.append(f"mean score {number_text(statistics['selection_mean_score'])} (of all rows {of_all})")
+        which = "all of these" if "selection_looked_at" in statistics else "all rows"
+        parts.append(f"mean score {number_text(statistics['selection_mean_score'])} (of {which} {of_all})")
     if "selection_overlap" in statistics:
         parts.append(f"{statistics['selection_overlap']:.0%} of them chosen last time too")
     parts += [

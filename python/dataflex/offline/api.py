@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dataflex.curriculum.checks import check_agreement, check_selection
 from dataflex.curriculum.story import log_selection, selection_statistics
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
@@ -23,6 +22,7 @@ from dataflex.offline.static import score_checkpoints
 from dataflex.offline.work import check_agreed, dated_template, working_in
 from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.selectors.less import LessSelector
+from dataflex.selectors.outcome import check_agreement, check_selection
 from dataflex.training.inputs import as_dataset, as_selector, as_tokenizer, check_model
 from dataflex.utils.aliases import also_called
 from dataflex.utils.home import home_path
@@ -152,13 +152,17 @@ def less_static(
     _refuse_arguments(params)
     selector = LessSelector(**params)
     inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir, output_dir)
-    with _context(selector, inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
-        selection = score_checkpoints(selector, context, [home_path(path) for path in checkpoints], learning_rates)
-        check_agreement(selection, context.ranks)
-        if context.ranks.is_main:
-            seconds = sum(selection.report["seconds"].values())
-            log_selection(selection, len(context.train_dataset), selection_statistics(selection, (), seconds))
-        return _finish(selection, context, train_dataset, dataset_dir)
+    folders = [home_path(path) for path in checkpoints]
+    try:
+        with _context(selector, inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
+            selection = score_checkpoints(selector, context, folders, learning_rates)
+            check_agreement(selection, context.ranks)
+            if context.ranks.is_main:
+                seconds = sum(selection.report["seconds"].values())
+                log_selection(selection, len(context.train_dataset), selection_statistics(selection, (), seconds))
+            return _finish(selection, context, train_dataset, dataset_dir)
+    finally:
+        selector.close()
 
 
 @contextmanager

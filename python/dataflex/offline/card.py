@@ -68,7 +68,9 @@ def _score_facts(selection: OfflineSelection) -> dict[str, str]:
     if selection.scores is None or not len(selection.indices):
         return {}
     chosen, usable = selection.scores[selection.indices], selection.scores[np.isfinite(selection.scores)]
+    looked_at = int(np.sum(~np.isnan(selection.scores)))
     return {
+        **({"looked at": f"{looked_at:,} candidates"} if looked_at < len(selection.scores) else {}),
         "scores of the chosen": f"{chosen.min():.6g} to {chosen.max():.6g}",
         "scores of all": f"{usable.min():.6g} to {usable.max():.6g}, median {np.median(usable):.6g}",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ def score_checkpoints(
     weights = _weights(checkpoints, learning_rates)
     _check(selector, context, checkpoints)
     watch = Stopwatch()
+    with at_checkpoint(context, checkpoints[-1], needs_optimizer=False) as current:
+        left = selector.narrowed(current)
+    context = replace(context, train_dataset=left.context.train_dataset)
     projector = selector.projector()
     states: list[_State] = []
     for directory in checkpoints:
@@ -76,7 +79,7 @@ def score_checkpoints(
             for directory, state, weight in zip(checkpoints, states, weights, strict=True)
         ],
     }
-    return Selection(indices, scores.values, "less_static", states[-1].step, 1, report)
+    return left.widened(Selection(indices, scores.values, "less_static", states[-1].step, 1, report))
 
 
 def _check(selector: LessSelector, context: SelectionContext, checkpoints: Sequence[Path]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dataflex.errors import ConfigError, DataflexError
 from dataflex.utils.home import HomePaths
 from dataflex.utils.messages import Path, explain_all
+
+if TYPE_CHECKING:
+    from dataflex.plugins.registry import Kind
 
 
 class ComponentConfig(HomePaths):
@@ -21,6 +24,9 @@ class ComponentConfig(HomePaths):
         arbitrary_types_allowed=True,
         hide_input_in_errors=True,  # it may be a key in a wrong place, and tracebacks end in logs
     )
+
+    nested: ClassVar[Mapping[str, Kind]] = {}
+    """Parameters that name another component, as {name, params}, and its kind."""
 
     @classmethod
     def find_problems(cls, params: Mapping[str, Any]) -> list[tuple[Path, str]]:

@@ -48,6 +48,12 @@ class SelectionFile:
         return found if isinstance(found, Mapping) else {}
 
     @property
+    def looked_at(self) -> int | None:
+        """How many candidates have a score; None where all have one, or the method gives none."""
+        count = int(np.sum(~np.isnan(self.scores)))
+        return count if 0 < count < len(self.scores) else None
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Of each phase of the selection."""
         return numbers(self.report.get("seconds"))

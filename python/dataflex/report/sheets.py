@@ -14,6 +14,10 @@ from dataflex.utils.groups import GroupRow, by_length, group_rows, length_names
 
 NOTHING = "(none)"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+NOT_LOOKED_AT = (
+    "Only the rows that were looked at (candidates, prefilter) have a score. Shares and lift count all rows: they are "
+    "those of the choice as a whole, what went before the scores included."
+)
 MOST_GROUPS = 40
 """Groups that a table lists; ids in the task column would make it endless."""
 
@@ -64,11 +68,14 @@ def _selected(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:
 def _selections(selections: Sequence[SelectionFile]) -> Sheet:
     rows = []
     before: SelectionFile | None = None
+    some = any(selection.looked_at is not None for selection in selections)
     for selection in selections:
         chosen = selection.scores[selection.chosen]
+        looked_at = selection.looked_at or len(selection.chosen)
         rows.append(
             (
                 str(selection.step),
+                *([f"{looked_at:,}"] if some else []),
                 f"{int(selection.chosen.sum()):,}",
                 _score(_mean(chosen)),
                 _score(_mean(selection.scores)),
@@ -79,8 +86,9 @@ def _selections(selections: Sequence[SelectionFile]) -> Sheet:
         before = selection
     name, count = selections[-1].facts.get("selector", "?"), len(selections)
     title = f"{name}: {count} selection{'s' if count > 1 else ''} from {len(selections[0].chosen):,} rows"
-    head = ("step", "selected", "mean score", "mean score of all", "chosen last time too", "seconds")
-    return Sheet(title, head, rows, texts=0)
+    looked = ["looked at"] if some else []
+    head = ("step", *looked, "selected", "mean score", "mean score of all", "chosen last time too", "seconds")
+    return Sheet(title, head, rows, texts=0, note=NOT_LOOKED_AT if some else "")
 
 
 def _groups(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:
@@ -88,20 +96,22 @@ def _groups(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:
     first = selections[0]
     draws = [(selection.chosen, selection.scores) for selection in selections]
     note = "all selections counted together" if len(selections) > 1 else ""
+    some = any(selection.looked_at is not None for selection in selections)
     for what, values in (("task", first.tasks), ("source", first.sources)):
         names = [NOTHING if value is None else str(value) for value in values]
         if any(value is not None for value in values) and (what == "task" or len(set(names)) > 1):
-            yield _group_sheet(what, group_rows(names, draws), note)
+            yield _group_sheet(what, group_rows(names, draws), note, some)
     if first.tokens:
-        yield _group_sheet("tokens", by_length(group_rows(length_names(first.tokens), draws)), note)
+        yield _group_sheet("tokens", by_length(group_rows(length_names(first.tokens), draws)), note, some)
 
 
-def _group_sheet(what: str, groups: Sequence[GroupRow], note: str) -> Sheet:
+def _group_sheet(what: str, groups: Sequence[GroupRow], note: str, some: bool) -> Sheet:
     rows = [
         (
             row.name,
             f"{row.candidates:,}",
             f"{row.share:.1%}",
+            *([f"{row.looked_at:,}"] if some else []),
             f"{row.selected:,}",
             f"{row.selected_share:.1%}",
             f"{row.lift:.2f}x",
@@ -111,7 +121,8 @@ def _group_sheet(what: str, groups: Sequence[GroupRow], note: str) -> Sheet:
     ]
     if len(groups) > MOST_GROUPS:
         note = "; ".join(filter(None, [note, f"{len(groups) - MOST_GROUPS:,} more, of which fewer rows were selected"]))
-    head = (what, "rows", "share", "selected", "share of selected", "lift", "mean score")
+    looked = ["looked at"] if some else []
+    head = (what, "rows", "share", *looked, "selected", "share of selected", "lift", "mean score")
     return Sheet(f"selected by {what}", head, rows, note=note)
 
 

@@ -79,7 +79,8 @@ class Selection:
 
     Attributes:
         indices: ``(num_samples,)`` int64 positions in the candidate dataset, best first.
-        scores: ``(n,)`` float64 score of every candidate, -inf for unusable ones; None if the method has none.
+        scores: ``(n,)`` float64 score of every candidate, -inf for unusable ones, NaN for those that were not looked
+            at; None if the method has none.
         selector: Name of the selector.
         step: Optimizer steps taken before the selection.
         round: Which selection of the run, from 1.
@@ -114,6 +115,8 @@ class Selection:
 
     def _described(self, candidates: int | None = None) -> str:
         """How many of how many, by which selector, with which scores."""
+        import numpy as np
+
         if candidates is None and self.scores is not None:
             candidates = len(self.scores)
         of = "" if candidates is None else f" of {candidates:,}"
@@ -121,6 +124,9 @@ class Selection:
         if self.scores is None or not len(self.indices):
             return text
         chosen = self.scores[self.indices]
+        looked_at = int(np.sum(~np.isnan(self.scores)))
+        if looked_at < len(self.scores):
+            text = f"{text} ({looked_at:,} looked at)"
         return f"{text}, scores {score_text(chosen.min())} to {score_text(chosen.max())}"
 
 
@@ -136,10 +142,12 @@ class Selector(Configurable[ConfigT], ABC):
 
     Attributes:
         needs_eval_dataset: The trainer refuses to start without an evaluation set.
+        needs_same_candidates: It compares rounds row by row, and can only choose from the same candidates each time.
     """
 
     name: ClassVar[str] = "selector"
     needs_eval_dataset: ClassVar[bool] = False
+    needs_same_candidates: ClassVar[bool] = False
 
     def check_data(self, samples: Sequence[Sample]) -> None:
         """Raise if the candidates do not fit what the selector has on disk, before a model is loaded.

@@ -46,6 +46,7 @@ class DeltaLossSelector(DrawSelector[DeltaLossConfig]):
 
     name: ClassVar[str] = "delta_loss"
     Config = DeltaLossConfig
+    needs_same_candidates: ClassVar[bool] = True
 
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)

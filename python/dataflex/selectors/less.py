@@ -80,7 +80,9 @@ class LessSelector(GradientSelector[LessConfig]):
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of all candidates and of the reference answers."""
         features, dataset = self.reference_gradients(context, self.projector())
-        return Plan([*super().plan(context).parts, self.planned(EVALUATION, features, dataset.lengths)])
+        candidates = super().plan(context)
+        parts = [*candidates.parts, self.planned(EVALUATION, features, dataset.lengths)]
+        return Plan(parts, candidates.counts)
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
         """Gradients of the reference answers.

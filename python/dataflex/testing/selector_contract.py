@@ -43,12 +43,14 @@ class SelectorContract(ComponentContract):
     Attributes:
         order_equivariant: The order of the candidates plays no part: the same samples are selected in any order.
         draws: Another seed of the run, or another round, gives another selection.
+        looks_at_all: Every candidate has a score, where the selector gives scores.
         tolerance: How far scores may differ where floats are added in another order (other ranks, other order of the
             candidates); what runs twice in the same way must be identical.
     """
 
     order_equivariant: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    looks_at_all: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-4
 
     @abstractmethod
@@ -95,15 +97,20 @@ class SelectorContract(ComponentContract):
             raise AssertionError(f"{twice} of {selection.indices.tolist()} are repetitions (repeats is False)")
 
     def test_scores_every_candidate_or_none(self, tmp_path: Path) -> None:
-        """``scores`` is None or ``(n,)`` float64, not NaN; what is selected has a score above -inf (unusable)."""
+        """``scores`` is None or ``(n,)`` float64, NaN only without ``looks_at_all``; the selected are above -inf."""
         context, selection = self._once(tmp_path)
         scores, n = selection.scores, len(context.train_dataset)
         if scores is None:
             return
         if scores.dtype != np.float64 or scores.shape != (n,):
             raise AssertionError(f"scores are {scores.dtype}{scores.shape}, expected float64({n},): one a candidate")
-        if np.isnan(scores).any():
-            raise AssertionError(f"the scores of {np.flatnonzero(np.isnan(scores)).tolist()} are NaN; unusable is -inf")
+        unscored = np.flatnonzero(np.isnan(scores)).tolist()
+        if unscored and self.looks_at_all:
+            raise AssertionError(
+                f"the scores of {unscored} are NaN; unusable is -inf (looks_at_all = False if they were not looked at)"
+            )
+        if selected := sorted(set(unscored) & set(selection.indices.tolist())):
+            raise AssertionError(f"{selected} were not looked at (their score is NaN), and were selected")
         unusable = [row for row in selection.indices.tolist() if scores[row] == -np.inf]
         if unusable:
             raise AssertionError(f"{unusable} have score -inf, which means unusable, and were selected")

@@ -34,7 +34,7 @@ LEFTOVERS = (
     "report.html",
     SPENDING_FILE,
 )
-WRITTEN = ("selections", "features", "rollouts", "losses", "embeddings", "hidden_states", "rewards")
+WRITTEN = ("selections", "features", "rollouts", "losses", "embeddings", "hidden_states", "rewards", "prefilter")
 """Folders in which rounds leave their files."""
 
 
@@ -55,9 +55,13 @@ class FolderSettings(Protocol):
 
 
 def folders_of(output_dir: Path, selector: Configurable[Any] | None) -> list[Path]:
-    """The folders that a run, or a selection, writes to: its own and the selector's ``cache_dir``."""
-    cache = None if selector is None else getattr(selector.config, "cache_dir", None)
-    return [output_dir] if cache is None else [output_dir, Path(cache)]
+    """The folders that a run, or a selection, writes to: its own and each ``cache_dir``, the prefilter's included."""
+    found = [output_dir]
+    while selector is not None:
+        cache = getattr(selector.config, "cache_dir", None)
+        found += [] if cache is None else [Path(cache)]
+        selector = getattr(selector, "prefilter", None)
+    return found
 
 
 @contextmanager

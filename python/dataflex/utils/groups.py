@@ -23,6 +23,7 @@ class GroupRow:
         selected: Rows of this group that were selected, over the given selections.
         selected_share: Their share of all selected rows.
         mean_score: Mean of their finite scores, None where there are none.
+        looked_at: Rows of this group with a score, unusable ones included, over the given selections.
     """
 
     name: str
@@ -31,6 +32,7 @@ class GroupRow:
     selected: int
     selected_share: float
     mean_score: float | None
+    looked_at: int = 0
 
     @property
     def lift(self) -> float:
@@ -46,13 +48,13 @@ def group_rows(
     Args:
         names: The group of each of the n candidates.
         selections: For each selection ``(n,)`` whether a candidate was chosen, and ``(n,)`` its score, where the
-            method has scores; nan and infinite ones do not count.
+            method has scores, nan for a row that was not looked at; the mean is over finite ones.
     """
     groups = list(dict.fromkeys(names))
     numbers = {name: number for number, name in enumerate(groups)}
     place = np.array([numbers[name] for name in names], dtype=np.int64)
     candidates = np.bincount(place, minlength=len(groups))
-    selected, scored = np.zeros(len(groups), dtype=np.int64), np.zeros(len(groups), dtype=np.int64)
+    selected, scored, looked_at = (np.zeros(len(groups), dtype=np.int64) for _ in range(3))
     total = np.zeros(len(groups))
     for chosen, scores in selections:
         selected += np.bincount(place[chosen], minlength=len(groups))
@@ -60,6 +62,7 @@ def group_rows(
             finite = np.isfinite(scores)
             scored += np.bincount(place[finite], minlength=len(groups))
             total += np.bincount(place[finite], weights=scores[finite], minlength=len(groups))
+            looked_at += np.bincount(place[~np.isnan(scores)], minlength=len(groups))
     rows = [
         GroupRow(
             name,
@@ -68,6 +71,7 @@ def group_rows(
             int(selected[number]),
             float(selected[number] / max(selected.sum(), 1)),
             float(total[number] / scored[number]) if scored[number] else None,
+            int(looked_at[number]),
         )
         for number, name in enumerate(groups)
     ]

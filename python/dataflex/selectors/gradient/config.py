@@ -11,11 +11,11 @@ from dataflex.gradients.memory import BatchTokens
 from dataflex.gradients.samples import GradientType
 from dataflex.gradients.store import FeatureDtype
 from dataflex.projection.projector import AdamVariant
-from dataflex.selectors.base import SelectorConfig
+from dataflex.selectors.candidates import CandidateConfig
 from dataflex.utils.messages import Path as KeyPath
 
 
-class GradientConfig(SelectorConfig):
+class GradientConfig(CandidateConfig):
     """Parameters of every selector by gradient similarity."""
 
     cache_dir: Path | None = Field(None, description="folder of features and answers; null: inside output_dir")
@@ -34,7 +34,10 @@ class GradientConfig(SelectorConfig):
 
     def find_idle(self) -> list[tuple[KeyPath, str]]:
         """What concerns Adam's normalisation, where there is none."""
-        return [(("adam_variant",), "has no effect with gradient_type sgd")] if self.gradient_type == "sgd" else []
+        found = super().find_idle()
+        if self.gradient_type == "sgd":
+            found.append((("adam_variant",), "has no effect with gradient_type sgd"))
+        return found
 
 
 GradientConfigT = TypeVar("GradientConfigT", bound=GradientConfig)

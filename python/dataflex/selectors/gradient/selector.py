@@ -36,7 +36,8 @@ from dataflex.gradients.similarity import (
 from dataflex.gradients.store import FeatureStore
 from dataflex.gradients.turns import choose
 from dataflex.projection.projector import AdamMoments, Projector
-from dataflex.selectors.base import Selection, SelectionContext, Selector
+from dataflex.selectors.base import Selection, SelectionContext
+from dataflex.selectors.candidates import CandidateSelector
 from dataflex.selectors.gradient.config import GradientConfigT
 from dataflex.selectors.gradient.report import report_unusable, say_reliability, with_candidates
 from dataflex.selectors.gradient.targets import Directions, Targets, split_answered
@@ -52,7 +53,7 @@ EVALUATION = "evaluation gradients"
 """Names of the parts of a round, in progress bars and reports."""
 
 
-class GradientSelector(Selector[GradientConfigT]):
+class GradientSelector(CandidateSelector[GradientConfigT]):
     """Selects the candidates whose features are most aligned with those of the targets."""
 
     needs_eval_dataset: ClassVar[bool] = True
@@ -70,9 +71,10 @@ class GradientSelector(Selector[GradientConfigT]):
         """
 
     def plan(self, context: SelectionContext) -> Plan:
-        """Gradients of all candidates."""
-        features = self.training_gradients(context, self.projector())
-        return Plan([self.planned(TRAINING, features, context.train_dataset.lengths)])
+        """Gradients of the candidates that are looked at, after what the prefilter does."""
+        left, first = self.planned_among(context)
+        features = self.training_gradients(left, self.projector())
+        return Plan([*first.parts, self.planned(TRAINING, features, left.train_dataset.lengths)], first.counts)
 
     def check(self, context: SelectionContext) -> None:
         """Check the projection, the evaluation set and the optimizer before training starts.
@@ -81,13 +83,14 @@ class GradientSelector(Selector[GradientConfigT]):
             SelectionError: There is no evaluation set, or no optimizer.
             GradientError: The optimizer is none that gradients can be normalised with.
         """
+        super().check(context)
         self.projector()
         if not context.eval_dataset:
             raise SelectionError(f"{self.name} needs an evaluation set", hint="set eval_dataset")
         if self.config.gradient_type == "adam":
             self._check_optimizer(context.optimizer)
 
-    def select(self, context: SelectionContext) -> Selection:
+    def select_among(self, context: SelectionContext) -> Selection:
         """Run one round: targets, training features, scores.
 
         Raises:

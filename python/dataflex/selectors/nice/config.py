@@ -65,8 +65,9 @@ class NiceConfig(GradientConfig):
 
     @classmethod
     def find_nested_problems(cls, params: Mapping[str, Any]) -> list[tuple[Path, str]]:
-        """Problems of the reward backend's parameters."""
-        return reward_problems(params, str(cls.model_fields["reward_model_backend"].default))
+        """Problems of the parameters of the reward backend and the prefilter."""
+        own = reward_problems(params, str(cls.model_fields["reward_model_backend"].default))
+        return [*super().find_nested_problems(params), *own]
 
     def find_idle(self) -> list[tuple[Path, str]]:
         """Parameters of what is not used: other backends, an engine that does not draw the answers."""

@@ -130,9 +130,11 @@ class NiceSelector(GradientSelector[NiceConfig]):
             compute=lambda rows: self.answers.sample(context, [asked[row] for row in rows], progress=False),
         )
         lengths = [len(prompt.answers) * (len(prompt.prompt_ids) + len(prompt.answers[0])) for prompt in prompts]
+        calls = len(samples) * self.config.mc_samples + self._most_references(samples)
+        candidates = super().plan(context)
         return Plan(
-            [answers, self.planned(EVALUATION, gradients, lengths), *super().plan(context).parts],
-            {"reward calls": len(samples) * self.config.mc_samples + self._most_references(samples)},
+            [answers, self.planned(EVALUATION, gradients, lengths), *candidates.parts],
+            {**candidates.counts, "reward calls": calls},
         )
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
@@ -183,6 +185,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
 
     def close(self) -> None:
         """Free the reward backend and the engine that draws answers."""
+        super().close()
         self.answers.close()
 
     def _stand_in(self, context: SelectionContext, row: int, asked: Prompt) -> WeightedPrompt:
