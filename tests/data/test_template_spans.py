@@ -7,15 +7,24 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
 from dataflex.testing import tiny_tokenizer
 from dataflex.types import Message, Sample
-from helpers.chats import CALLING, DIALOG, END, NAMES, TOOL, chat_tokenizer, labelled, load_template, sample_of
+from helpers.chats import (
+    CALLING,
+    DIALOG,
+    END,
+    NAMES,
+    TOOL,
+    chat_tokenizer,
+    labelled,
+    load_template,
+    merging_tokenizer,
+    sample_of,
+)
 
 # --- the tokenizer's own template ---
 
@@ -84,33 +93,6 @@ def test_own_template_without_a_place_for_functions(
 
 
 # --- tokens that reach over a boundary ---
-
-
-def merging_tokenizer(prepend: str | None = None) -> PreTrainedTokenizerFast:
-    """Merges characters across words and lines; ``prepend``: SentencePiece's space in front of the text."""
-    backend = Tokenizer(models.BPE())
-    if prepend is None:
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-    else:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
-        backend.decoder = decoders.Metaspace(prepend_scheme=prepend, split=False)
-        alphabet = [chr(i) for i in range(10, 127)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    backend.train_from_iterator(["user\n\n\nassistant\n\n\nParis\n\n\n"] * 20, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
-        clean_up_tokenization_spaces=False,
-    )
 
 
 @pytest.mark.parametrize("prepend", [None, "first", "always"])

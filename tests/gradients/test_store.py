@@ -204,6 +204,13 @@ def test_only_planned_shards_are_written(tmp_path):
         FeatureStore(tmp_path / "t", {}, 10, 3, 0)
 
 
+@given(rows=st.integers(1, 40), shard_rows=st.integers(1, 12), start=st.integers(-3, 45), count=st.integers(1, 14))
+def test_which_rows_are_a_shard_is_arithmetic(rows, shard_rows, start, count):
+    store = FeatureStore.__new__(FeatureStore)
+    store.num_rows, store.shard_rows = rows, shard_rows
+    assert store._planned((start, start + count)) == ((start, start + count) in store.shards)
+
+
 def test_an_empty_store_is_complete(tmp_path):
     store = FeatureStore(tmp_path / "s", {}, 0, 3, 4)
     assert store.missing() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from dataflex.data.encoding import IGNORE_INDEX
@@ -47,6 +48,33 @@ CALLING: tuple[Message, ...] = (
 def chat_tokenizer() -> PreTrainedTokenizerFast:
     """Knows the special tokens of every family; puts BOS before plain text."""
     return tiny_tokenizer(extra_tokens=MARKS, add_bos=True)
+
+
+def merging_tokenizer(prepend: str | None = None) -> PreTrainedTokenizerFast:
+    """Merges characters across words and lines; ``prepend``: SentencePiece's space in front of the text."""
+    backend = Tokenizer(models.BPE())
+    if prepend is None:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+        backend.decoder = decoders.Metaspace(prepend_scheme=prepend, split=False)
+        alphabet = [chr(i) for i in range(10, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator(["user\n\n\nassistant\n\n\nParis\n\n\n"] * 20, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
+    )
 
 
 @lru_cache(maxsize=16)

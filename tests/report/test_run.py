@@ -120,6 +120,13 @@ def test_the_report_is_printed_and_written(finished, capsys):
         assert found.title in printed
 
 
+def test_the_rows_are_counted_once_for_terminal_and_page(finished, monkeypatch):
+    made = []
+    monkeypatch.setattr("dataflex.report.run.sheets", lambda report: made.append(report) or sheets(report))
+    print_report(finished[0])
+    assert len(made) == 1
+
+
 def test_html_escapes_what_it_shows(finished):
     folder, _ = finished
     write_json(folder / "all_results.json", {"note": "<img src=x onerror=alert(1)>", "seconds": {}})

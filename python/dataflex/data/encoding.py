@@ -11,7 +11,7 @@ behind such a boundary is tokenised on its own, so that it stays text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 """Label of a position that carries no loss; torch's cross-entropy ignores it by default."""
+
+_CALLS = ("__call__", "_encode_plus", "_tokenize", "prepare_for_tokenization")
+"""What a class of tokenizers may do its own way between a text and the Rust library."""
 
 Span = tuple[int, int]
 """Where in a text something starts, and where it ends."""
@@ -45,11 +48,15 @@ class Rendered:
 
 
 class _Piece(NamedTuple):
-    """A part of a text that is tokenised at once; ``behind``: it goes on where other tokens end."""
+    """A part of a text that is tokenised at once.
+
+    ``behind``: it goes on where other tokens end; ``token``: it starts with this special token.
+    """
 
     start: int
     end: int
     behind: bool
+    token: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +85,13 @@ class SpanEncoder:
     Args:
         tokenizer: The tokenizer.
         end_of_turn: The special token behind an answer.
+        control: Special tokens that stand around turns.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn: str, control: Iterable[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._end = end_of_turn
+        self._anchors = _splitting(tokenizer, control)
         self._lead = _lead(tokenizer)
         self._lead_ids = self._ids(self._lead)
 
@@ -115,11 +124,11 @@ class SpanEncoder:
             for rendered, plan in zip(texts, plans, strict=True)
             for piece in plan
         ]
-        ids = iter(self._tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = iter(_batch_ids(self._tokenizer, pieces))
         return [self._joined(rendered.text, plan, ids) for rendered, plan in zip(texts, plans, strict=True)]
 
     def _pieces(self, rendered: Rendered) -> list[_Piece]:
-        """The part of the text up to each boundary, from the last end-of-turn token or cut on.
+        """The part of the text up to each boundary, from the last special token or cut on.
 
         A special token splits the text for every tokenizer, so nothing before it needs to be tokenised again: the
         work is linear in the text.
@@ -127,13 +136,19 @@ class SpanEncoder:
         text, cuts = rendered.text, set(rendered.cuts)
         places = {place for span in rendered.spans for place in span} | cuts
         pieces = []
-        anchor, behind = 0, False
+        anchor, behind, token = 0, False, None
         for place in [*sorted(places - {len(text)}), len(text)]:
-            pieces.append(_Piece(anchor, place, behind))
+            pieces.append(_Piece(anchor, place, behind, token))
             if place in cuts:
-                anchor, behind = place, True
+                anchor, behind, token = place, True, None
             elif text.endswith(self._end, anchor, place):
-                anchor, behind = place - len(self._end), False
+                anchor, behind, token = place - len(self._end), False, self._end
+            else:
+                start, found = max(
+                    ((text.rfind(mark, anchor, place), mark) for mark in self._anchors), default=(-1, "")
+                )
+                if start > anchor:
+                    anchor, behind, token = start, False, found
         return pieces
 
     def _joined(self, text: str, plan: list[_Piece], pieces: Iterator[list[int]]) -> tuple[list[int], dict[int, int]]:
@@ -142,9 +157,9 @@ class SpanEncoder:
         tail: list[int] = []
         position: dict[int, int] = {}
         anchor = last = 0
-        for start, place, behind in plan:
+        for start, place, behind, token in plan:
             if start != anchor:
-                kept = len(tail) if behind else len(tail) - 1
+                kept = len(tail) if behind else self._before(tail, token)
                 done, tail, anchor = done + tail[:kept], tail[kept:], start
             piece = next(pieces)
             if behind:
@@ -153,6 +168,12 @@ class SpanEncoder:
             last = place
             position[place] = len(done) + len(tail)
         return done + tail, position
+
+    def _before(self, ids: list[int], token: str | None) -> int:
+        """Ids before the last occurrence of a special token; the end of a turn is the last id itself."""
+        if token == self._end:
+            return len(ids) - 1
+        return len(ids) - 1 - ids[::-1].index(self._anchors[str(token)])
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -190,6 +211,53 @@ class SpanEncoder:
         if length > 1 and ids[0] == bos and bos not in ids[1:]:
             return [ids[0], *ids[len(ids) - length + 1 :]]
         return ids[len(ids) - length :]
+
+
+def _batch_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Ids of each text, without special tokens of its own.
+
+    The tokenizers of the Rust library are asked for ids alone: what ``tokenizer(...)`` gives besides (offsets, masks)
+    took 40 % of the time. One that somebody has changed (truncation, padding, its own ``__call__``) is called.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    plain = (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and all(_inherits(tokenizer, PreTrainedTokenizerFast, name) for name in _CALLS)
+        and (backend.truncation, backend.padding, backend.encode_special_tokens) == (None, None, False)
+        and not getattr(tokenizer, "split_special_tokens", False)
+    )
+    if plain:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return found
+
+
+def _inherits(tokenizer: PreTrainedTokenizerBase, parent: type, name: str) -> bool:
+    return getattr(type(tokenizer), name, None) is getattr(parent, name, None)
+
+
+def _splitting(tokenizer: PreTrainedTokenizerBase, wanted: Iterable[str]) -> dict[str, int]:
+    """Those of some tokens that split every text in which they stand, each with its id.
+
+    They take no white space with them, and no other added token overlaps them, so that each occurrence is the token.
+    """
+    added = {str(token): (number, token) for number, token in tokenizer.added_tokens_decoder.items()}
+    found = {}
+    for text in set(wanted) & added.keys():
+        number, token = added[text]
+        particular = token.lstrip or token.rstrip or token.single_word or token.normalized
+        if not particular and not any(_overlap(text, other) for other in added.keys() - {text}):
+            found[text] = int(number)
+    return found
+
+
+def _overlap(text: str, other: str) -> bool:
+    """Whether two tokens can share characters of a text."""
+    shorter = min(len(text), len(other))
+    ends = any(text[-n:] == other[:n] or other[-n:] == text[:n] for n in range(1, shorter))
+    return ends or text in other or other in text
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

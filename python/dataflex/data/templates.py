@@ -63,7 +63,7 @@ class ChatTemplate:
         self._frame = frame_of(self._source)
         self._end = self._end_of_turn()
         self._control, self._special = TokenPattern(self._frame.control), TokenPattern(self._frame.special)
-        self._encoder = SpanEncoder(tokenizer, self._end)
+        self._encoder = SpanEncoder(tokenizer, self._end, self._frame.control)
 
     @classmethod
     def load(cls, name: str | None, tokenizer: PreTrainedTokenizerBase, *, now: datetime | None = None) -> ChatTemplate:

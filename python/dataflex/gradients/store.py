@@ -118,7 +118,7 @@ class FeatureStore:
             StoreError: The rows are not a planned shard, have another dimension, or do not fit the store's type.
         """
         shard = (start, start + len(features))
-        if shard not in self.shards or features.shape[1] != self.dim:
+        if not self._planned(shard) or features.shape[1] != self.dim:
             raise StoreError(
                 f"rows {start}:{shard[1]} with {features.shape[1]} features are no shard of this store "
                 f"({self.num_rows} rows, {self.dim} features, {self.shard_rows} rows a shard)"
@@ -159,6 +159,13 @@ class FeatureStore:
     def remove(self) -> None:
         """Delete the store."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _planned(self, shard: Shard) -> bool:
+        """Whether these rows are a shard; computed, for a list of all shards grows with the store."""
+        start, stop = shard
+        if not 0 <= start < self.num_rows or start % self.shard_rows:
+            return False
+        return stop == min(start + self.shard_rows, self.num_rows)
 
     def _open(self) -> None:
         file = self.path / MANIFEST
