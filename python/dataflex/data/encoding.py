@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -221,7 +221,7 @@ def _batch_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
     """
     from transformers import PreTrainedTokenizerFast
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     plain = (
         isinstance(tokenizer, PreTrainedTokenizerFast)
         and all(_inherits(tokenizer, PreTrainedTokenizerFast, name) for name in _CALLS)
