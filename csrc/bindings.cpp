@@ -11,6 +11,7 @@
 #include "adam_pass.h"
 #include "cpu/isa.h"
 #include "cuda/bindings.h"
+#include "dots.h"
 #include "gaussian.h"
 #include "names.h"
 #include "philox.h"
@@ -30,7 +31,7 @@ using Moments = std::optional<py::array_t<float, py::array::c_style>>;
 template <class T>
 using Dense = py::array_t<T, py::array::c_style>;
 
-constexpr int kApiVersion = 5;  // grows with every change of a signature; kernels/native.py knows the one it needs
+constexpr int kApiVersion = 6;  // grows with every change of a signature; kernels/native.py knows the one it needs
 
 ValueType value_type(const std::string& name, const py::array& grads) {
   const bool is_float32 = py::isinstance<py::array_t<float>>(grads);
@@ -128,6 +129,25 @@ void gaussian_accumulate(const py::array& grads, const std::string& type, int64_
   dataflex::gaussian_accumulate(job, totals);
 }
 
+void dots_accumulate(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
+                     const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
+                     const py::array_t<float>& directions, Dense<double>& sums, Dense<uint8_t>& not_finite,
+                     int threads) {
+  const Gradients block = make_block(grads, type, offset, variant, constants, exp_avg, exp_avg_sq);
+  require(directions.ndim() == 2 && directions.shape(1) == block.count, "directions and grads differ in columns");
+  const int64_t number = directions.shape(0), item = directions.itemsize();
+  require(directions.size() == 0 || block.count == 1 || directions.strides(1) == item,
+          "a direction must be contiguous");
+  require(directions.strides(0) % item == 0, "directions are not aligned");
+  require(check_sums(sums, block.rows) == number + 1, "sums must have a column a direction and one more");
+  check_rows(not_finite, block.rows);
+  const dataflex::DotsTotals totals{sums.mutable_data(), not_finite.mutable_data()};
+  const dataflex::DotsJob job{block, directions.data(), directions.strides(0) / item, static_cast<int32_t>(number),
+                              threads};
+  const py::gil_scoped_release unlocked;
+  dataflex::dots_accumulate(job, totals);
+}
+
 double adam_pass(const py::array& grads, const std::string& type, int64_t offset, const std::string& variant,
                  const std::array<float, 7>& constants, const Moments& exp_avg, const Moments& exp_avg_sq,
                  int threads) {
@@ -160,6 +180,10 @@ PYBIND11_MODULE(_native, module) {
   module.def("gaussian_accumulate", &gaussian_accumulate, py::arg("grads").noconvert(), py::arg("type"),
              py::arg("offset"), py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
              py::arg("exp_avg_sq").noconvert(), py::arg("seed"), py::arg("sums").noconvert(),
+             py::arg("not_finite").noconvert(), py::arg("threads"));
+  module.def("dots_accumulate", &dots_accumulate, py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"),
+             py::arg("variant"), py::arg("constants"), py::arg("exp_avg").noconvert(),
+             py::arg("exp_avg_sq").noconvert(), py::arg("directions").noconvert(), py::arg("sums").noconvert(),
              py::arg("not_finite").noconvert(), py::arg("threads"));
   module.def("adam_pass", &adam_pass, "Reads and normalises a block and returns the sum: a floor for benchmarks.",
              py::arg("grads").noconvert(), py::arg("type"), py::arg("offset"), py::arg("variant"), py::arg("constants"),

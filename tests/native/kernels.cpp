@@ -14,6 +14,7 @@
 
 #include "adam_pass.h"
 #include "cpu/isa.h"
+#include "dots.h"
 #include "gaussian.h"
 #include "rademacher.h"
 #include "sjlt.h"
@@ -109,6 +110,24 @@ std::vector<double> run_gaussian(const Case& c, int threads) {
   return sums;
 }
 
+struct Dots {
+  bool operator==(const Dots& o) const { return sums == o.sums && not_finite == o.not_finite; }
+  std::vector<double> sums;
+  std::vector<uint8_t> not_finite;
+};
+
+// Directions in exactly the memory that they need, a gap of 3 between them.
+Dots run_dots(const Case& c, int32_t number, int threads) {
+  const int64_t stride = c.block.count + 3;
+  std::vector<float> directions(number == 0 ? 0 : (number - 1) * stride + c.block.count);
+  uint32_t state = 77;
+  for (float& x : directions) x = random_value(state);
+  Dots result{std::vector<double>(c.rows * (1 + number), 0.5), std::vector<uint8_t>(c.rows)};
+  dots_accumulate({c.block, directions.data(), stride, number, threads},
+                  {result.sums.data(), result.not_finite.data()});
+  return result;
+}
+
 bool near(const std::vector<double>& a, const std::vector<double>& b) {
   double error = 0, norm = 0;
   for (size_t i = 0; i < a.size(); ++i) {
@@ -131,6 +150,9 @@ void compare(const Case& sparse, const Case& dense, const char* isa) {
   chosen = Isa::kPortable;
   const FixedPoint sjlt = run_sjlt(sparse, 1), rademacher = run_rademacher(dense, 1);
   const std::vector<double> gaussian = run_gaussian(dense, 1);
+  const int32_t numbers[] = {0, 1, 2, 9};
+  std::vector<Dots> dots;
+  for (const int32_t number : numbers) dots.push_back(run_dots(sparse, number, 1));
   for (const Isa each : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
     if (std::strstr(isa, each == Isa::kPortable ? "portable" : each == Isa::kAvx2 ? "avx2" : "avx512") == nullptr) {
       continue;
@@ -143,11 +165,13 @@ void compare(const Case& sparse, const Case& dense, const char* isa) {
       require(run_sjlt(sparse, threads) == sjlt, "sjlt differs", name, threads);
       require(run_rademacher(dense, threads) == rademacher, "rademacher differs", name, threads);
       require(run_gaussian(dense, threads) == alone, "gaussian differs", name, threads);
+      for (int i = 0; i < 4; ++i) require(run_dots(sparse, numbers[i], threads) == dots[i], "dots", name, threads);
       require(std::isfinite(adam_pass(sparse.block, threads)) || sparse.rows > 2, "adam_pass", name, threads);
       const FlushDenormals flush;
       require(run_sjlt(sparse, threads) == sjlt, "sjlt depends on denormals' mode", name, threads);
       require(run_rademacher(dense, threads) == rademacher, "rademacher depends on denormals' mode", name, threads);
       require(run_gaussian(dense, threads) == alone, "gaussian depends on denormals' mode", name, threads);
+      require(run_dots(sparse, 9, threads) == dots[3], "dots depend on denormals' mode", name, threads);
     }
   }
 }

@@ -16,7 +16,7 @@ from dataflex.projection.adam import AdamMoments, AdamVariant, adam_normalize
 from dataflex.projection.dots import PIECE, DotAccumulator, Dots, whole_pieces
 from helpers.projections import gradients, moments
 
-VARIANTS: list[AdamVariant | None] = [None, "adamw", "less"]
+VARIANTS: list[AdamVariant | None] = [None, "adamw", "less", "second_moment"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [3, PIECE, 2 * PIECE + 17, 1, 3 * PIECE, 5000]
 """Of the parameters."""

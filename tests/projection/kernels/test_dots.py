@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from dataflex.projection.adam import AdamVariant
+from dataflex.projection.kernels import native
 from dataflex.projection.kernels.block import arguments
 from dataflex.projection.kernels.dots import LANES, PIECE, dots_accumulate
-from helpers.projections import gradients, moments
+from helpers.projections import gradients, moments, torch_only
+
+kernels = native.native_status().module
+needs_native = pytest.mark.skipif(kernels is None, reason=f"no native kernels: {native.native_status().reason}")
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DATAFLEX_ISA", request.param)
+    try:
+        assert kernels is not None
+        assert kernels.isa() == request.param
+    except ValueError:
+        pytest.skip(f"this processor has no {request.param}")
+    return str(request.param)
 
 
 def summed_in_order(products: Tensor) -> float:
@@ -70,3 +88,98 @@ def test_the_operator_compiles_and_runs_in_inference_mode() -> None:
     assert torch.equal(torch.compile(call, fullgraph=True, backend="eager")(sums), expected)
     with torch.inference_mode():
         assert torch.equal(call(sums), expected)
+
+
+def results(block: tuple[Any, ...], wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums, which start at 0.5, and flags of one call."""
+    rows = len(block[0])
+    sums, flags = torch.full((rows, 1 + len(wanted)), 0.5).double(), torch.zeros(rows, dtype=torch.uint8)
+    dots_accumulate(*block, wanted, sums, flags)
+    return sums, flags
+
+
+@needs_native
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("variant", [None, "adamw", "less", "second_moment"])
+@pytest.mark.parametrize(
+    ("rows", "count", "number", "dtype"),
+    [
+        (1, 1, 1, torch.float32),
+        (4, PIECE, 0, torch.float32),
+        (7, PIECE + 1, 4, torch.bfloat16),
+        (5, 31, 5, torch.float16),
+        (2, 3 * PIECE - 33, 9, torch.float16),
+        (33, 777, 1, torch.float32),
+    ],
+)
+def test_every_instruction_set_gives_the_bits_of_the_reference(
+    rows: int, count: int, number: int, dtype: torch.dtype, variant: AdamVariant | None
+) -> None:
+    seed = int(torch.seed() % 2**31)
+    grads = gradients(rows, count + 3, seed).to(dtype)[:, 1 : count + 1]
+    if rows > 2:
+        grads[1, -1], grads[2, 0] = torch.nan, -torch.inf
+    wanted = torch.randn(2 * number, count + 5)[::2, 3 : count + 3]
+    block = arguments(grads, 3, None if variant is None else moments(count, variant, seed=seed))
+    found = results(block, wanted)
+    with torch_only():
+        expected = results(block, wanted)
+    assert torch.equal(found[0], expected[0]), seed
+    assert found[1].tolist() == expected[1].tolist() == [row in (1, 2) and rows > 2 for row in range(rows)]
+
+
+@needs_native
+@pytest.mark.usefixtures("isa")
+def test_more_partial_sums_than_are_held_at_once() -> None:
+    """40 rows x 3 pieces x 9,001 sums are more than 2^20: the pieces go through in turn."""
+    grads, wanted = gradients(40, 2 * PIECE + 5), torch.randn(2, 2 * PIECE + 5).repeat(4500, 1)
+    block = arguments(grads, 0, None)
+    few, many = results(block, wanted[:2])[0], results(block, wanted)[0]
+    assert torch.equal(many, torch.cat([few[:, :1], few[:, 1:].repeat(1, 4500)], dim=1))
+
+
+def native_arguments(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "grads": np.ones((2, 5), np.float32),
+        "type": "float32",
+        "offset": 0,
+        "variant": "none",
+        "constants": (0.0,) * 7,
+        "exp_avg": None,
+        "exp_avg_sq": None,
+        "directions": np.ones((3, 5), np.float32),
+        "sums": np.zeros((2, 4), np.float64),
+        "not_finite": np.zeros(2, np.uint8),
+        "threads": 1,
+    }
+    return values | changes
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"directions": np.ones((3, 4), np.float32)}, "directions and grads differ in columns"),
+        ({"directions": np.ones(5, np.float32)}, "directions and grads differ in columns"),
+        ({"directions": np.ones((5, 3), np.float32).T}, "a direction must be contiguous"),
+        ({"sums": np.zeros((2, 3))}, "sums must have a column a direction and one more"),
+        ({"sums": np.zeros((3, 4))}, "totals and grads differ in rows"),
+        ({"not_finite": np.zeros(3, np.uint8)}, "per-row arrays and grads differ in rows"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    assert kernels is not None
+    with pytest.raises(ValueError, match=message):
+        kernels.dots_accumulate(**native_arguments(**changes))
+
+
+@needs_native
+def test_plain_torch_in_place_of_the_kernel_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATAFLEX_NATIVE", "0")
+    native.native_status.cache_clear()
+    native.announce.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="exact inner products run in plain torch, about .* times slower"):
+            results(arguments(torch.ones(1, 3), 0, None), torch.ones(1, 3))
+    finally:
+        native.native_status.cache_clear()

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dataflex.projection.kernels import block
 from dataflex.projection.kernels.block import VALUES_AT_ONCE, Block
+from dataflex.projection.kernels.native import kernel
 
 PIECE = 4096
 LANES = 32
@@ -89,7 +90,12 @@ def dots_accumulate(
         sums: ``(b, 1 + d)`` float64, added to: the square, then the inner products.
         not_finite: ``(b,)`` uint8, set to 1 where a value is not finite; such a value counts as 0.
     """
-    accumulate_reference(Block(grads, offset, exp_avg, exp_avg_sq, variant, constants), directions, sums, not_finite)
+    parameters = Block(grads, offset, exp_avg, exp_avg_sq, variant, constants)
+    native = kernel("dots", grads.device)
+    if native is None:
+        accumulate_reference(parameters, directions, sums, not_finite)
+        return
+    native(parameters, directions=directions, sums=sums, not_finite=not_finite)
 
 
 @dots_accumulate.register_fake

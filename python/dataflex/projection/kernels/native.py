@@ -21,11 +21,11 @@ from torch import Tensor
 from dataflex.projection.kernels import cuda
 from dataflex.projection.kernels.block import Block
 
-API_VERSION = 5
+API_VERSION = 6
 """Version of the extension's functions that this package calls."""
-SLOWDOWN = {"sjlt": 10, "rademacher": 250, "gaussian": 40}
+SLOWDOWN = {"sjlt": 10, "rademacher": 250, "gaussian": 40, "dots": 40}
 """Processor time of plain torch over that of the native kernel, measured on one core with AVX-512 (b = 8, p = 20,000,
-k = 1024)."""
+k = 1024; ``dots``: 8 directions)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ def kernel(kind: str, device: torch.device) -> Callable[..., None] | None:
             return partial(cuda.accumulate, status.module, kind)
     if device.type != "meta":
         cost = f"about {SLOWDOWN[kind]} times slower than the native kernel"
-        announce(f"{kind} projections run in plain torch, {cost}: {reason}")
+        what = "exact inner products" if kind == "dots" else f"{kind} projections"
+        announce(f"{what} run in plain torch, {cost}: {reason}")
     return None
 
 

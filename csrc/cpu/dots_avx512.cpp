@@ -1,0 +1,2 @@
+#define DATAFLEX_DOTS kDotsAvx512
+#include "dots_run.inl"

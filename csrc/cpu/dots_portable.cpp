@@ -1,0 +1,2 @@
+#define DATAFLEX_DOTS kDotsPortable
+#include "dots_run.inl"
