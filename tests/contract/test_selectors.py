@@ -112,6 +112,14 @@ class TestTsds(SelectorContract):
         return TsdsSelector(encoder=WordEncoder(), max_K=12, kde_K=10, alpha=0.1, C=0.2)
 
 
+class TestTsdsByGradients(SelectorContract):
+    draws = True
+
+    def make(self) -> TsdsSelector:
+        sizes = {"max_K": 12, "kde_K": 10, "alpha": 0.1, "C": 0.2}
+        return TsdsSelector(representation="gradient", proj_dim=256, save_interval=5, **sizes)
+
+
 def test_every_selector_is_here() -> None:
     tested = {contract.make.__annotations__["return"] for contract in SelectorContract.__subclasses__()}
     builtin = [name for name in registry().names("selector") if registry().find("selector", name).plugin == BUILTIN]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataflex.errors import SelectionError
+from dataflex.retrieval import transport as module
 from dataflex.retrieval.transport import densities, distances, transport
+from dataflex.testing.ranks import run_ranks
+from dataflex.utils.distributed import Ranks
 from helpers.encoders import unit_vectors
 
 
@@ -22,12 +26,49 @@ def test_distances_of_unit_vectors() -> None:
 def test_density_counts_near_duplicates_by_the_kernel() -> None:
     # On the unit circle: angles 0, 0 and 60 degrees (distance 1), and 180 degrees (distance 2).
     angles = np.deg2rad([0, 0, 60, 180])
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    vectors = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
     # sigma 2: K(1) = 1 - 1/4, K(2) = 0, and 60 to 180 degrees is sqrt(3): 1 - 3/4.
     np.testing.assert_allclose(densities(vectors, 4, sigma=2.0), [2.75, 2.75, 1 + 2 * 0.75 + 0.25, 1.25], atol=1e-5)
     np.testing.assert_allclose(densities(vectors, 2, sigma=2.0), [2, 2, 1.75, 1.25], atol=1e-5)  # the nearest two only
     np.testing.assert_allclose(densities(vectors, 9, sigma=0.5), [2, 2, 1, 1], atol=1e-5)
     assert densities(vectors, 4, sigma=0).tolist() == [1, 1, 1, 1]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, so that there are many."""
+    monkeypatch.setattr(module, "HELD_VALUES", 64)
+    monkeypatch.setattr(module, "COLUMNS", 5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(1, 30), dim=st.integers(1, 6), kde_k=st.integers(1, 40), sigma=st.floats(0.1, 3), seed=st.integers(0)
+)
+def test_densities_in_blocks_equal_the_naive_ones(n, dim, kde_k, sigma, seed) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(n, dim))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    vectors[n // 2] = vectors[0]  # an exact twin
+    squared = np.square(vectors[:, None].astype(np.float64) - vectors[None]).sum(axis=2)
+    kernel = np.maximum(0, 1 - squared / sigma**2)
+    expected = -np.sort(-kernel, axis=1)[:, :kde_k].sum(axis=1)
+    # float32 rounds a squared distance by 1e-6 or so, and the kernel divides it by sigma^2
+    found = densities(torch.from_numpy(vectors), kde_k, sigma)
+    np.testing.assert_allclose(found, expected, atol=2e-6 * min(kde_k, n) / sigma**2 + 1e-9)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_number_of_ranks_changes_no_bit_of_a_density() -> None:
+    vectors = torch.from_numpy(unit_vectors(41).astype(np.float32))
+    expected = densities(vectors, 7, 1.2)
+
+    def work(ranks: Ranks) -> list[float]:
+        found: list[float] = densities(vectors, 7, 1.2, ranks).tolist()
+        return found
+
+    for found in run_ranks(3, work):
+        assert found == expected.tolist()
 
 
 class TestByHand:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.dataset import TokenizedDataset
@@ -48,7 +49,7 @@ def test_probabilities_are_those_of_the_formulas(tmp_path: Path) -> None:
     neighbors = np.argsort(-np.round(cosines, 6), axis=1, kind="stable")[:, :12]
     retrieved = np.unique(neighbors)
     density = np.zeros(len(vectors))
-    density[retrieved] = densities(vectors[retrieved].astype(np.float32), 10, 0.75)
+    density[retrieved] = densities(torch.from_numpy(vectors[retrieved].astype(np.float32)), 10, 0.75)
     lengths = distances(np.take_along_axis(cosines, neighbors, axis=1).astype(np.float32))
     expected = transport(neighbors, lengths, density[neighbors], 30, alpha=0.5, scale=0.2)
     assert selection.scores is not None
@@ -72,6 +73,18 @@ def test_samples_are_embedded_once_a_run_and_cached_for_the_next(tmp_path: Path)
     again = tsds(cache_dir=tmp_path)
     again.select(context(tmp_path / "other"))
     assert again.config.encoder.calls == []
+
+
+def test_other_candidates_get_probabilities_of_their_own(tmp_path: Path) -> None:
+    given = context(tmp_path)
+    selector = tsds(candidates=20)
+    one, two = selector.select(given), selector.select(context(tmp_path, round=2))
+    for found in (one, two):
+        rows = np.flatnonzero(~np.isnan(found.scores))
+        assert len(rows) == 20
+        assert set(found.indices.tolist()) <= set(rows.tolist())
+        alone = tsds().select(context(tmp_path, train_dataset=given.train_dataset.select(rows.tolist())))
+        assert found.scores[rows].tolist() == alone.scores.tolist()
 
 
 def test_near_duplicates_count_as_one(tmp_path: Path) -> None:

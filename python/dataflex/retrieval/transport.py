@@ -22,12 +22,20 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dataflex.errors import SelectionError
-from dataflex.retrieval.neighbors.exact import ExactIndex
+from dataflex.utils.distributed import Ranks
+
+HELD_VALUES = 1 << 22
+"""Similarities that are held at once, 16 MiB of float32."""
+COLUMNS = 2048
+"""Vectors that a block is compared with at once."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +55,56 @@ class Transport:
     stopped: bool
 
 
-def densities(vectors: NDArray[np.float32], kde_k: int, sigma: float) -> NDArray[np.float64]:
+def densities(vectors: Tensor, kde_k: int, sigma: float, ranks: Ranks | None = None) -> NDArray[np.float64]:
     """Kernel density of each vector among all of them.
 
+    Vectors are compared block by block, with at most :data:`HELD_VALUES` similarities at once: a row's density is the
+    sum of its kde_k largest kernel values, whichever vectors these belong to. The blocks depend on n and kde_k alone,
+    so that the number of ranks changes no bit.
+
     Args:
-        vectors: ``(n, d)`` float32 unit rows.
+        vectors: ``(n, d)`` float32 unit rows, on the device that is to compute.
         kde_k: Nearest vectors that count, itself included; more than n are n.
         sigma: Radius beyond which nothing counts; 0 makes every density 1.
+        ranks: Processes that hold the same vectors and share the rows; None: this one alone.
 
     Returns:
         ``(n,)`` float64, 1 (up to rounding) for a vector without others near it.
     """
+    ranks, count = ranks or Ranks(), len(vectors)
     if sigma == 0:
-        return np.ones(len(vectors))
-    found = ExactIndex(vectors).search(vectors, min(kde_k, len(vectors)))
-    squared = distances(found.similarities) ** 2
-    kernel = np.maximum(0.0, 1.0 - squared / sigma**2)
-    return np.asarray(kernel.sum(axis=1), dtype=np.float64)
+        return np.ones(count)
+    width = min(kde_k, count)
+    rows = max(1, HELD_VALUES // (2 * (width + COLUMNS)))  # the products of a block, and the best of it so far
+    starts = range(0, count, rows)
+
+    def own() -> Tensor:
+        shares = [_block_densities(vectors, start, rows, width, sigma) for start in ranks.share(starts)]
+        return torch.cat(shares) if shares else torch.empty(0, dtype=torch.float64)
+
+    found = np.empty(count)
+    for rank, values in enumerate(ranks.gather_tensors(ranks.together(own))):
+        place = 0
+        for start in starts[rank :: ranks.count]:
+            size = min(rows, count - start)
+            found[start : start + size] = values[place : place + size].numpy()
+            place += size
+    return found
 
 
-def distances(similarities: NDArray[np.float32]) -> NDArray[np.float64]:
+def _block_densities(vectors: Tensor, start: int, rows: int, width: int, sigma: float) -> Tensor:
+    """Densities ``(b,)`` float64, on the CPU, of the rows from ``start`` on."""
+    block = vectors[start : start + rows]
+    best = vectors.new_empty((len(block), 0))
+    for first in range(0, len(vectors), COLUMNS):
+        similarities = block @ vectors[first : first + COLUMNS].T  # (b, columns)
+        best = torch.cat([best, similarities], dim=1)
+        best = best.topk(min(width, best.shape[1]), dim=1).values
+    squared = (2.0 - 2.0 * best.double()).clamp_min(0.0)
+    return (1.0 - squared / sigma**2).clamp_min(0.0).sum(dim=1).cpu()
+
+
+def distances(similarities: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Euclidean distances of unit vectors with these cosines: sqrt(2 - 2 cos)."""
     return np.sqrt(np.maximum(0.0, 2.0 - 2.0 * similarities.astype(np.float64)))
 

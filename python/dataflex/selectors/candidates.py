@@ -251,6 +251,17 @@ class CandidateSelector(Selector[CandidateConfigT]):
         if self.__dict__.get(PREFILTER) is not None:
             self.__dict__[PREFILTER].close()
 
+    def left(self, context: SelectionContext) -> int:
+        """How many rows a round looks at.
+
+        Raises:
+            SelectionError: They are fewer than are to be selected.
+        """
+        drawn = self._drawn(context)
+        if self.config.prefilter is not None:
+            return self._first(context, drawn).num_samples
+        return len(context.train_dataset) if drawn is None else len(drawn)
+
     def narrowed(self, context: SelectionContext) -> Narrowed:
         """The rows that this round looks at: drawn, then filtered.
 

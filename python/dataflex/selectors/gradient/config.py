@@ -15,8 +15,8 @@ from dataflex.selectors.candidates import CandidateConfig
 from dataflex.utils.messages import Path as KeyPath
 
 
-class GradientConfig(CandidateConfig):
-    """Parameters of every selector by gradient similarity."""
+class FeatureConfig(CandidateConfig):
+    """Parameters of projected gradient features."""
 
     cache_dir: Path | None = Field(None, description="folder of features and answers; null: inside output_dir")
     gradient_type: GradientType = Field("adam", description="normalise training gradients as Adam would, or not (sgd)")
@@ -30,7 +30,6 @@ class GradientConfig(CandidateConfig):
     feature_batch_tokens: BatchTokens = Field(2048, description="padded tokens of one batch of gradients, or auto")
     features_dtype: FeatureDtype = Field("float32", description="type of the features on disk; 16 bits halve them")
     keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")
-    task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")
 
     def find_idle(self) -> list[tuple[KeyPath, str]]:
         """What concerns Adam's normalisation, where there is none."""
@@ -38,6 +37,12 @@ class GradientConfig(CandidateConfig):
         if self.gradient_type == "sgd":
             found.append((("adam_variant",), "has no effect with gradient_type sgd"))
         return found
+
+
+class GradientConfig(FeatureConfig):
+    """Parameters of every selector by gradient similarity."""
+
+    task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")
 
 
 GradientConfigT = TypeVar("GradientConfigT", bound=GradientConfig)
