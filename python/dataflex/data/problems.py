@@ -30,6 +30,12 @@ class Problems:
         if len(self.lines) < MAX_REPORTED:
             self.lines.append(f"{row}: {error.message}")
 
+    def extend(self, other: Problems) -> None:
+        """Add the problems of rows further on."""
+        self.count += other.count
+        self.hint = self.hint or other.hint
+        self.lines += other.lines[: MAX_REPORTED - len(self.lines)]
+
     def raise_if_any(self, head: str, hint: str | None = None) -> None:
         """Raise one error for all.
 

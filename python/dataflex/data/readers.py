@@ -33,30 +33,37 @@ def read_rows(path: Path, split: str = "train") -> list[dict[str, Any]]:
             files are of several splits, none of them this one, or of none.
     """
     if path.is_dir():
-        files = data_files(path, split)
-        if left := [file.name for file in data_files(path) if file not in files]:
-            logger.warning("%s: read is the split %s; left out: %s", path, split, ", ".join(left))
-        return [row for file in files for row in read_rows(file)]
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise DataError(f"{path}: cannot read a {path.suffix or 'suffixless'!r} file, expected {_kinds()}")
-    if not path.is_file():
-        raise DataError(f"{path} is a {special_kind(path)}, expected a file", hint="write what it gives into a file")
-    rows = reader(path)
+        return [row for file in chosen_files(path, split) for row in read_rows(file)]
+    check_file(path)
+    rows = READERS[path.suffix](path)
     if not rows:
         raise DataError(f"{path}: there are no rows")
     return rows
 
 
-def row_texts(path: Path, split: str = "train") -> list[str] | None:
-    """The rows of a JSON Lines file, or of a folder of them, as they are written; None for other kinds of files.
+def check_file(path: Path) -> None:
+    """Raise DataError for what is no file, or one of another kind."""
+    if path.suffix not in READERS:
+        raise DataError(f"{path}: cannot read a {path.suffix or 'suffixless'!r} file, expected {_kinds()}")
+    if not path.is_file():
+        raise DataError(f"{path} is a {special_kind(path)}, expected a file", hint="write what it gives into a file")
 
-    They are in the order of :func:`read_rows`, which must have accepted the path.
-    """
-    if path.is_dir():
-        parts = [row_texts(file) for file in data_files(path, split)]
-        return None if None in parts else [text for part in parts for text in part or ()]
-    return [line.strip() for line in _lines(path) if line.strip()] if path.suffix == ".jsonl" else None
+
+def chosen_files(folder: Path, split: str) -> list[Path]:
+    """:func:`data_files`; those that belong to other splits are named in a warning."""
+    files = data_files(folder, split)
+    if left := [file.name for file in data_files(folder) if file not in files]:
+        logger.warning("%s: read is the split %s; left out: %s", folder, split, ", ".join(left))
+    return files
+
+
+def json_line(line: bytes) -> dict[str, Any] | None:
+    """The object in a line of a JSON Lines file; None if there is none, which reading the whole file explains."""
+    try:
+        row = json.loads(line.decode())
+    except (*JSON, *FILES):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def data_files(folder: Path, split: str | None = None) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dataflex.data.hints import SUPPORTED
@@ -16,30 +17,47 @@ MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def refuse_media(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], where: str, used: Collection[str]) -> None:
-    """Refuse rows with images, videos or audio: their text alone would be trained on.
+@dataclass
+class Media:
+    """Rows with images, videos or audio: their text alone would be trained on.
 
-    Args:
-        rows: All rows of a source.
-        numbers: Number of each row in its source.
-        where: Name of the source, for messages.
+    Attributes:
         used: Columns that are mapped to a part of the conversation, whatever they are called.
-
-    Raises:
-        DataError: Some rows have such a column that is not empty; all of them are counted.
     """
-    media = [name for name in MEDIA_COLUMNS if name not in used]
-    problems, found = Problems(), set()
-    for number, row in zip(numbers, rows, strict=True):
-        names = [name for name in media if not _is_empty(row.get(name))]
-        if names:
-            problems.add(f"row {number}", DataError(f"has {', '.join(names)}"))
-            found.update(names)
-    kinds = ", ".join(name for name in MEDIA_COLUMNS if name in found)
-    problems.raise_if_any(
-        f"{where}: COUNT of {len(rows):,} rows have {kinds}; only text is supported:",
-        f"remove these rows, or the column if their text stands alone; {SUPPORTED}",
-    )
+
+    used: Collection[str] = ()
+    _problems: Problems = field(default_factory=Problems)
+    _found: set[str] = field(default_factory=set)
+
+    def look(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> None:
+        """Note the rows that have such a column that is not empty, each by its number in the source."""
+        media = [name for name in MEDIA_COLUMNS if name not in self.used]
+        for number, row in zip(numbers, rows, strict=True):
+            names = [name for name in media if not _is_empty(row.get(name))]
+            if names:
+                self._problems.add(f"row {number}", DataError(f"has {', '.join(names)}"))
+                self._found.update(names)
+
+    def add(self, other: Media) -> None:
+        """Add what was noted of rows further on."""
+        self._problems.extend(other._problems)
+        self._found |= other._found
+
+    def refuse(self, where: str, total: int) -> None:
+        """Refuse them.
+
+        Args:
+            where: Name of the source, for messages.
+            total: Rows that were looked at.
+
+        Raises:
+            DataError: There are some; all of them are counted.
+        """
+        kinds = ", ".join(name for name in MEDIA_COLUMNS if name in self._found)
+        self._problems.raise_if_any(
+            f"{where}: COUNT of {total:,} rows have {kinds}; only text is supported:",
+            f"remove these rows, or the column if their text stands alone; {SUPPORTED}",
+        )
 
 
 def _is_empty(value: Any) -> bool:

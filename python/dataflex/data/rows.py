@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dataflex.data.formats import COLUMN_KEYS, TAG_KEYS, Columns, DatasetFormat, Row
 from dataflex.data.hints import SUPPORTED, nearest_hint
 from dataflex.data.problems import Problems
-from dataflex.data.refusals import check_row, refuse_media
+from dataflex.data.refusals import Media, check_row
 from dataflex.errors import DataError, PluginError
 from dataflex.plugins.registry import registry
 from dataflex.types import Sample
@@ -35,10 +35,107 @@ class Layout:
         return self.formatting is None and self.columns is None and self.tags is None
 
 
+@dataclass
+class Refused:
+    """What is wrong with rows of one source, collected part by part.
+
+    Attributes:
+        media: Rows that hold more than text.
+        unknown: Why the form of the rows is not known; None: it is.
+        columns: Columns that some row has, where a mapping names columns.
+        problems: Rows that cannot be read.
+        total: Rows that were looked at.
+    """
+
+    media: Media
+    unknown: DataError | None = None
+    columns: set[str] = field(default_factory=set)
+    problems: Problems = field(default_factory=Problems)
+    total: int = 0
+
+    def add(self, other: Refused) -> None:
+        """Add what is wrong with rows further on."""
+        self.media.add(other.media)
+        self.unknown = self.unknown or other.unknown
+        self.columns |= other.columns
+        self.problems.extend(other.problems)
+        self.total += other.total
+
+
+class RowConverter:
+    """Turns the rows of one source into samples, a part of them at a time.
+
+    Args:
+        first: The source's first row, which decides about its form.
+        where: Name of the source, for messages.
+        layout: What the source says about the form.
+    """
+
+    def __init__(self, first: Row, where: str, layout: Layout) -> None:
+        self._where = where
+        self._layout = layout
+        self._form: DatasetFormat | None = None
+        self._unknown: DataError | None = None
+        try:
+            self._form, self._columns = _layout_of(first, where, layout)
+        except DataError as error:
+            self._unknown = error  # that there are images is said first
+
+    def convert(self, rows: Sequence[Row], numbers: Sequence[int], offset: int = 0) -> tuple[list[Sample], Refused]:
+        """Samples of the rows that can be read, and what is wrong with the others.
+
+        Args:
+            rows: The rows, of one form; where the source does not say which, single rows may have another one.
+            numbers: Number of each row in its source, as messages give it.
+            offset: ``Sample.row`` is the number plus this.
+        """
+        refused = Refused(Media(set((self._layout.columns or {}).values())), self._unknown, total=len(rows))
+        refused.media.look(rows, numbers)
+        samples: list[Sample] = []
+        if self._form is None:
+            return samples, refused
+        if self._layout.columns is not None:
+            refused.columns.update(*(row.keys() for row in rows))
+        for number, row in zip(numbers, rows, strict=True):
+            try:
+                with foreign(DataError, "it cannot be read", (RecursionError,)):
+                    check_row(row)
+                    form, columns = self._form_of(row, self._form)
+                    samples.append(form.to_sample(row, offset + number, columns))
+            except DataError as error:
+                refused.problems.add(f"row {number}", error)
+        return samples, refused
+
+    def _form_of(self, row: Row, form: DatasetFormat) -> tuple[DatasetFormat, Columns]:
+        return _form_of(row, form, self._where) if self._layout.is_empty() else (form, self._columns)
+
+    def refuse(self, refused: Refused, *, whole: bool = True) -> None:
+        """Raise what is wrong with rows.
+
+        Args:
+            refused: Of all parts.
+            whole: They are all rows of the source: a column that none of them has does not exist.
+
+        Raises:
+            DataError: The form is unknown or ambiguous, a mapped column does not exist, or rows are damaged or hold
+                more than text (all of them are counted, the first few shown).
+        """
+        refused.media.refuse(self._where, refused.total)
+        if refused.unknown is not None:
+            raise refused.unknown
+        if whole and self._layout.columns is not None:
+            _check_mapped_columns(refused.columns, self._columns, self._where)
+        form = "" if self._form is None else self._form.name
+        refused.problems.raise_if_any(
+            f"{self._where}: COUNT of {refused.total:,} rows cannot be read as {form}:",
+            "correct or remove these rows (row numbers start at 0)",
+        )
+
+
 def convert_rows(
     rows: Sequence[Row], where: str, *, layout: Layout, numbers: Sequence[int], offset: int = 0
 ) -> list[Sample]:
-    """Turn rows into samples.
+    """Turn all rows of a source into samples.
 
     Args:
         rows: The rows, of one form; where the source does not say which, single rows may have another one.
@@ -48,27 +145,13 @@ def convert_rows(
         offset: ``Sample.row`` is the number plus this.
 
     Raises:
-        DataError: The form is unknown or ambiguous, a mapped column does not exist, or rows are damaged or hold more
-            than text (all of them are counted, the first few shown).
+        DataError: As :meth:`RowConverter.refuse`, or there are no rows.
     """
     if not rows:
         raise DataError(f"{where}: there are no rows")
-    refuse_media(rows, numbers, where, used=set((layout.columns or {}).values()))
-    form, columns = _layout_of(rows, where, layout)
-    problems = Problems()
-    samples = []
-    for number, row in zip(numbers, rows, strict=True):
-        try:
-            with foreign(DataError, "it cannot be read", (RecursionError,)):
-                check_row(row)
-                own, own_columns = _form_of(row, form, where) if layout.is_empty() else (form, columns)
-                samples.append(own.to_sample(row, offset + number, own_columns))
-        except DataError as error:
-            problems.add(f"row {number}", error)
-    problems.raise_if_any(
-        f"{where}: COUNT of {len(rows):,} rows cannot be read as {form.name}:",
-        "correct or remove these rows (row numbers start at 0)",
-    )
+    converter = RowConverter(rows[0], where, layout)
+    samples, refused = converter.convert(rows, numbers, offset)
+    converter.refuse(refused)
     return samples
 
 
@@ -88,15 +171,14 @@ def _present(row: Row) -> set[str]:
     return {name for name, value in row.items() if value is not None}
 
 
-def _layout_of(rows: Sequence[Row], where: str, layout: Layout) -> tuple[DatasetFormat, Columns]:
+def _layout_of(first: Row, where: str, layout: Layout) -> tuple[DatasetFormat, Columns]:
     if layout.is_empty():
-        form = recognise(rows[0], where)
+        form = recognise(first, where)
     else:
         form = registry().get("dataset_format", layout.formatting or "alpaca")()
-    columns = form.default_columns(rows[0])
+    columns = form.default_columns(first)
     if layout.columns is not None:
         columns = _mapped(columns, COLUMN_KEYS, layout.columns, f"{where}: columns")
-        _check_mapped_columns(rows, columns, where)
     if layout.tags is not None:
         columns = _mapped(columns, TAG_KEYS, layout.tags, f"{where}: tags")
     missing = [key for key in form.required if getattr(columns, key) is None]
@@ -117,8 +199,7 @@ def _mapped(columns: Columns, keys: tuple[str, ...], mapping: Mapping[str, str],
     return replace(columns, **{key: mapping.get(key) for key in keys})
 
 
-def _check_mapped_columns(rows: Sequence[Row], columns: Columns, where: str) -> None:
-    existing: set[str] = set().union(*(row.keys() for row in rows))
+def _check_mapped_columns(existing: set[str], columns: Columns, where: str) -> None:
     absent = sorted(columns.used() - existing)
     if absent:
         raise DataError(

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dataflex.data.formats import as_row
 from dataflex.data.hints import nearest_hint
-from dataflex.data.readers import READERS, arrow_rows, read_rows, row_texts
+from dataflex.data.readers import READERS
 from dataflex.data.registry_file import FILE_NAME, Entry, parse_entry, read_registry
-from dataflex.data.rows import Layout, convert_rows, unique_ids
+from dataflex.data.row_files import ArrowRows, ListedRows, SourceRows, file_rows
+from dataflex.data.rows import Layout
+from dataflex.data.sample_reader import OriginalRow, SampleReader, Source
 from dataflex.errors import DataError
 from dataflex.types import Sample
 from dataflex.utils.home import home_path
@@ -30,40 +28,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Spec: TypeAlias = "str | Path | Sequence[str | Path] | Sequence[Mapping[str, Any]] | Dataset"
-Rows: TypeAlias = "Sequence[Mapping[str, Any]] | Dataset"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_DRAW_SEED = 0
-
-
-@dataclass(frozen=True)
-class _Source:
-    """All rows of one source, the numbers of those to read, the file or folder that they come from, and its name."""
-
-    where: str
-    rows: Rows
-    numbers: Sequence[int]
-    layout: Layout
-    path: Path | None = None
-    split: str = "train"
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OriginalRow:
-    """A row as its source has it.
-
-    Attributes:
-        where: Name of the source, for messages.
-        number: Number in its source, from 0.
-        value: The row.
-        text: The row's own JSON, where it comes from a JSON Lines file.
-    """
-
-    where: str
-    number: int
-    value: Mapping[str, Any]
-    text: str | None
 
 
 @dataclass(frozen=True)
@@ -102,18 +68,34 @@ def load_samples(
     Raises:
         DataError: The source does not exist, cannot be read, or has damaged rows.
     """
+    reader = open_samples(
+        spec,
+        dataset_dir=dataset_dir,
+        split=split,
+        max_samples=max_samples,
+        base_dirs=base_dirs,
+        formatting=formatting,
+    )
+    return list(reader)
+
+
+def open_samples(
+    spec: Spec,
+    *,
+    dataset_dir: str | Path | None = None,
+    split: str = "train",
+    max_samples: int | None = None,
+    base_dirs: Sequence[str | Path] = (),
+    formatting: str | None = None,
+) -> SampleReader:
+    """Samples that are read when they are asked for; arguments and errors as those of :func:`load_samples`.
+
+    Raises:
+        DataError: The source does not exist; what is wrong with rows shows when they are read.
+    """
     if max_samples is not None and max_samples < 1:
         raise DataError(f"max_samples is {max_samples}, expected a positive number")
-    lookup = _lookup(dataset_dir, base_dirs, split, formatting)
-    samples: list[Sample] = []
-    offset = 0
-    for source in _open(spec, lookup):
-        numbers = source.numbers[:max_samples]
-        rows = _taken(source.rows, numbers)
-        found = convert_rows(rows, source.where, layout=source.layout, numbers=numbers, offset=offset)
-        samples += [replace(sample, source=source.name) for sample in found]
-        offset += len(source.rows)
-    return unique_ids(samples)
+    return SampleReader(_open(spec, _lookup(dataset_dir, base_dirs, split, formatting)), max_samples)
 
 
 def original_rows(
@@ -138,35 +120,7 @@ def original_rows(
     Raises:
         DataError: The source cannot be read, or has fewer rows.
     """
-    sources = _open(spec, _lookup(dataset_dir, base_dirs, split, None))
-    ends = list(accumulate(len(source.rows) for source in sources))
-    wanted: dict[int, set[int]] = {}
-    for row in rows:
-        if not 0 <= row < ends[-1]:
-            raise DataError(f"there is no row {row}: the data has {ends[-1]} rows")
-        wanted.setdefault(bisect_right(ends, row), set()).add(row)
-    found: dict[int, OriginalRow] = {}
-    for place, chosen in wanted.items():
-        source, start = sources[place], ends[place] - len(sources[place].rows)
-        texts = row_texts(source.path, source.split) if source.path else None
-        numbers = sorted(row - start for row in chosen)
-        for number, value in zip(numbers, _taken(source.rows, numbers), strict=True):
-            original = OriginalRow(source.where, number, value, texts[number] if texts else None)
-            found[start + number] = _self_contained(original, source.layout)
-    return [found[row] for row in rows]
-
-
-def _self_contained(row: OriginalRow, layout: Layout) -> OriginalRow:
-    """A row that can be read without the mapping of its source: as it is, or as messages if it needs the mapping."""
-    if layout.is_empty():
-        return row
-    options: dict[str, Any] = {"numbers": [row.number]}
-    absent = dict.fromkeys((layout.columns or {}).values())  # columns that other rows of the source have
-    (sample,) = convert_rows([absent | dict(row.value)], row.where, layout=layout, **options)
-    with suppress(DataError):
-        if convert_rows([row.value], row.where, layout=Layout(), **options) == [sample]:
-            return row
-    return OriginalRow(row.where, row.number, as_row(sample, row.value), None)
+    return open_samples(spec, dataset_dir=dataset_dir, split=split, base_dirs=base_dirs).originals(rows)
 
 
 def _lookup(
@@ -178,7 +132,7 @@ def _lookup(
     return _Lookup(folder, bases, split, formatting)
 
 
-def _open(spec: Spec, lookup: _Lookup) -> list[_Source]:
+def _open(spec: Spec, lookup: _Lookup) -> list[Source]:
     if isinstance(spec, (str, Path)):
         return _open_names(_split(str(home_path(spec)) if str(spec).startswith("~") else str(spec), lookup), lookup)
     if isinstance(spec, Sequence):
@@ -189,9 +143,9 @@ def _open(spec: Spec, lookup: _Lookup) -> list[_Source]:
             return _open_names([str(name) for name in names], lookup)
         rows = [part for part in spec if isinstance(part, Mapping)]
         if len(rows) == len(spec):
-            return [_whole("list of rows", rows, Layout(lookup.formatting))]
+            return [Source("list of rows", ListedRows(rows), Layout(lookup.formatting))]
         raise DataError("the dataset is a list of mixed things, expected only names or only rows (mappings)")
-    return [_whole("datasets.Dataset", _one_dataset(spec), Layout(lookup.formatting))]
+    return [Source("datasets.Dataset", ArrowRows(_one_dataset(spec)), Layout(lookup.formatting))]
 
 
 def _split(text: str, lookup: _Lookup) -> list[str]:
@@ -205,31 +159,21 @@ def _split(text: str, lookup: _Lookup) -> list[str]:
     return names
 
 
-def _whole(where: str, rows: Rows, layout: Layout, path: Path | None = None, split: str = "train") -> _Source:
-    return _Source(where, rows, range(len(rows)), layout, path, split)
-
-
-def _taken(rows: Rows, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
-    """The rows with these numbers; only they are read from a ``datasets.Dataset``."""
-    if isinstance(rows, Sequence):
-        return [rows[number] for number in numbers]
-    return list(arrow_rows(rows.select(numbers).with_format(None).to_list()))
-
-
-def _open_names(names: Sequence[str], lookup: _Lookup) -> list[_Source]:
+def _open_names(names: Sequence[str], lookup: _Lookup) -> list[Source]:
     return [replace(_open_name(name, lookup), name=name) for name in names]
 
 
-def _open_name(name: str, lookup: _Lookup) -> _Source:
+def _open_name(name: str, lookup: _Lookup) -> Source:
     entries = read_registry(lookup.dataset_dir) if lookup.dataset_dir else {}
     if lookup.dataset_dir and name in entries:
         return _open_entry(parse_entry(lookup.dataset_dir, name, entries[name]), lookup)
     places = (*lookup.base_dirs, *([lookup.dataset_dir] if lookup.dataset_dir else []))
     path = _find(home_path(name), places)
     if path is not None:
-        return _whole(str(path), _path_rows(path, lookup.split), Layout(lookup.formatting), path, lookup.split)
+        return Source(str(path), _path_rows(path, lookup.split), Layout(lookup.formatting))
     if _HUB_ID.fullmatch(name) and Path(name).suffix not in READERS:
-        return _whole(f"hub dataset {name!r}", _hub_rows(name, split=lookup.split), Layout(lookup.formatting))
+        rows = ArrowRows(_hub_rows(name, split=lookup.split))
+        return Source(f"hub dataset {name!r}", rows, Layout(lookup.formatting))
     raise _not_found(name, places, list(entries), lookup.dataset_dir)
 
 
@@ -243,15 +187,14 @@ def _not_found(name: str, places: Sequence[Path], entries: list[str], dataset_di
     return DataError("\n".join(lines), hint=hint)
 
 
-def _open_entry(entry: Entry, lookup: _Lookup) -> _Source:
+def _open_entry(entry: Entry, lookup: _Lookup) -> Source:
     layout = entry.layout
-    path: Path | None = None
-    rows: Rows
+    rows: SourceRows
     if layout.is_empty():
         layout = Layout(lookup.formatting)
     if entry.hub_id is not None:
         split = entry.split or lookup.split
-        rows = _hub_rows(entry.hub_id, split=split, subset=entry.subset, folder=entry.folder)
+        rows = ArrowRows(_hub_rows(entry.hub_id, split=split, subset=entry.subset, folder=entry.folder))
     else:
         assert lookup.dataset_dir is not None
         assert entry.file_name is not None
@@ -259,19 +202,7 @@ def _open_entry(entry: Entry, lookup: _Lookup) -> _Source:
         if not path.exists():
             raise DataError(f"{entry.where}: {path} does not exist")
         rows = _path_rows(path, entry.split or lookup.split)
-    return _Source(entry.where, rows, _drawn(entry, len(rows)), layout, path, entry.split or lookup.split)
-
-
-def _drawn(entry: Entry, total: int) -> Sequence[int]:
-    """The numbers of ``num_samples`` rows drawn at random with a fixed seed, in the order of the source."""
-    import numpy as np
-
-    if entry.num_samples is None:
-        return range(total)
-    if entry.num_samples > total:
-        raise DataError(f"{entry.where}: num_samples is {entry.num_samples}, but there are {total} rows")
-    drawn = np.random.default_rng(_DRAW_SEED).permutation(total)[: entry.num_samples]
-    return sorted(int(number) for number in drawn)
+    return Source(entry.where, rows, layout, drawn=entry.num_samples)
 
 
 def _find(path: Path, base_dirs: Sequence[Path]) -> Path | None:
@@ -280,12 +211,12 @@ def _find(path: Path, base_dirs: Sequence[Path]) -> Path | None:
     return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
-def _path_rows(path: Path, split: str) -> Rows:
+def _path_rows(path: Path, split: str) -> SourceRows:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         from datasets import load_from_disk
 
-        return _one_dataset(load_from_disk(str(path)), split)
-    return read_rows(path, split)
+        return ArrowRows(_one_dataset(load_from_disk(str(path)), split))
+    return file_rows(path, split)
 
 
 def _one_dataset(dataset: Any, split: str | None = None) -> Dataset:

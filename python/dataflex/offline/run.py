@@ -105,9 +105,7 @@ def select_from_config(
         ranks.on_main(lambda: _sweep(files))
         chosen = run_selector(selector, context, checkpoint)
         folder = config.origin.folder
-        source = RowSource(
-            config.dataset, Path(config.locate(config.dataset_dir)), (folder,) if folder else (), config.max_samples
-        )
+        source = RowSource(config.dataset, Path(config.locate(config.dataset_dir)), (folder,) if folder else ())
         selection = as_offline(chosen, context.train_dataset, source)
         ranks.on_main(lambda: _write(files, selection, context, config, checkpoint))
     return selection

@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.data.sources import OriginalRow, load_samples, original_rows
+from dataflex.data.sample_reader import OriginalRow
+from dataflex.data.sources import open_samples
 from dataflex.errors import DataError, SelectionError
 from dataflex.offline.subset import NOTES_KEY, write_rows
 from dataflex.selectors.base import Selection
@@ -34,13 +35,11 @@ class RowSource:
         spec: Names, rows or a ``datasets.Dataset``.
         dataset_dir: Folder of ``dataset_info.json``.
         base_dirs: Where relative paths are looked up after the working directory.
-        max_samples: Rows of each source that were read; None: all.
     """
 
     spec: Any
     dataset_dir: Path | None = None
     base_dirs: tuple[Path, ...] = ()
-    max_samples: int | None = None
 
     def __repr__(self) -> str:
         named = isinstance(self.spec, str | Path) or (
@@ -60,19 +59,17 @@ class RowSource:
                 "the candidates came as a tokenised dataset, which does not know its rows",
                 hint="select from rows, files or a datasets.Dataset",
             )
-        samples = load_samples(
-            self.spec, dataset_dir=self.dataset_dir, base_dirs=self.base_dirs, max_samples=self.max_samples
-        )
-        found = {sample.row: sample for sample in samples}
+        reader = open_samples(self.spec, dataset_dir=self.dataset_dir, base_dirs=self.base_dirs)
+        rows = [sample.row for sample in chosen]
+        there = [row for row in rows if row < reader.num_rows]
+        messages = {sample.row: sample.messages for sample in reader.take_rows(there)}
         for sample in chosen:
-            other = found.get(sample.row)
-            if other is None or other.messages != sample.messages:
+            if messages.get(sample.row) != sample.messages:
                 raise SelectionError(
                     f"row {sample.row} of the data is not the one that was selected",
                     hint="the data has changed, or is another: pass what was selected from, or select again",
                 )
-        rows = [sample.row for sample in chosen]
-        return original_rows(self.spec, rows, dataset_dir=self.dataset_dir, base_dirs=self.base_dirs)
+        return reader.originals(rows)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

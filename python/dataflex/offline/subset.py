@@ -9,7 +9,7 @@ from typing import Any
 
 from dataflex.data.plain import plain
 from dataflex.data.readers import MAX_REPORTED
-from dataflex.data.sources import OriginalRow
+from dataflex.data.sample_reader import OriginalRow
 from dataflex.errors import DataError, SelectionError
 from dataflex.utils.files import atomic_path
 
