@@ -121,7 +121,7 @@ def _ray(
 
 def _ranking(drawing: Drawing, left: int) -> None:
     """Reliability of simulated targets against how well planted candidates are found."""
-    from dataflex.gradients.reliability import LOW as LOW_RELIABILITY
+    from dataflex.utils.reliability import LOW as LOW_RELIABILITY
 
     width, height, top = 330, 240, 40
 

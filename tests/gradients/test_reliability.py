@@ -4,9 +4,12 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dataflex.gradients.reliability import LOW, Reliability, paired_reliability, target_reliability
+from dataflex.gradients.reliability import Reliability, paired_reliability, target_reliability
 from dataflex.gradients.similarity import normalized_rows
+from dataflex.utils.reliability import LOW, needed_cosine
 
 K = 4096
 
@@ -82,3 +85,14 @@ def test_halves_of_answers() -> None:
     assert paired_reliability(list(same)) == pytest.approx(paired_reliability(list(same[[0, 1, 3, 4, 5]])), abs=1e-12)
     assert paired_reliability(list(torch.zeros(3, 2, 4))) is None
     assert Reliability(0.9, LOW - 0.1).low
+
+
+@given(st.integers(2, 500))
+def test_the_cosine_that_is_needed_gives_the_lowest_reliability_that_will_do(targets):
+    cosine = needed_cosine(targets)
+    assert cosine / (cosine + 2 * (1 - cosine) / targets) == pytest.approx(LOW)
+
+
+def test_one_target_has_no_halves():
+    assert needed_cosine(1) is None
+    assert needed_cosine(0) is None

@@ -82,6 +82,40 @@ def test_each_selection_has_a_row(finished):
     assert rows["10"]["chosen last time too"] == "67%"
 
 
+def test_how_far_the_target_can_be_trusted_is_said_a_round_and_a_low_one_is_marked(tmp_path, capsys):
+    dataset = tiny_dataset(4, seed=2)
+    values = ({"targets": 0.81}, {"targets": 0.55, "answers": 0.21, "groups": None}, {"targets": None, "answers": None})
+    for number, reliability in enumerate(values, start=1):
+        selection = Selection(np.array([0]), np.zeros(4), "nice", number, number, {"reliability": reliability})
+        write_selection(tmp_path / "selections" / f"step-{number}.parquet", selection, dataset, "task")
+    write_json(tmp_path / "all_results.json", {})
+    found = next(one for one in sheets(read_report(tmp_path)) if one.title == "can the target be trusted?")
+    assert found.rows == [
+        ("1", "0.81", "-", "the halves say the same"),
+        ("2", "0.55", "0.21", "low: mostly noise: rows may be ranked by little more than chance"),
+    ]
+    assert found.marked == {1}
+    print_report(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('<tr class="low">') == 1
+    assert "can the target be trusted?" in capsys.readouterr().out
+
+
+def test_rows_that_were_not_looked_at_are_counted_and_have_no_part_in_the_scores(tmp_path):
+    dataset = tiny_dataset(6, seed=2)
+    scores = np.array([0.5, np.nan, 0.25, -np.inf, np.nan, np.nan])
+    write_selection(
+        tmp_path / "selections" / "step-2.parquet", Selection(np.array([0]), scores, "less", 2, 1), dataset, "task"
+    )
+    write_json(tmp_path / "all_results.json", {})
+    rows = sheet(tmp_path, "less: 1 selection from 6 rows")
+    assert rows["2"]["looked at"] == "3"
+    assert rows["2"]["mean score of all"] == "+0.3750"
+    by_task = sheet(tmp_path, "selected by task")
+    assert sum(int(row["looked at"]) for row in by_task.values()) == 3
+    assert sum(int(row["rows"]) for row in by_task.values()) == 6
+
+
 def test_seconds_of_selections_are_split(finished):
     assert read_report(finished[0]).seconds == {
         "training": 4.0,

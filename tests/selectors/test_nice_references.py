@@ -16,7 +16,6 @@ from dataflex.gradients.advantages import advantages
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import policy_gradient, sample_gradient
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt, halves
-from dataflex.gradients.reliability import LOW
 from dataflex.projection.adam import adam_normalize
 from dataflex.projection.projector import Projector
 from dataflex.rollouts import Rollout
@@ -24,6 +23,7 @@ from dataflex.rollouts.references import reference_rollouts
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.nice.targets import Halves, weighted
 from dataflex.testing import EchoReward, tiny_context
+from dataflex.utils.reliability import LOW
 from helpers.runs import tiny_nice
 
 

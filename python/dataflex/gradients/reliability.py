@@ -23,12 +23,10 @@ import torch
 from torch import Tensor
 
 from dataflex.gradients.similarity import Blocks, normalized_rows
+from dataflex.utils.reliability import LOW
 
 SPLITS = 32
 """Splits that are averaged: their mean then moves by about a tenth of what a single split does."""
-LOW = 0.4
-"""Below this the direction is mostly noise. On real models and pools that nobody had tuned for, sparse rewards gave
-0.17 to 0.36, and a ranking by chance in one of three runs; 0.54 and more found the planted rows in every run."""
 
 
 @dataclass(frozen=True, slots=True)

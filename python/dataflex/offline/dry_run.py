@@ -79,11 +79,13 @@ class DryRun:
         parts: What was timed.
         counts: What is only counted.
         peak_memory: Largest memory of the process up to now, in bytes; of the GPU, if the model is there.
+        notes: What else the selection says beforehand.
     """
 
     parts: Sequence[PartEstimate]
     counts: Mapping[str, int]
     peak_memory: int
+    notes: Sequence[str] = ()
 
     @property
     def total(self) -> Cost:
@@ -98,6 +100,7 @@ class DryRun:
     def lines(self) -> list[str]:
         """The prediction as text."""
         return [
+            *self.notes,
             *(part.line() for part in self.parts),
             *(f"{name}: {count:,} (not timed)" for name, count in self.counts.items()),
             f"predicted time: {self.total}",
@@ -115,7 +118,7 @@ def dry_run(selector: Selector[Any], context: SelectionContext) -> DryRun:
     """
     plan = selector.plan(context)
     parts = [_estimate(part, context) for part in plan.parts]
-    return DryRun(parts, plan.counts, _peak_memory(context))
+    return DryRun(parts, plan.counts, _peak_memory(context), plan.notes)
 
 
 def _estimate(part: PlannedPart, context: SelectionContext) -> PartEstimate:

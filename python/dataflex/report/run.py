@@ -77,6 +77,6 @@ def _table(sheet: Sheet) -> Table:
     table = Table()
     for place, column in enumerate(sheet.head):
         table.add_column(Text(column), justify="left" if place < sheet.texts else "right")
-    for row in sheet.rows:
-        table.add_row(*(Text(shown(cell, CELL)) for cell in row))
+    for place, row in enumerate(sheet.rows):
+        table.add_row(*(Text(shown(cell, CELL)) for cell in row), style="yellow" if place in sheet.marked else None)
     return table

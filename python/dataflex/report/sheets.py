@@ -11,6 +11,7 @@ import numpy as np
 from dataflex.report.read import RunReport, SelectionFile
 from dataflex.utils.facts import flat, numbers
 from dataflex.utils.groups import GroupRow, by_length, group_rows, length_names
+from dataflex.utils.reliability import LOW, meaning
 
 NOTHING = "(none)"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -32,6 +33,7 @@ class Sheet:
         rows: Cells, as text that is not escaped for any target yet.
         texts: How many columns, from the left, are text; the others are numbers.
         note: What else there is to say.
+        marked: Rows that stand out.
     """
 
     title: str
@@ -39,6 +41,7 @@ class Sheet:
     rows: Sequence[tuple[str, ...]]
     texts: int = 1
     note: str = ""
+    marked: frozenset[int] = frozenset()
 
 
 def sheets(report: RunReport) -> list[Sheet]:
@@ -59,6 +62,7 @@ def _selected(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:
         return
     last = selections[-1]
     yield _selections(selections)
+    yield _reliability(selections)
     yield from _groups(selections)
     yield _quantiles(last)
     yield _excerpts(last)
@@ -89,6 +93,27 @@ def _selections(selections: Sequence[SelectionFile]) -> Sheet:
     looked = ["looked at"] if some else []
     head = ("step", *looked, "selected", "mean score", "mean score of all", "chosen last time too", "seconds")
     return Sheet(title, head, rows, texts=0, note=NOT_LOOKED_AT if some else "")
+
+
+def _reliability(selections: Sequence[SelectionFile]) -> Sheet:
+    """How far two halves of the targets agreed at each selection, and what that says."""
+    rows: list[tuple[str, ...]] = []
+    marked: set[int] = set()
+    for selection in selections:
+        known = numbers(selection.report.get("reliability"))
+        if not known:
+            continue
+        lowest = min(known.values())
+        if lowest < LOW:
+            marked.add(len(rows))
+        values = (f"{known[name]:.2f}" if name in known else "-" for name in ("targets", "answers"))
+        rows.append((str(selection.step), *values, f"{'low: ' if lowest < LOW else ''}{meaning(lowest)}"))
+    note = (
+        "The cosine of two halves of the targets, and of two halves of each prompt's answers: 1 where they agree, 0 "
+        f"for noise. Below {LOW} more targets, more answers or a softer reward help."
+    )
+    head = ("step", "halves of the targets", "halves of the answers", "what it says")
+    return Sheet("can the target be trusted?", head, rows, texts=4, note=note, marked=frozenset(marked))
 
 
 def _groups(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:

@@ -284,7 +284,7 @@ class CandidateSelector(Selector[CandidateConfigT]):
         if rows is None:
             return Narrowed(context, total)
         if context.ranks.is_main:
-            logger.info("%s looks at %d of %d rows%s", self.name, len(rows), total, self._how())
+            logger.info("%s", self._looks_at(len(rows), total))
         dataset = context.train_dataset.select(rows.tolist())
         return Narrowed(replace(context, train_dataset=dataset), total, rows, report, seconds, left_out)
 
@@ -293,15 +293,17 @@ class CandidateSelector(Selector[CandidateConfigT]):
 
         Which rows the prefilter leaves only it can tell; some that are drawn evenly stand in for them.
         """
-        rows = self._drawn(context)
+        rows, total = self._drawn(context), len(context.train_dataset)
         if self.prefilter is None:
-            return (context if rows is None else _among(context, rows)), Plan()
+            left = context if rows is None else _among(context, rows)
+            return left, Plan(notes=[] if rows is None else [self._looks_at(len(rows), total)])
         first = self._first(context, rows)
         own = self.prefilter.plan(first)
         parts = [replace(part, name=f"{PREFILTER}: {part.name}") for part in own.parts]
         counts = {f"{PREFILTER}: {name}": count for name, count in own.counts.items()}
         kept = _draw(len(first.train_dataset), first.num_samples, (context.seed, context.round, STAND_IN))
-        return _among(context, kept if rows is None else rows[kept]), Plan(parts, counts)
+        notes = [*(f"{PREFILTER}: {note}" for note in own.notes), self._looks_at(len(kept), total)]
+        return _among(context, kept if rows is None else rows[kept]), Plan(parts, counts, notes)
 
     def _drawn(self, context: SelectionContext) -> NDArray[np.int64] | None:
         """Positions of the drawn rows, rising; None: all are looked at.
@@ -342,12 +344,13 @@ class CandidateSelector(Selector[CandidateConfigT]):
         folder = self.work_dir(context) / PREFILTER
         return replace(among, num_samples=kept, total_samples=kept * context.num_rounds, output_dir=folder)
 
-    def _how(self) -> str:
-        """How the rows were chosen, for the log."""
+    def _looks_at(self, count: int, total: int) -> str:
+        """How many rows are looked at, and how they were chosen."""
         drawn = "" if self.config.candidates == "all" else "drawn by seed and round"
         wanted = self.config.prefilter
         filtered = "" if wanted is None else f"{wanted.name} keeps {wanted.keep:.3g} of them"
-        return ": " + ", ".join(filter(None, [drawn, filtered]))
+        how = ", ".join(filter(None, [drawn, filtered]))
+        return f"{self.name} looks at {count:,} of {total:,} rows: {how}"
 
 
 def _among(context: SelectionContext, rows: NDArray[np.int64]) -> SelectionContext:

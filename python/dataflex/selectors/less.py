@@ -16,6 +16,7 @@ evaluation set without tasks is one task.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -31,6 +32,7 @@ from dataflex.selectors.gradient import (
     Targets,
     check_tasks,
     split_answered,
+    target_note,
 )
 from dataflex.selectors.plan import Plan
 from dataflex.types import Sample, group_names
@@ -82,7 +84,9 @@ class LessSelector(GradientSelector[LessConfig]):
         features, dataset = self.reference_gradients(context, self.projector())
         candidates = super().plan(context)
         parts = [*candidates.parts, self.planned(EVALUATION, features, dataset.lengths)]
-        return Plan(parts, candidates.counts)
+        rule, column = self.aggregate_rule(dataset.samples), self.config.task_column
+        note = target_note(dataset.samples, "reference answers", rule, column)
+        return replace(candidates, parts=parts, notes=[*candidates.notes, note])
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
         """Gradients of the reference answers.

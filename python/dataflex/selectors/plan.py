@@ -39,7 +39,9 @@ class Plan:
     Attributes:
         parts: What can be timed on a few batches.
         counts: What is only counted (answers to sample, rewards to ask for).
+        notes: What else is worth saying, a line each.
     """
 
     parts: Sequence[PlannedPart] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()

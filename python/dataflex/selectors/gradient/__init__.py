@@ -5,7 +5,7 @@ May import ``gradients``, ``projection``, ``selectors.base``, ``selectors.plan``
 """
 
 from dataflex.selectors.gradient.config import GradientConfig
-from dataflex.selectors.gradient.report import with_candidates
+from dataflex.selectors.gradient.report import target_note, with_candidates
 from dataflex.selectors.gradient.selector import EVALUATION, TRAINING, GradientSelector
 from dataflex.selectors.gradient.targets import Directions, Targets, check_tasks, split_answered
 
@@ -18,5 +18,6 @@ __all__ = [
     "Targets",
     "check_tasks",
     "split_answered",
+    "target_note",
     "with_candidates",
 ]

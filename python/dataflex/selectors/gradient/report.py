@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dataflex.gradients.features import report_broken
-from dataflex.gradients.reliability import LOW, Reliability
+from dataflex.gradients.reliability import Reliability
 from dataflex.gradients.similarity import Scores
-from dataflex.types import Sample
+from dataflex.types import Sample, group_names
+from dataflex.utils.reliability import LOW, needed_cosine
 from dataflex.utils.shown import listed
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,30 @@ def say_reliability(found: Reliability, remedy: str) -> None:
             LOW,
             remedy,
         )
+
+
+def target_note(samples: Sequence[Sample], what: str, aggregate: str, task_column: str) -> str:
+    """What can be said beforehand about how far the target can be trusted: what it will rest on.
+
+    Args:
+        samples: The targets.
+        what: What each of them is.
+        aggregate: Rule over the targets.
+        task_column: Column that holds a sample's task.
+    """
+    sizes = [len(samples)]
+    if aggregate == "task_max":
+        counts = Counter(group_names(samples, task_column))
+        sizes = [size for size in counts.values() if size > 1] or [1]
+    tasks = f" in {len(set(group_names(samples, task_column)))} tasks" if aggregate == "task_max" else ""
+    needed = needed_cosine(min(sizes))
+    if needed is None:
+        return f"the target rests on {len(samples)} {what}{tasks}: too few for halves, its reliability stays unknown"
+    of = f" of a task of {min(sizes)}" if aggregate == "task_max" else ""
+    return (
+        f"the target rests on {len(samples)} {what}{tasks}; its reliability is measured by the selection, and reaches "
+        f"{LOW} where the gradients of two{of} have a cosine of {needed:.2f} on average"
+    )
 
 
 def report_unusable(scores: Scores, samples: Sequence[Sample]) -> None:

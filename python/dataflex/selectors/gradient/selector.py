@@ -11,6 +11,7 @@ import logging
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -74,7 +75,8 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         """Gradients of the candidates that are looked at, after what the prefilter does."""
         left, first = self.planned_among(context)
         features = self.training_gradients(left, self.projector())
-        return Plan([*first.parts, self.planned(TRAINING, features, left.train_dataset.lengths)], first.counts)
+        parts = [*first.parts, self.planned(TRAINING, features, left.train_dataset.lengths)]
+        return replace(first, parts=parts)
 
     def check(self, context: SelectionContext) -> None:
         """Check the projection, the evaluation set and the optimizer before training starts.

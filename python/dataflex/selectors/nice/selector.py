@@ -42,6 +42,7 @@ from dataflex.selectors.gradient import (
     Targets,
     check_tasks,
     split_answered,
+    target_note,
 )
 from dataflex.selectors.nice.answers import Answers
 from dataflex.selectors.nice.config import NiceConfig
@@ -135,7 +136,17 @@ class NiceSelector(GradientSelector[NiceConfig]):
         return Plan(
             [answers, self.planned(EVALUATION, gradients, lengths), *candidates.parts],
             {**candidates.counts, "reward calls": calls},
+            [*candidates.notes, self._target_note(samples)],
         )
+
+    def _target_note(self, samples: Sequence[Sample]) -> str:
+        """What the target will rest on."""
+        config, references = self.config, self._most_references(samples)
+        answers = f"prompts with {config.mc_samples} answers each"
+        if references:
+            answers += f" and {references} reference answers ({config.reference_answer})"
+        note = target_note(samples, answers, config.aggregate, config.task_column)
+        return f"{note}; prompts whose answers all earn the same do not count"
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
         """Answers, rewards and policy gradients of the evaluation prompts.

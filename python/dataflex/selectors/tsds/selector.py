@@ -98,7 +98,7 @@ class TsdsSelector(CandidateSelector[TsdsConfig]):
         if self.gradients is None:
             return first
         own = self.gradients.plan(left)
-        return Plan([*first.parts, *own.parts], {**first.counts, **own.counts})
+        return Plan([*first.parts, *own.parts], first.counts, [*first.notes, *own.notes])
 
     def work_dir(self, context: SelectionContext) -> Path:
         """Folder of everything that rounds leave behind."""

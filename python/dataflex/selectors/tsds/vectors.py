@@ -27,7 +27,7 @@ from dataflex.retrieval.embeddings.text import TextTemplate
 from dataflex.retrieval.neighbors.exact import ExactIndex
 from dataflex.retrieval.transport import densities
 from dataflex.selectors.base import SelectionContext
-from dataflex.selectors.gradient import EVALUATION, TRAINING, GradientSelector, split_answered
+from dataflex.selectors.gradient import EVALUATION, TRAINING, GradientSelector, split_answered, target_note
 from dataflex.selectors.gradient.config import GradientConfig
 from dataflex.selectors.gradient.targets import Targets
 from dataflex.selectors.plan import Plan
@@ -119,7 +119,8 @@ class TargetGradients(GradientSelector[GradientConfig]):
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of the candidates and of the reference answers."""
         features, dataset = self.reference_gradients(context, self.projector())
-        return Plan([*super().plan(context).parts, self.planned(EVALUATION, features, dataset.lengths)])
+        parts = [*super().plan(context).parts, self.planned(EVALUATION, features, dataset.lengths)]
+        return Plan(parts, notes=[target_note(dataset.samples, "reference answers", "mean", "")])
 
     def targets(self, context: SelectionContext, *others: Any) -> Targets:
         """Not asked for: the transport compares with each target by itself."""
