@@ -218,3 +218,14 @@ def test_the_files_of_a_checkpoint_are_hashed_once_a_look(run, monkeypatch):
     assert looked_at == [run / "checkpoint-4"]
     with at_checkpoint(tiny_context(Path("unused"), steps=0), run / "checkpoint-4", needs_optimizer=True):
         assert looked_at == [run / "checkpoint-4"] * 2
+
+
+def test_some_rows_can_be_looked_at(run, tmp_path):
+    checkpoints = [run / "checkpoint-2", run / "checkpoint-4"]
+    everything = score(checkpoints)
+    found = score(checkpoints, candidates=10, prefilter={"name": "rds", "keep": 0.6}, output_dir=tmp_path)
+    rows = np.flatnonzero(~np.isnan(found.scores))
+    assert len(rows) == 6
+    np.testing.assert_allclose(found.scores[rows], everything.scores[rows], atol=1e-6)
+    assert set(found.indices.tolist()) <= set(rows.tolist())
+    assert (tmp_path / "prefilter" / "hidden_states" / "step-4").is_dir()  # of the last checkpoint's model
