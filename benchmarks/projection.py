@@ -1,6 +1,7 @@
-"""Time of the fused Adam + projection beside plain torch, other packages, and floors that nothing can pass.
+"""Time of Adam fused with a projection or with exact inner products, beside plain torch, other packages, and floors.
 
     python benchmarks/projection.py --quick                       # one case, about a minute
+    python benchmarks/projection.py --kinds sjlt --no-baselines --no-peers --rounds 15      # against the floors alone
     python benchmarks/projection.py --json times.json --markdown times.md --plot times.svg
 
 All contenders take turns in every round, so that other work on the machine hits all of them; medians are printed, and
@@ -41,6 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help=f"counted rounds, {FULL['rounds']}")
     parser.add_argument("--kinds", nargs="+", choices=contenders.KINDS, default=list(contenders.KINDS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of dataflex")
+    parser.add_argument("--no-baselines", action="store_true", help="leave plain torch out")
     parser.add_argument("--no-peers", action="store_true", help="leave other packages out")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}")
     parser.add_argument("--json", type=Path, help="write every time here")
@@ -53,11 +55,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def lineup(case: Case, kinds: list[str], others: Sequence[peers.Peer]) -> Iterator[Contender]:
+def lineup(case: Case, options: argparse.Namespace, others: Sequence[peers.Peer]) -> Iterator[Contender]:
     """Everything that is timed on a case."""
     yield from contenders.floors(case)
-    yield from contenders.ours(case, kinds)
-    yield from contenders.baselines(case)
+    yield from contenders.exact(case)
+    yield from contenders.ours(case, options.kinds)
+    if not options.no_baselines:
+        yield from contenders.baselines(case)
     yield from (peer.contender(case) for peer in others)
 
 
@@ -65,7 +69,7 @@ def run(options: argparse.Namespace, device: torch.device, others: Sequence[peer
     """Measure case after case, and say what came out."""
     for case in make_cases(options.rows, options.parameters, options.dim, device):
         print(f"\nb = {case.rows}, p = {case.parameters:,}, k = {case.dim}: ms a row, wall (processor a thread)")
-        entered = list(lineup(case, options.kinds, others))
+        entered = list(lineup(case, options, others))
         times = measure(entered, options.rounds, device)
         for one in entered:
             measured = Measured(

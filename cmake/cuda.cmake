@@ -33,7 +33,7 @@ if(DATAFLEX_CUDA_BUILT)
   set(CMAKE_CUDA_STANDARD 17)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   add_library(dataflex_cuda STATIC csrc/cuda/device.cu csrc/cuda/sjlt.cu csrc/cuda/rademacher.cu csrc/cuda/gaussian.cu
-    csrc/cuda/plan.cpp)
+    csrc/cuda/dots.cu csrc/cuda/plan.cpp)
   # The runtime is linked in: an extension that was built with CUDA loads where no CUDA is installed.
   set_target_properties(dataflex_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden
     CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from dataflex.projection.dots import DotAccumulator, Dots
 from dataflex.projection.kernels.block import Block, arguments
 from dataflex.projection.kernels.native import native_status
 from dataflex.projection.kernels.sjlt import placements
@@ -22,6 +23,7 @@ from measuring.timing import BASELINE, FLOOR, OURS, Contender
 SPARSITY = 8
 KINDS = ("sjlt", "rademacher", "gaussian")
 SJLT, SJLT_RAW = "sjlt s=8, Adam fused", "sjlt s=8, raw gradients"
+EXACT_ONE, EXACT_EIGHT = "exact, 1 direction, Adam fused", "exact, 8 directions, Adam fused"
 ADAM_PASS, MEMORY_READ = "Adam pass alone, fused", "memory read"
 TORCH_ADAM, INDEX_ADD, SPARSE_PRODUCT = "torch Adam alone", "torch Adam + index_add_", "torch Adam + sparse product"
 INDEX_ADD_PLAIN = "torch Adam + index_add_, as first written"
@@ -61,6 +63,19 @@ def ours(case: Case, kinds: list[str]) -> Iterator[Contender]:
             part, share = case.part(_entries(kind, case.device))
             projector = Projector(case.dim, kind)
             yield Contender(fused_name(kind), OURS, partial(projector.project, part.grads, part.adam), share)
+
+
+def exact(case: Case) -> Iterator[Contender]:
+    """Squares and inner products with one and with eight directions, without a projection; k does not matter."""
+    directions = torch.randn(8, case.parameters, device=case.device)
+    for name, number in ((EXACT_ONE, 1), (EXACT_EIGHT, 8)):
+        yield Contender(name, OURS, partial(_products, case, directions[:number]), stored=4 * number * case.parameters)
+
+
+def _products(case: Case, directions: Tensor) -> Dots:
+    dots = DotAccumulator(directions, case.rows, [(0, case.parameters)], case.device)
+    dots.add(case.grads, 0, case.adam)
+    return dots.result()
 
 
 def baselines(case: Case) -> Iterator[Contender]:

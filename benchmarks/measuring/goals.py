@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from measuring.contenders import ADAM_PASS, GEMM, INDEX_ADD, SJLT, fused_name
+from measuring.contenders import ADAM_PASS, EXACT_EIGHT, EXACT_ONE, GEMM, INDEX_ADD, SJLT, fused_name
 from measuring.peers import BERGSON, DATTRI, SKLEARN, TRAK
 from measuring.timing import Times, paired_ratio
 
@@ -70,6 +70,8 @@ def goals(amx: bool) -> list[Goal]:
     dense = fused_name("rademacher")
     return [
         Goal(SJLT, ADAM_PASS, 2.2, at_most=True),
+        Goal(EXACT_ONE, ADAM_PASS, 1.3, at_most=True),
+        Goal(EXACT_EIGHT, ADAM_PASS, 2.0, at_most=True),
         Goal(GEMM, SJLT, 40),
         Goal(SKLEARN, SJLT, 8),
         *(Goal(peer, SJLT, 500) for peer in (TRAK, DATTRI, BERGSON)),

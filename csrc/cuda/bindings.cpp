@@ -66,8 +66,18 @@ void gaussian(const Gradients& block, uint64_t seed, int32_t dim, uintptr_t sums
                       {device, at<void>(stream)});
 }
 
+void dots(const Gradients& block, uintptr_t directions, int64_t direction_stride, int32_t dim, uintptr_t sums,
+          uintptr_t not_finite, uintptr_t workspace, int device, uintptr_t stream) {
+  require(dim >= 1, "dim is out of range");
+  require(direction_stride >= 0, "sizes of directions are out of range");
+  const py::gil_scoped_release unlocked;
+  dots_accumulate({block, at<const float>(directions), direction_stride, dim - 1, 0},
+                  {at<double>(sums), at<uint8_t>(not_finite)}, at<void>(workspace), {device, at<void>(stream)});
+}
+
 int64_t workspace_bytes(const std::string& kind, const Gradients& block, int32_t dim) {
   if (kind == "rademacher") return rademacher_workspace_bytes(block);
+  if (kind == "dots") return dots_workspace_bytes(block, dim - 1);
   return kind == "gaussian" ? gaussian_workspace_bytes(block, dim) : 0;
 }
 
@@ -89,6 +99,9 @@ void bind(py::module_& module) {
              py::arg("device"), py::arg("stream"));
   module.def("cuda_gaussian_accumulate", &gaussian, py::arg("block"), py::arg("seed"), py::arg("dim"), py::arg("sums"),
              py::arg("not_finite"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
+  module.def("cuda_dots_accumulate", &dots, py::arg("block"), py::arg("directions"), py::arg("direction_stride"),
+             py::arg("dim"), py::arg("sums"), py::arg("not_finite"), py::arg("workspace"), py::arg("device"),
+             py::arg("stream"));
 }
 
 }  // namespace dataflex::cuda

@@ -6,6 +6,7 @@
 #include "launch.h"
 #include "loading.h"
 #include "normal.h"
+#include "partial.h"
 #include "philox.h"
 
 namespace dataflex::cuda {
@@ -131,16 +132,6 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t at = (share.split * job.block.rows + share.row + row + i) * job.dim + share.output + output;
     partial[at] = sums[i];
   }
-}
-
-// totals[i] += partial[0][i] + partial[1][i] + ...
-__global__ void __launch_bounds__(kThreads)
-    add_partial(const double* partial, int64_t splits, int64_t count, double* totals) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= count) return;
-  double sum = totals[i];
-  for (int64_t split = 0; split < splits; ++split) sum += partial[split * count + i];
-  totals[i] = sum;
 }
 
 }  // namespace

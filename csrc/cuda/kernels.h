@@ -1,4 +1,4 @@
-// The projections of sjlt.h, rademacher.h and gaussian.h on a CUDA device, with the same bits (gaussian: the same
+// The functions of sjlt.h, rademacher.h, gaussian.h and dots.h on a CUDA device, with the same bits (gaussian: the same
 // tolerance). All pointers of a job and of its totals are device memory; `threads` is not used; exponents are not
 // checked (they cannot be without waiting for the device).
 //
@@ -10,6 +10,7 @@
 
 #include <string>
 
+#include "dots.h"
 #include "gaussian.h"
 #include "rademacher.h"
 #include "sjlt.h"
@@ -33,6 +34,12 @@ void rademacher_accumulate(const RademacherJob& job, const Totals& totals, void*
 
 int64_t gaussian_workspace_bytes(const Gradients& block, int32_t dim);
 void gaussian_accumulate(const GaussianJob& job, const GaussianTotals& totals, void* workspace, const Queue& queue);
+
+// The workspace holds at most `partial_bytes` of partial sums, unless a single piece has more.
+constexpr int64_t kPartialBytes = int64_t{8} << 20;
+int64_t dots_workspace_bytes(const Gradients& block, int32_t number, int64_t partial_bytes = kPartialBytes);
+void dots_accumulate(const DotsJob& job, const DotsTotals& totals, void* workspace, const Queue& queue,
+                     int64_t partial_bytes = kPartialBytes);
 
 // Why the kernels cannot run on this device; empty if they can. Never throws.
 std::string device_problem(int device);

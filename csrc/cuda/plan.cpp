@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "dots.h"
 #include "sjlt.h"
 
 namespace dataflex::cuda {
@@ -22,6 +23,10 @@ constexpr int64_t kSpanRowTileBytes = 8 * kSpanParameters * 2;
 constexpr int64_t kStepParameters = 32;
 constexpr int64_t kBlocksWanted = 512;  // enough for the largest devices; 8 MiB of partial sums
 constexpr int64_t kMinSteps = 32;
+
+// dots
+constexpr int64_t kDotsRows = 4, kDotsDirections = 8;
+constexpr int64_t kWarpsWanted = 8;  // a multiprocessor: fewer hide no latency
 
 }  // namespace
 
@@ -70,6 +75,20 @@ GaussianPlan plan_gaussian(int64_t rows, int64_t offset, int64_t count, int32_t 
   plan.steps_per_split = divide_up(plan.steps, std::max<int64_t>(1, wanted));
   plan.splits = divide_up(plan.steps, plan.steps_per_split);
   plan.partial_sums = plan.splits * rows * dim;
+  return plan;
+}
+
+DotsPlan plan_dots(int64_t rows, int64_t count, int32_t number, int multiprocessors, int64_t partial_bytes) {
+  DotsPlan plan{};
+  if (rows == 0 || count == 0) return plan;
+  const int64_t width = 1 + int64_t{number};
+  plan.pieces = std::min(divide_up(count, kPiece), std::max<int64_t>(1, partial_bytes / 8 / (rows * width)));
+  plan.partial_sums = plan.pieces * rows * width;
+  plan.directions = number <= 1 ? 1 : kDotsDirections;
+  plan.direction_tiles = std::max<int64_t>(1, divide_up(number, plan.directions));
+  const int64_t tiles = divide_up(rows, kDotsRows) * plan.direction_tiles * plan.pieces;
+  plan.rows = rows > 1 && tiles >= kWarpsWanted * multiprocessors ? kDotsRows : 1;
+  plan.row_tiles = divide_up(rows, plan.rows);
   return plan;
 }
 

@@ -59,6 +59,21 @@ struct GaussianPlan {
 
 GaussianPlan plan_gaussian(int64_t rows, int64_t offset, int64_t count, int32_t dim);
 
+// A warp sums one piece of `rows` rows with themselves and `directions` directions; as many pieces at a time as the
+// workspace has partial sums for. Only `rows` depends on the device, and no sum depends on `rows`.
+struct DotsPlan {
+  int rows;        // of a tile: 1 or 4
+  int directions;  // of a tile: 1 or 8
+  int64_t row_tiles, direction_tiles;
+  int64_t pieces;        // at a time
+  int64_t partial_sums;  // (pieces, rows, 1 + number)
+
+  DATAFLEX_INLINE int64_t warps() const { return row_tiles * direction_tiles * pieces; }
+  int64_t workspace_bytes() const { return partial_sums * 8; }
+};
+
+DotsPlan plan_dots(int64_t rows, int64_t count, int32_t number, int multiprocessors, int64_t partial_bytes);
+
 // Multiprocessors of a device.
 int multiprocessors(int device);
 

@@ -36,6 +36,18 @@ def test_adam_in_place_is_the_normalisation_of_dataflex(values_at_once: int, mon
     torch.testing.assert_close(out, adam_normalize(work.grads, work.adam), rtol=1e-4, atol=1e-5)
 
 
+def test_exact_contenders_compute_products_and_squares() -> None:
+    work = case()
+    u = adam_normalize(work.grads, work.adam).double()
+    one, eight = contenders.exact(work)
+    for contender, number in ((one, 1), (eight, 8)):
+        products, squares, finite = contender.run()  # type: ignore[misc]
+        assert products.shape == (3, number)
+        assert finite.all()
+        torch.testing.assert_close(squares, u.square().sum(dim=1))
+    assert contender.stored == 4 * 8 * 1000
+
+
 def test_cases_are_every_combination_over_the_same_gradients() -> None:
     cases = list(make_cases([1, 3], [50, 80], [32, 64], torch.device("cpu")))
     assert [(c.rows, c.parameters, c.dim) for c in cases] == [

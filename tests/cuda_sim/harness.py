@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cuda_sim.cases import Job, Totals
+from cuda_sim.cases import FLOAT_SUMS, Job, Totals
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -51,19 +51,19 @@ class Emulator:
     scratch: Path
 
     def run(
-        self, job: Job, *, order: str = "forward", multiprocessors: int = 2, packed_bytes: int | None = None
+        self, job: Job, *, order: str = "forward", multiprocessors: int = 2, workspace_bytes: int | None = None
     ) -> Totals:
         """The totals of a job, its threads run in an order: ``forward``, ``reverse`` or the seed of a random one.
 
-        ``packed_bytes`` limits the workspace of ``rademacher``.
+        ``workspace_bytes`` limits the workspace of ``rademacher`` and ``dots``.
         """
         request, result = self.scratch / "job", self.scratch / "result"
         request.write_bytes(job.to_bytes())
         result.unlink(missing_ok=True)
         environment = os.environ | ENVIRONMENT
         environment |= {"EMULATED_ORDER": order, "EMULATED_MULTIPROCESSORS": str(multiprocessors)}
-        if packed_bytes is not None:
-            environment["EMULATED_PACKED_BYTES"] = str(packed_bytes)
+        if workspace_bytes is not None:
+            environment["EMULATED_WORKSPACE_BYTES"] = str(workspace_bytes)
         command = [str(self.program), str(request), str(result)]
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
@@ -82,7 +82,7 @@ class Emulator:
 
 def _totals(job: Job, data: bytes) -> Totals:
     rows, dim = job.rows, job.dim
-    kind = np.float64 if job.kind == "gaussian" else np.int64
+    kind = np.float64 if job.kind in FLOAT_SUMS else np.int64
     ends = np.cumsum([rows * dim * 8, rows, rows * 8])
     assert len(data) == ends[-1]
 

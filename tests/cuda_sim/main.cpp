@@ -1,9 +1,10 @@
 // Runs one job of the CUDA kernels on the emulator: `emulate JOB RESULT`. Prints how a job is divided:
 // `emulate --plan KIND ROWS OFFSET COUNT DIM MULTIPROCESSORS`.
 //
-// JOB is a line of text, "kind type variant rows count row_stride offset dim sparsity seed beta1 ... eps", then the raw
-// arrays: values, moments (if any), exponents, sums, not_finite, saturated. RESULT receives sums, not_finite and
-// saturated. Every array has a heap block of exactly its size, and the workspace is filled with 0xFF.
+// JOB is a line of text, "kind type variant rows count row_stride offset dim sparsity seed direction_stride beta1 ...
+// eps", then the raw arrays: values, moments (if any), directions (of dots), exponents, sums, not_finite, saturated.
+// RESULT receives sums, not_finite and saturated. Every array has a heap block of exactly its size, and the workspace
+// is filled with 0xFF.
 #include <stdio.h>
 #include <string.h>
 
@@ -46,7 +47,8 @@ struct Job {
   Gradients block{};
   int32_t dim = 0, sparsity = 0;
   uint64_t seed = 0;
-  Owned values, exp_avg, exp_avg_sq, exponents, sums, not_finite, saturated;
+  int64_t direction_stride = 0;
+  Owned values, exp_avg, exp_avg_sq, directions, exponents, sums, not_finite, saturated;
 };
 
 Owned read_array(std::istream& stream, int64_t bytes) {
@@ -74,8 +76,8 @@ Job read_job(const char* path) {
   Gradients& block = job.block;
   dataflex::Adam& adam = block.adam;
   header >> job.kind >> type >> variant >> block.rows >> block.count >> block.row_stride >> block.offset >> job.dim >>
-      job.sparsity >> job.seed >> adam.beta1 >> adam.one_minus_beta1 >> adam.beta2 >> adam.one_minus_beta2 >>
-      adam.correction1 >> adam.correction2 >> adam.eps;
+      job.sparsity >> job.seed >> job.direction_stride >> adam.beta1 >> adam.one_minus_beta1 >> adam.beta2 >>
+      adam.one_minus_beta2 >> adam.correction1 >> adam.correction2 >> adam.eps;
   if (!header) throw std::runtime_error("the job's header is not understood: " + line);
   block.type = value_type(type);
   adam.variant = adam_variant(variant);
@@ -87,6 +89,10 @@ Job read_job(const char* path) {
     job.exp_avg_sq = read_array(stream, block.count * 4);
     adam.exp_avg = job.exp_avg->as<float>();
     adam.exp_avg_sq = job.exp_avg_sq->as<float>();
+  }
+  if (job.kind == "dots") {
+    const bool empty = job.dim == 1 || block.count == 0;
+    job.directions = read_array(stream, empty ? 0 : ((job.dim - 2) * job.direction_stride + block.count) * 4);
   }
   job.exponents = read_array(stream, block.rows * 4);
   job.sums = read_array(stream, block.rows * job.dim * 8);
@@ -104,14 +110,20 @@ Owned workspace(int64_t bytes) {
 void run(Job& job) {
   const dataflex::Totals totals{job.sums->as<int64_t>(), job.not_finite->as<uint8_t>(), job.saturated->as<int64_t>()};
   const int32_t* exponents = job.exponents->as<int32_t>();
+  const char* limit = getenv("EMULATED_WORKSPACE_BYTES");
   if (job.kind == "sjlt") {
     dataflex::cuda::sjlt_accumulate({job.block, exponents, job.seed, job.dim, job.sparsity, 0}, totals, kQueue);
   } else if (job.kind == "rademacher") {
-    const char* limit = getenv("EMULATED_PACKED_BYTES");
     const int64_t packed_bytes = limit == nullptr ? dataflex::cuda::kPackedBytes : atoll(limit);
     const Owned space = workspace(dataflex::cuda::rademacher_workspace_bytes(job.block, packed_bytes));
     dataflex::cuda::rademacher_accumulate({job.block, exponents, job.seed, job.dim, 0}, totals, space->data, kQueue,
                                           packed_bytes);
+  } else if (job.kind == "dots") {
+    const int64_t bytes = limit == nullptr ? dataflex::cuda::kPartialBytes : atoll(limit);
+    const Owned space = workspace(dataflex::cuda::dots_workspace_bytes(job.block, job.dim - 1, bytes));
+    const dataflex::DotsTotals sums{job.sums->as<double>(), totals.not_finite};
+    dataflex::cuda::dots_accumulate({job.block, job.directions->as<float>(), job.direction_stride, job.dim - 1, 0},
+                                    sums, space->data, kQueue, bytes);
   } else {
     const Owned space = workspace(dataflex::cuda::gaussian_workspace_bytes(job.block, job.dim));
     const dataflex::GaussianTotals sums{job.sums->as<double>(), totals.not_finite};
@@ -143,6 +155,15 @@ void print_plan(const std::string& kind, std::istream& numbers) {
     print("chunk_spans", plan.chunk_spans);
     print("output_tiles", plan.output_tiles);
     print("splits", plan.splits);
+    print("workspace_bytes", plan.workspace_bytes());
+  } else if (kind == "dots") {
+    const auto plan =
+        dataflex::cuda::plan_dots(block.rows, block.count, dim - 1, multiprocessors, dataflex::cuda::kPartialBytes);
+    print("rows", plan.rows);
+    print("row_tiles", plan.row_tiles);
+    print("directions", plan.directions);
+    print("direction_tiles", plan.direction_tiles);
+    print("pieces", plan.pieces);
     print("workspace_bytes", plan.workspace_bytes());
   } else {
     const auto plan = dataflex::cuda::plan_gaussian(block.rows, block.offset, block.count, dim);

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cuda_sim.cases import Job, make
+from cuda_sim.cases import Job, broken, make
 from dataflex.projection.kernels import sjlt
 
 
@@ -32,6 +32,8 @@ JOBS = {
     "sjlt limit": towards_one_side(1),
     "rademacher": make("rademacher", 7, 300, offset=100, dim=100, variant="adamw"),
     "gaussian": make("gaussian", 3, 2048 + 71, offset=5, dim=65, variant="adamw"),
+    "dots": make("dots", 9, 2 * 4096 + 77, dim=11, variant="adamw", gap=3),
+    "dots not finite": broken(make("dots", 3, 300, dim=2)),
 }
 
 
@@ -283,5 +285,82 @@ MUTATIONS = [
         "return {sign * y_axis, sign * x_axis};",
         "gaussian",
         "values",
+    ),
+    Mutation(
+        "dots: directions' columns beyond the block",
+        "dots.cu",
+        "here < job.block.count && j < job.number",
+        "j < job.number",
+        "dots",
+        "asan",
+        core=True,
+    ),
+    Mutation(
+        "dots: directions beyond the last",
+        "dots.cu",
+        "here < job.block.count && j < job.number",
+        "here < job.block.count",
+        "dots",
+        "asan",
+    ),
+    Mutation("dots: rows beyond the block", "dots.cu", "row < block.rows && here", "here", "dots", "asan"),
+    Mutation(
+        "dots: lanes added in another order",
+        "dots.cu",
+        "half = kWarpLanes / 2; half > 0; half /= 2",
+        "half = 1; half < kWarpLanes; half *= 2",
+        "dots",
+        "values",
+        core=True,
+    ),
+    Mutation(
+        "dots: columns of a lane added in another order",
+        "dots.cu",
+        "fma(value, static_cast<double>(q[j][i])",
+        "fma(double{u[row][i ^ 1]}, static_cast<double>(q[j][i ^ 1])",
+        "dots",
+        "values",
+    ),
+    Mutation(
+        "dots: pieces added in another order",
+        "partial.h",
+        "partial[part * count + i]",
+        "partial[(parts - 1 - part) * count + i]",
+        "dots",
+        "values",
+        core=True,
+    ),
+    Mutation(
+        "dots: values that are not finite count",
+        "dots.cu",
+        "if (is_finite(value.u)) u[row][i]",
+        "u[row][i]",
+        "dots not finite",
+        "values",
+    ),
+    Mutation(
+        "dots: rows that are not finite go unnoticed",
+        "dots.cu",
+        "broken[row] |= !value.finite;",
+        "broken[row] = !value.finite;",
+        "dots not finite",
+        "values",
+    ),
+    Mutation(
+        "dots: pieces write to one place",
+        "dots.cu",
+        "(share.piece * job.block.rows + share.row + row)",
+        "(share.row + row)",
+        "dots",
+        "values",
+    ),
+    Mutation(
+        "dots: a workspace for one piece",
+        "plan.cpp",
+        "plan.partial_sums = plan.pieces * rows * width",
+        "plan.partial_sums = rows * width",
+        "dots",
+        "asan",
+        core=True,
     ),
 ]

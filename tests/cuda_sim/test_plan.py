@@ -64,6 +64,20 @@ def test_gaussian(emulator: Emulator, rows: int, offset: int, count: int, multip
     assert plan == emulator.plan("gaussian", rows, offset, count, dim, 7), "the device's size must not matter"
 
 
+@FEW
+@given(**SIZES, number=st.integers(0, 2000))
+def test_dots(emulator: Emulator, rows: int, offset: int, count: int, multiprocessors: int, number: int) -> None:
+    plan = emulator.plan("dots", rows, offset, count, 1 + number, multiprocessors)
+    assert plan["rows"] in (1, 4)
+    assert (plan["row_tiles"] - 1) * plan["rows"] < rows <= plan["row_tiles"] * plan["rows"]
+    assert plan["directions"] == (1 if number <= 1 else 8)
+    assert plan["direction_tiles"] == max(1, math.ceil(number / plan["directions"]))
+    assert 1 <= plan["pieces"] <= math.ceil(count / 4096)
+    assert plan["workspace_bytes"] == 8 * plan["pieces"] * rows * (1 + number)
+    assert plan["workspace_bytes"] <= max(8 << 20, 8 * rows * (1 + number))
+    assert plan["workspace_bytes"] == emulator.plan("dots", rows, offset, count, 1 + number, 1)["workspace_bytes"]
+
+
 @pytest.mark.parametrize(("dim", "rows", "tile"), [(4096, 32, 4), (8192, 32, 2), (16384, 32, 1), (4096, 1, 1)])
 def test_sjlt_tiles(emulator: Emulator, dim: int, rows: int, tile: int) -> None:
     assert emulator.plan("sjlt", rows, 0, 10**6, dim, 132)["rows"] == tile

@@ -13,7 +13,7 @@ from cuda_sim.harness import CSRC
 
 ARCHITECTURES = ("80", "90")
 FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", f"-I{CSRC}")
-KERNELS = {"sjlt": 3, "rademacher": 4, "gaussian": 2}
+KERNELS = {"sjlt": 3, "rademacher": 4, "gaussian": 2, "dots": 5}
 """Kernels in each file, template instances counted."""
 
 

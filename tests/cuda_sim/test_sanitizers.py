@@ -15,6 +15,7 @@ CLEAN = JOBS | {
     "sjlt 5 rows": make("sjlt", 5, 300, offset=37, dim=128, gap=2),
     "rademacher 33 rows": broken(make("rademacher", 33, 130, offset=3, dim=33)),
     "gaussian 33 rows": make("gaussian", 33, 70, offset=5, dim=65),
+    "dots 9 rows": broken(make("dots", 9, 4096 + 130, dim=11, variant="adamw", gap=2)),
 }
 
 

@@ -35,6 +35,14 @@ CASES = {
     "normal, long runs": make("gaussian", 2, 3 * 4096 + 5, dim=64, dtype=torch.bfloat16),
     "normal, most outputs": make("gaussian", 3, 40, dim=4097, gap=1, dtype=torch.float16),
     "normal, not finite": broken(make("gaussian", 3, 100, dim=70, variant="adamw")),
+    "squares alone, smallest": make("dots", 1, 1, dim=1),
+    "one direction, last piece cut": make("dots", 3, 2 * 4096 + 77, offset=5, dim=2, variant="adamw"),
+    "two directions, gaps": make("dots", 5, 4096 + 33, dim=3, variant="less", gap=3),
+    "a tile of directions": make("dots", 2, 4096, dim=9, variant="second_moment", dtype=torch.bfloat16),
+    "more tiles of directions": make("dots", 2, 4097, offset=2**40, dim=18, dtype=torch.float16, gap=1),
+    "many rows": make("dots", 33, 4096 + 1, dim=3, variant="adamw"),
+    "rows of one tile each, cut": make("dots", 9, 8 * 4096, dim=2, dtype=torch.bfloat16),
+    "products, not finite": broken(make("dots", 6, 4096 + 100, dim=4, variant="adamw")),
 }
 
 
@@ -46,7 +54,7 @@ def test_emulated_kernels_give_the_bits_of_the_reference(emulator: Emulator, nam
 
 @pytest.mark.parametrize("order", ["reverse", "1", "2"])
 @pytest.mark.parametrize(
-    "name", ["rows of one tile, first group cut", "tile of 8, span cut at both ends", "normal, one row"]
+    "name", ["rows of one tile, first group cut", "tile of 8, span cut at both ends", "normal, one row", "many rows"]
 )
 def test_the_order_of_threads_does_not_matter(emulator: Emulator, name: str, order: str) -> None:
     job = CASES[name]
@@ -54,7 +62,9 @@ def test_the_order_of_threads_does_not_matter(emulator: Emulator, name: str, ord
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 132])
-@pytest.mark.parametrize("name", ["several splits", "two tiles of 8"])
+@pytest.mark.parametrize(
+    "name", ["several splits", "two tiles of 8", "many rows", "more tiles of directions", "products, not finite"]
+)
 def test_the_size_of_the_device_does_not_matter(emulator: Emulator, name: str, multiprocessors: int) -> None:
     job = CASES[name]
     assert differs(job, emulator.run(job, multiprocessors=multiprocessors), job.reference()) is None
@@ -64,7 +74,13 @@ def test_the_size_of_the_device_does_not_matter(emulator: Emulator, name: str, m
 def test_a_small_workspace_takes_the_parameters_chunk_by_chunk(emulator: Emulator, rows: int, offset: int) -> None:
     job = make("rademacher", rows, 700, offset=offset, dim=40, variant="adamw")
     tiles = 1 if rows <= 8 else 2
-    assert differs(job, emulator.run(job, packed_bytes=2 * tiles * 2048), job.reference()) is None
+    assert differs(job, emulator.run(job, workspace_bytes=2 * tiles * 2048), job.reference()) is None
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_small_workspace_takes_piece_by_piece(emulator: Emulator, pieces: int) -> None:
+    job = make("dots", 3, 4 * 4096 + 5, dim=3, variant="adamw", gap=2)
+    assert differs(job, emulator.run(job, workspace_bytes=pieces * 3 * 3 * 8), job.reference()) is None
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -75,7 +91,7 @@ def test_sums_beyond_32_bits_are_exact(emulator: Emulator, sign: int) -> None:
     assert differs(job, emulator.run(job), expected) is None
 
 
-@pytest.mark.parametrize("kind", ["sjlt", "rademacher", "gaussian"])
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher", "gaussian", "dots"])
 @pytest.mark.parametrize(("rows", "count"), [(0, 5), (2, 0)])
 def test_nothing_to_add(emulator: Emulator, kind: str, rows: int, count: int) -> None:
     job = Job(kind, torch.zeros(rows, count), 0, 128)

@@ -216,6 +216,7 @@ class _Pass:
             return torch.zeros(self._rows, stop - start, width, device=parameter.device)
 
         pieces = self._pieces.pop(parameter) or [nothing]
+        # Ranges that end with a piece leave nothing over for exact inner products to copy.
         step = whole_pieces(max(1, BLOCK_VALUES // (self._rows * width)), width)
         for start in range(0, length, step):
             stop = min(start + step, length)

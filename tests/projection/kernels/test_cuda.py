@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dataflex.errors import ProjectionError
 from dataflex.projection.adam import AdamMoments, AdamVariant
+from dataflex.projection.dots import DotAccumulator
 from dataflex.projection.kernels import cuda, native
 from dataflex.projection.kernels.block import Block
 from dataflex.projection.projector import Projector
@@ -98,6 +99,39 @@ def test_kinds_that_need_memory_get_it(module: RecordingModule) -> None:
     assert passed["workspace"] != 0
     assert module.block["exp_avg"] == 0
     assert not {"exponents", "saturated", "sparsity"} & set(passed)
+
+
+def dots_arguments(**changes: Tensor) -> dict[str, Tensor]:
+    sums, flags = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.uint8)
+    return {"directions": torch.ones(3, 7)[:, 2:5], "sums": sums, "not_finite": flags} | changes
+
+
+def test_directions_reach_the_extension_with_their_stride(module: RecordingModule) -> None:
+    values = dots_arguments()
+    cuda.accumulate(module, "dots", raw_block(torch.ones(2, 3)), **values)  # type: ignore[arg-type]
+    ((name, passed),) = module.calls
+    assert name == "cuda_dots_accumulate"
+    assert passed.pop("workspace") != 0
+    addresses = {key: value.data_ptr() for key, value in values.items()}
+    assert passed == {"dim": 4, "direction_stride": 7, "device": -1, "stream": 77, **addresses}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"directions": torch.ones(2, 3)}, r"directions must be torch.float32 of shape \(3, 3\), got .* \(2, 3\)"),
+        ({"directions": torch.ones(3, 3).double()}, "directions must be torch.float32"),
+        ({"directions": torch.ones(3, 3).T[:, :]}, "values of a direction must be contiguous"),
+        ({"directions": torch.ones(3, 3, device="meta")}, "directions are on meta, gradients on cpu"),
+        ({"sums": torch.zeros(2, 4)}, "sums must be contiguous torch.float64"),
+    ],
+)
+def test_directions_that_do_not_fit_are_refused(
+    module: RecordingModule, changes: dict[str, Tensor], message: str
+) -> None:
+    with pytest.raises(ProjectionError, match=message):
+        cuda.accumulate(module, "dots", raw_block(torch.ones(2, 3)), **dots_arguments(**changes))  # type: ignore[arg-type]
+    assert module.calls == []
 
 
 @pytest.mark.parametrize(
@@ -215,3 +249,23 @@ def test_gpu_rows_that_are_not_finite_become_nan(kind: str) -> None:
     grads[1, 77] = float("inf")
     features = Projector(256, kind).project(grads)
     assert features.isnan().all(dim=1).tolist() == [False, True, False]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu_kernels")
+@pytest.mark.parametrize("variant", [None, "adamw", "less", "second_moment"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "count", "number"), [(1, 1_000_003, 1), (7, 70_001, 8), (33, 9_999, 0), (4, 300, 77)])
+def test_gpu_inner_products_have_the_bits_of_the_cpu(
+    variant: AdamVariant | None, dtype: torch.dtype, rows: int, count: int, number: int
+) -> None:
+    grads, wanted = gradients(rows, count).to(dtype), torch.randn(number, count)
+    adam = None if variant is None else moments(count, variant)
+
+    def sums(device: torch.device, moments: AdamMoments | None) -> list[Tensor]:
+        dots = DotAccumulator(wanted.to(device), rows, [(0, count)], device)
+        dots.add(grads.to(device), 0, moments)
+        return [part.cpu() for part in dots.result()]
+
+    found, expected = sums(GPU, on_gpu(adam)), sums(torch.device("cpu"), adam)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

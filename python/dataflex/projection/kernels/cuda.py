@@ -22,8 +22,8 @@ DTYPES = {
     "exp_avg": torch.float32,
     "exp_avg_sq": torch.float32,
 }
-FLOAT_SUMS = "gaussian"
-"""The kind whose sums are float64."""
+FLOAT_SUMS = ("gaussian", "dots")
+"""The kinds whose sums are float64."""
 
 
 def problem(module: ModuleType, device: torch.device) -> str:
@@ -38,25 +38,27 @@ def accumulate(
     kind: str,
     block: Block,
     *,
-    seed: int,
     sums: Tensor,
     not_finite: Tensor,
+    seed: int | None = None,
     exponents: Tensor | None = None,
     saturated: Tensor | None = None,
     sparsity: int | None = None,
+    directions: Tensor | None = None,
 ) -> None:
-    """Add the projection of a block to sums.
+    """Add the projection of a block, or its inner products, to sums.
 
     Args:
         module: ``dataflex._native``.
-        kind: ``sjlt``, ``rademacher`` or ``gaussian``.
+        kind: ``sjlt``, ``rademacher``, ``gaussian`` or ``dots``.
         block: Gradients of b rows on a CUDA device.
-        seed: Seed of P in [0, 2^64).
-        sums: ``(b, k)`` int64, or float64 for ``gaussian``; added to.
+        sums: ``(b, k)`` int64, or float64 for ``gaussian`` and ``dots`` (k = 1 + d); added to.
         not_finite: ``(b,)`` uint8, set to 1 where a value is not finite.
-        exponents: ``(b,)`` int32 in [-126, 127]; not for ``gaussian``.
-        saturated: ``(b,)`` int64, added to: values beyond the grid; not for ``gaussian``.
+        seed: Seed of P in [0, 2^64); not for ``dots``.
+        exponents: ``(b,)`` int32 in [-126, 127]; not for ``gaussian`` and ``dots``.
+        saturated: ``(b,)`` int64, added to: values beyond the grid; not for ``gaussian`` and ``dots``.
         sparsity: Of ``sjlt`` alone.
+        directions: Of ``dots`` alone: ``(d, n)`` float32, rows may be strided.
 
     Raises:
         ProjectionError: A tensor is on another device, or not of the dtype, shape and layout above.
@@ -69,7 +71,7 @@ def accumulate(
     shapes["sums"] = sums, (rows, sums.shape[-1])
     moments = {"exp_avg": block.exp_avg, "exp_avg_sq": block.exp_avg_sq}
     shapes |= {name: (tensor, (count,)) for name, tensor in moments.items() if tensor is not None}
-    _check(kind, block, shapes)
+    _check(kind, block, shapes, directions)
 
     device, dim = block.grads.device, sums.shape[1]
     native = module.CudaBlock(
@@ -84,8 +86,10 @@ def accumulate(
         **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in moments.items()},
     )
     arguments = {name: tensor.data_ptr() for name, (tensor, _) in shapes.items() if name not in moments}
-    if sparsity is not None:
-        arguments["sparsity"] = sparsity
+    given = {"seed": seed, "sparsity": sparsity}
+    arguments |= {name: value for name, value in given.items() if value is not None}
+    if directions is not None:
+        arguments |= {"directions": directions.data_ptr(), "direction_stride": directions.stride(0)}
     # Allocated on the stream that uses it, so torch gives the memory to nobody else before the kernels have run.
     size = module.cuda_workspace_bytes(kind, native, dim)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
@@ -93,16 +97,18 @@ def accumulate(
         arguments["workspace"] = workspace.data_ptr()
     stream = torch.cuda.current_stream(device).cuda_stream
     function = getattr(module, f"cuda_{kind}_accumulate")
-    function(native, seed=seed, dim=dim, device=block.grads.get_device(), stream=stream, **arguments)
+    function(native, dim=dim, device=block.grads.get_device(), stream=stream, **arguments)
 
 
-def _check(kind: str, block: Block, shapes: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+def _check(
+    kind: str, block: Block, shapes: dict[str, tuple[Tensor, tuple[int, ...]]], directions: Tensor | None
+) -> None:
     grads = block.grads
     problems = []
     if grads.numel() and grads.shape[1] > 1 and grads.stride(1) != 1:
         problems.append(f"values of a row must be contiguous, got strides {grads.stride()}")
     for name, (tensor, shape) in shapes.items():
-        dtype = torch.float64 if name == "sums" and kind == FLOAT_SUMS else DTYPES[name]
+        dtype = torch.float64 if name == "sums" and kind in FLOAT_SUMS else DTYPES[name]
         if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
             problems.append(
                 f"{name} must be contiguous {dtype} of shape {shape}, got {tensor.dtype} {tuple(tensor.shape)} "
@@ -110,5 +116,21 @@ def _check(kind: str, block: Block, shapes: dict[str, tuple[Tensor, tuple[int, .
             )
         if tensor.device != grads.device:
             problems.append(f"{name} is on {tensor.device}, gradients on {grads.device}")
+    if directions is not None:
+        problems += _direction_problems(directions, grads, shapes["sums"][0].shape[-1] - 1)
     if problems:
         raise ProjectionError(f"{kind}: " + "; ".join(problems))
+
+
+def _direction_problems(directions: Tensor, grads: Tensor, number: int) -> list[str]:
+    problems = []
+    shape = number, grads.shape[1]
+    if directions.shape != shape or directions.dtype != torch.float32:
+        problems.append(
+            f"directions must be torch.float32 of shape {shape}, got {directions.dtype} {tuple(directions.shape)}"
+        )
+    elif directions.numel() and directions.shape[1] > 1 and directions.stride(1) != 1:
+        problems.append(f"values of a direction must be contiguous, got strides {directions.stride()}")
+    if directions.device != grads.device:
+        problems.append(f"directions are on {directions.device}, gradients on {grads.device}")
+    return problems
