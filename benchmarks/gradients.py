@@ -7,6 +7,8 @@ conversation), with LoRA on all linear layers and the moments of two AdamW steps
 
 - plain step: forward and backward pass of the mean loss, gradients of the LoRA weights by autograd
 - features: this package, Adam normalisation and sjlt projection to k dimensions included
+- exact: this package, Adam normalisation and exact inner products with --directions vectors of p numbers in place of
+  the projection: nothing is kept but these sums
 - vmap: per-sample gradients by torch.func, then Adam and the same projection
 - one by one + TRAK: a backward pass a sample, Adam, and TRAK's BasicProjector, as LESS-style code does it. That
   projector draws its matrix in every call and shares it among the samples of the call, 16 in LESS's code; a few of its
@@ -36,6 +38,7 @@ from torch import Tensor, nn
 from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.collate import Batch, collate
 from dataflex.data.encoding import IGNORE_INDEX
+from dataflex.gradients.exact import exact_pass
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.samples import SampleFeatures
@@ -50,7 +53,9 @@ from measuring.timing import BASELINE, OURS, PEER, Contender, Times, measure, pa
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-PLAIN, FEATURES, VMAP, TRAK = "plain step", "features", "vmap", "one by one + TRAK"
+PLAIN, FEATURES, EXACT, VMAP, TRAK = "plain step", "features", "exact", "vmap", "one by one + TRAK"
+MOST_TIME, MOST_MEMORY = 1.10, 300 * 2**20
+"""Goals: exact sums take so many times as long as the plain step, and so many bytes beside the directions, at most."""
 
 
 class Setting:
@@ -97,6 +102,8 @@ class Setting:
             adam_variant="adamw",
             batch_tokens=options.batch_tokens,
         )
+        self.directions = torch.randn(options.directions, len(self.adam), generator=torch.Generator().manual_seed(0))
+        self.exact = exact_pass(context, self.features, self.directions)
         started = time.process_time()
         self.features.prepare()
         self.comparison = (time.process_time() - started) / torch.get_num_threads()
@@ -123,6 +130,11 @@ def plain_step(setting: Setting) -> None:
 def batched_features(setting: Setting) -> Tensor:
     """This package: ``(n, k)`` in the order of the batches."""
     return torch.cat([setting.features.features(rows) for rows in setting.batches])
+
+
+def exact_sums(setting: Setting) -> Tensor:
+    """This package: ``(n, 1 + d)`` float64 squares and inner products in the order of the batches."""
+    return torch.cat([setting.exact(rows) for rows in setting.batches])
 
 
 def vmap_features(setting: Setting, rows_at_once: int) -> Tensor:
@@ -200,6 +212,7 @@ def compare(setting: Setting) -> tuple[dict[str, Times], dict[str, str]]:
     contenders = [
         Contender(PLAIN, BASELINE, lambda: plain_step(setting)),
         Contender(FEATURES, OURS, lambda: batched_features(setting)),
+        Contender(EXACT, OURS, lambda: exact_sums(setting)),
     ]
     if options.vmap_rows:
         try:
@@ -279,6 +292,29 @@ def line(name: str, found: Times, plain: Times, rows: int) -> list[str]:
     ]
 
 
+def goals(times: dict[str, Times], directions: Tensor) -> str:
+    """Markdown: what exact sums may cost, and what they do."""
+    plain, found = times[PLAIN], times[EXACT]
+    memory = (found.memory or 0) - (plain.memory or 0)  # the directions are there before, and come on top
+    lines = [["goal", "measured", "met"], ["---"] * 3]
+    if found.wall:
+        ratio = paired_ratio(found.wall, plain.wall) or 0.0
+        by_processor = paired_ratio(found.processor, plain.processor) or 0.0
+        met = "yes" if ratio <= MOST_TIME else "no"
+        lines.append(
+            [f"exact / plain step <= {MOST_TIME:.2f}, wall", f"{ratio:.3f} ({by_processor:.3f} by processor time)", met]
+        )
+    lines.append(
+        [
+            f"exact: memory above the plain step < {MOST_MEMORY / 2**20:.0f} MiB + directions "
+            f"({directions.nbytes / 2**20:.0f} MiB)",
+            f"{memory / 2**20:+.0f} MiB + directions",
+            "yes" if memory < MOST_MEMORY else "no",
+        ]
+    )
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 def comparison_line(setting: Setting, features: Times) -> str:
     """What it costs to compare the rules with plain gradients, in rows."""
     per_row = (features.processor_median() or features.median()) / len(setting.dataset)
@@ -298,6 +334,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cutoff", type=int, default=512)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dim", type=int, default=4096)
+    parser.add_argument("--directions", type=int, default=1, help="vectors that exact sums are taken with")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vmap-rows", type=int, default=8, help="rows at once of torch.func; 0: leave it out")
@@ -322,6 +359,7 @@ def main() -> None:
     )
     times, absent = compare(setting)
     print(memory_table(times) if options.memory else table(times, absent, rows))
+    print("\n" + goals(times, setting.directions))
     if not options.memory:
         print(comparison_line(setting, times[FEATURES]))
     scales = scaling(setting) if options.scaling else []

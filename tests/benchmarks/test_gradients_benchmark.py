@@ -29,7 +29,8 @@ def test_the_benchmark_compares_all_variants(tmp_path, model_folder, monkeypatch
     printed = capsys.readouterr().out
     facts = json.loads(report.read_text(encoding="utf-8"))
     times = facts["times"]
-    assert all(len(times[name]["wall"]) == 2 for name in ("plain step", "features", "vmap"))
+    assert all(len(times[name]["wall"]) == 2 for name in ("plain step", "features", "exact", "vmap"))
+    assert "| exact / plain step <= 1.10, wall | " in printed
     assert "| plain step |" in printed
     assert "the rules are compared with plain gradients" in printed
     assert facts["comparison"] > 0
@@ -52,7 +53,9 @@ def test_features_take_no_more_memory_than_the_plain_step(model_folder, monkeypa
     setting = script.Setting(script.parse())
     assert len(setting.batches) > 1
     times, _ = script.compare(setting)
-    plain, features = times["plain step"].memory, times["features"].memory
+    plain, features, exact = (times[name].memory for name in ("plain step", "features", "exact"))
     assert plain > 2**20
     assert features < plain + 2**18  # the (b, k) sums and one module's gradients
+    assert exact < plain + 2**18
+    assert "MiB + directions | yes |" in script.goals(times, setting.directions)
     assert "| plain step |" in script.memory_table(times)

@@ -129,6 +129,7 @@ def test_a_judge_that_cannot_be_reached_is_not_ready(monkeypatch: pytest.MonkeyP
             ", 4 times",
         ),
         (["num_train_epochs=0.1"], "1 steps of 2 rows", "1 of them and", None),
+        (["component_params.scoring=exact"], "2 selections of up to 6", "5 of them and", None),
     ],
 )
 def test_checkpoints_and_features_are_counted_over_the_whole_run(

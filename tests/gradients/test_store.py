@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dataflex.errors import StoreError
 from dataflex.gradients import store as store_module
-from dataflex.gradients.store import FeatureStore, fill_store
+from dataflex.gradients.filling import fill_store
+from dataflex.gradients.store import FeatureStore
 from dataflex.testing import tiny_model
 from dataflex.utils.distributed import Ranks
 

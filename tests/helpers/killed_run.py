@@ -1,4 +1,4 @@
-"""A run that is killed with SIGKILL while it writes its n-th shard of features; a script for a process of its own."""
+"""A run that is killed with SIGKILL while it writes its n-th shard of features or scores; a script for a process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import dataflex.gradients.store
-from helpers.runs import tiny_trainer
+from helpers.runs import tiny_nice, tiny_trainer
 
 
-def main(output_dir: str, writes: int) -> None:
-    """Run a tiny training; the process dies at its ``writes``-th write to a feature store."""
+def main(output_dir: str, writes: int, scoring: str = "projected") -> None:
+    """Run a tiny training; the process dies at its ``writes``-th write to a store of features or scores."""
     real = dataflex.gradients.store.FeatureStore.write
     left = writes
 
@@ -24,8 +24,9 @@ def main(output_dir: str, writes: int) -> None:
         real(self, start, features)
 
     dataflex.gradients.store.FeatureStore.write = write
-    tiny_trainer(Path(output_dir), resume_from_checkpoint=True).train()
+    selector = tiny_nice(scoring=scoring)
+    tiny_trainer(Path(output_dir), selector=selector, resume_from_checkpoint=True).train()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -137,7 +137,14 @@ def test_nothing_is_overwritten_unasked(project: Path, folder: Path) -> None:
 def test_a_dry_run_predicts_and_leaves_nothing(project: Path, folder: Path) -> None:
     done = run("--num", "3", "--dry-run", "-o", folder / "s.jsonl")
     assert done.exit_code == 0, done.output
-    for text in ("training gradients: 20 rows", "rows/s", "predicted time:", "peak memory", "feature store: 0.0 MiB"):
+    for text in (
+        "training gradients: 20 rows",
+        "rows/s",
+        "predicted time:",
+        "peak memory",
+        "stored on disk: 0.0 MiB",
+        "scoring: projected",
+    ):
         assert text in done.stdout
     assert list(folder.iterdir()) == []
 

@@ -112,17 +112,17 @@ def test_the_plan_is_what_a_selection_computes(tmp_path, monkeypatch):
 
 def test_what_the_target_will_rest_on_is_said_beforehand(tmp_path):
     context = tiny_context(tmp_path, eval_dataset=tiny_dataset(6, seed=9))
-    [note] = dry_run(LessSelector(proj_dim=256, aggregate="mean"), context).notes
+    [_, note] = dry_run(LessSelector(proj_dim=256, aggregate="mean"), context).notes
     assert note.startswith("the target rests on 6 reference answers; its reliability is measured by the selection")
     assert note.endswith("reaches 0.4 where the gradients of two have a cosine of 0.18 on average")
     by_task = dry_run(LessSelector(proj_dim=256, aggregate="task_max"), context)
-    assert "the target rests on 6 reference answers in 2 tasks" in by_task.lines()[0]
+    assert "the target rests on 6 reference answers in 2 tasks" in by_task.lines()[1]
     selector = tiny_nice(mc_samples=3, candidates=0.5, reference_answer="sample")
     found = dry_run(selector, context)
     selector.close()
     assert found.notes[0] == "nice looks at 6 of 12 rows: drawn by seed and round"
-    assert found.notes[1].startswith(
+    assert found.notes[2].startswith(
         "the target rests on 6 prompts with 3 answers each and 6 reference answers (sample); its reliability"
     )
     alone = tiny_context(tmp_path, eval_dataset=tiny_dataset(1, seed=9))
-    assert "its reliability stays unknown" in dry_run(LessSelector(proj_dim=256, aggregate="mean"), alone).notes[0]
+    assert "its reliability stays unknown" in dry_run(LessSelector(proj_dim=256, aggregate="mean"), alone).notes[-1]

@@ -15,7 +15,7 @@ from dataflex.errors import RolloutError, SelectionError
 from dataflex.gradients.advantages import advantages
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import policy_gradient, sample_gradient
-from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt, halves
+from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt, halves, halves_agreement, whole_rows
 from dataflex.projection.adam import adam_normalize
 from dataflex.projection.projector import Projector
 from dataflex.rollouts import Rollout
@@ -159,12 +159,12 @@ def test_halves_add_up_to_their_prompt(tmp_path):
         )
         for name, made in (("whole", prompts), ("halves", split.prompts))
     ]
-    whole = torch.cat([block for _, block in split.whole(stores[1])()])
+    whole = torch.cat([block for _, block in whole_rows(stores[1].blocks(), split.factors)])
     torch.testing.assert_close(whole, stores[0].load().double(), rtol=1e-5, atol=1e-6)
     rows = stores[1].load().double()
     unit = rows / rows.norm(dim=1, keepdim=True)
     expected = torch.cosine_similarity(unit[0] + unit[3], unit[1] + unit[4], dim=0)
-    assert split.agreement(stores[1]) == pytest.approx(float(expected), abs=1e-9)
+    assert halves_agreement(stores[1].blocks(), split.factors) == pytest.approx(float(expected), abs=1e-9)
 
 
 def test_equal_rewards_have_no_weight():

@@ -120,21 +120,30 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("writes", [1, 3, 9])
-def test_a_killed_selection_is_finished_by_the_resumed_run(tmp_path, writes):
-    tiny_trainer(tmp_path / "whole").train()
+@pytest.mark.parametrize(
+    ("scoring", "writes"),
+    [("projected", 1), ("projected", 3), ("projected", 9), ("exact", 1), ("exact", 4), ("exact", 8)],
+)
+def test_a_killed_selection_is_finished_by_the_resumed_run(tmp_path, scoring, writes):
+    def trainer(name, **settings):
+        return tiny_trainer(tmp_path / name, selector=tiny_nice(scoring=scoring), **settings)
+
+    trainer("whole").train()
     broken = tmp_path / "broken"
     root = Path(__file__).parents[1]
     child = subprocess.run(
-        [sys.executable, str(root / "helpers" / "killed_run.py"), str(broken), str(writes)],
+        [sys.executable, str(root / "helpers" / "killed_run.py"), str(broken), str(writes), scoring],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
         capture_output=True,
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-    tiny_trainer(broken, resume_from_checkpoint=True).train()
+    left = len(list((broken / "scores").rglob("scores-*.safetensors"))) if scoring == "exact" else None
+    trainer("broken", resume_from_checkpoint=True).train()
     assert selected(broken) == selected(tmp_path / "whole")
     assert losses(broken) == losses(tmp_path / "whole")
+    # 24 candidates in shards of 5; the scores of earlier rounds go when those of the next have been used.
+    assert left is None or left == {1: 0, 4: 3, 8: 7}[writes]
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])

@@ -31,6 +31,7 @@ from dataflex.models.bounds import Bounds
 from dataflex.models.model import base_model, outline_model
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
+from dataflex.selectors.gradient.scoring import expects_features
 from dataflex.training.run import add_new_adapter
 
 TRAINABLE_BYTES = 16
@@ -224,8 +225,8 @@ def disk_checks(
     needed = found.trainable * 4 * (values * count + models)
     yield _disk("disk, checkpoints", Path(config.output_dir), needed, f"{count} of them{best} and the adapter")
     selections = sum(phase.round is not None for phase in phases)
-    if selections and selector is not None and isinstance(selector.config, GradientConfig):
-        settings = selector.config
+    settings = selector.config if selector is not None else None
+    if selections and isinstance(settings, GradientConfig) and expects_features(settings):
         # The last round's features go when the next ones have been used.
         kept = {"all": selections, "last": 2, "none": 1}[settings.keep_features]
         rounds = min(kept, selections)

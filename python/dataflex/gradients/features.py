@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,20 @@ from torch import Tensor, nn
 from dataflex.errors import GradientError
 from dataflex.gradients.check import VERDICTS, Verdict, compared, without_zeros
 from dataflex.gradients.collectors import RAW_BLOCK_VALUES, AdamFeatures, Collector, RawFeatures
+from dataflex.gradients.context import GradientContext
+from dataflex.gradients.filling import fill_store
 from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel
 from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
-from dataflex.gradients.store import FeatureDtype, FeatureStore, fill_store
+from dataflex.gradients.store import FeatureDtype, FeatureStore
 from dataflex.models.model import recomputing, trainable_parameters, undisturbed
 from dataflex.models.rope import LengthClass, ScaledRotary, length_class, scaled_rotaries
 from dataflex.models.wide import in_float32
 from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.types import Autocast
-from dataflex.utils.distributed import Ranks
 from dataflex.utils.shown import listed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -49,30 +50,6 @@ FEATURE_VERSION = 2
 CHECKED_ITEMS = 2
 EXAMINED_ITEMS = 32
 """Two items with a finite gradient are compared, among so many that are spread over the data."""
-
-
-class GradientContext(Protocol):
-    """What gradients depend on beside their data; a :class:`dataflex.SelectionContext` is one."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The model in its current state, adapters included, unwrapped."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the data."""
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimizer in its current state, or None."""
-
-    @property
-    def autocast(self) -> Autocast:
-        """The trainer's forward context."""
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes that share the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,23 +193,41 @@ class GradientFeatures(ABC):
                 self._announce(str(error))
         return torch.cat([self._collect_alone(item, collector(1)) for item in items])
 
+    @property
+    def adam(self) -> AdamMoments | None:
+        """Moments that normalise the gradients; None: raw gradients."""
+        return self._adam
+
     def batches(self, items: list[int]) -> list[list[int]]:
         """Items that are computed together: neighbours in length and of one length class, within the token budget."""
-        if self._rule is None:
-            return [[item] for item in items]
         most_items = max(1, RAW_BLOCK_VALUES // self._num_parameters) if self._adam is None else len(items)
-        batches: list[list[int]] = []
-        rows = 0
-        for item in sorted(items, key=lambda item: (self._length_class(item), self._length(item))):
-            rows += self._rows(item)
-            # Items come in order of length, so this one sets the width of the batch that it joins.
-            fits = rows * self._length(item) <= self.batch_tokens and bool(batches) and len(batches[-1]) < most_items
-            if fits and self._length_class(batches[-1][0]) == self._length_class(item):
-                batches[-1].append(item)
+        return [[item for (item,) in batch] for batch in self.batches_of([[item] for item in items], most_items)]
+
+    def batches_of(self, groups: list[list[int]], most_items: int) -> list[list[list[int]]]:
+        """As :meth:`batches`, for groups of items of one length class that stay together.
+
+        Args:
+            groups: The groups, which may not be empty.
+            most_items: The most items of a batch; a single larger group is a batch of its own.
+        """
+        if self._rule is None:
+            return [[group] for group in groups]
+        batches: list[list[list[int]]] = []
+        rows = items = 0
+        for group in sorted(groups, key=lambda group: (self._length_class(group[0]), self._longest(group))):
+            own = sum(map(self._rows, group))
+            rows, items = rows + own, items + len(group)
+            # Groups come in order of length, so this one sets the width of the batch that it joins.
+            fits = rows * self._longest(group) <= self.batch_tokens and items <= most_items
+            if fits and batches and self._length_class(batches[-1][0][0]) == self._length_class(group[0]):
+                batches[-1].append(group)
             else:
-                batches.append([item])
-                rows = self._rows(item)
+                batches.append([group])
+                rows, items = own, len(group)
         return batches
+
+    def _longest(self, items: Sequence[int]) -> int:
+        return max(map(self._length, items))
 
     def _collector(self, rows: int) -> Collector:
         if self._adam is None:

@@ -19,13 +19,17 @@ from torch import Tensor
 from dataflex.data.collate import Batch
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import GradientError
-from dataflex.gradients.features import GradientContext, GradientFeatures, Work
+from dataflex.gradients.context import GradientContext
+from dataflex.gradients.features import GradientFeatures, Work
 from dataflex.gradients.memory import BatchTokens
 from dataflex.gradients.plain import policy_gradient
+from dataflex.gradients.reliability import paired_reliability
 from dataflex.gradients.similarity import Blocks
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
 from dataflex.models.losses import label_log_probs
 from dataflex.projection.projector import Projector
+
+PROMPTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,22 @@ def rejoined(blocks: Blocks, factors: Sequence[Sequence[float]]) -> Iterator[tup
                 rows = torch.stack(waiting)
                 yield number, torch.tensor(factors[number], dtype=torch.float64) @ rows, rows
                 waiting, number = [], number + 1
+
+
+def whole_rows(blocks: Blocks, factors: Sequence[Sequence[float]]) -> Blocks:
+    """Features of prompts, :data:`PROMPTS_AT_ONCE` a block in float64; arguments as for :func:`rejoined`."""
+    gathered: list[Tensor] = []
+    start = 0
+    for number, feature, _ in rejoined(blocks, factors):
+        gathered.append(feature)
+        if len(gathered) == PROMPTS_AT_ONCE or number + 1 == len(factors):
+            yield start, torch.stack(gathered)
+            start, gathered = number + 1, []
+
+
+def halves_agreement(blocks: Blocks, factors: Sequence[Sequence[float]]) -> float | None:
+    """Cosine between the mean directions of the prompts' halves; None if no prompt has two. See :func:`rejoined`."""
+    return paired_reliability(rows for _, _, rows in rejoined(blocks, factors) if len(rows) == 2)
 
 
 class PolicyFeatures(GradientFeatures):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dataflex.data.collate import Batch, collate
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.gradients.features import GradientContext, GradientFeatures, GradientType, Work
+from dataflex.gradients.context import GradientContext
+from dataflex.gradients.features import GradientFeatures, GradientType, Work
 from dataflex.gradients.memory import BatchTokens
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient

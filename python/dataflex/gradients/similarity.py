@@ -19,7 +19,7 @@ have equal scores whatever block they lie in, and ties go to the smaller index.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,27 +111,70 @@ def target_directions(
         SelectionError: No target is left (of a task), one is not finite, a task is missing, or there is no signal: the
             targets' features are all zero or cancel out, so that every candidate would score 0.
     """
-    names = _group_of_each(aggregate, groups)
-    order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    places, names = direction_places(aggregate, groups)
     sums: dict[int, Tensor] = {}
     counts: dict[int, int] = {}
     for start, features in blocks:
         unit = normalized_rows(features)
         for row in (row for row in range(start, start + len(features)) if row not in leave_out):
-            # max, round_robin: every target is a group of its own; mean: all are one group.
-            group = row if aggregate in ("max", "round_robin") else order[names[row]] if names else 0
-            sums[group] = sums[group] + unit[row - start] if group in sums else unit[row - start]
-            counts[group] = counts.get(group, 0) + 1
-    if not sums:
-        raise SelectionError("no evaluation sample is left to compare with")
-    empty = [name for name, place in order.items() if place not in sums]
-    if empty:
-        raise SelectionError(f"no evaluation sample of task {empty[0]!r} is left to compare with")
-    directions = torch.stack([sums[group] / counts[group] for group in sorted(sums)])
+            place = places(row)
+            sums[place] = sums[place] + unit[row - start] if place in sums else unit[row - start]
+            counts[place] = counts.get(place, 0) + 1
+    check_members(counts, names)
+    directions = torch.stack([sums[place] / counts[place] for place in sorted(sums)])
     if not torch.isfinite(directions).all():
         raise SelectionError("evaluation features hold values that are not finite; leave those rows out first")
-    _check_signal(directions, sum(counts.values()))
+    check_signal(directions, sum(counts.values()))
     return directions
+
+
+def direction_places(aggregate: Aggregate, groups: Sequence[str | None] = ()) -> tuple[Callable[[int], int], list[str]]:
+    """What maps a target to the number of its direction, and the names of the directions that have one.
+
+    Args:
+        aggregate: Rule over the targets.
+        groups: Task of each target, for ``task_max``.
+
+    Raises:
+        SelectionError: A task is missing.
+    """
+    if aggregate in ("max", "round_robin"):  # every target has a direction of its own
+        return (lambda row: row), []
+    names = _group_of_each(aggregate, groups)
+    order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return (lambda row: order[names[row]] if names else 0), list(order)
+
+
+def check_members(counts: Mapping[int, int], names: Sequence[str]) -> None:
+    """See that every direction has a target.
+
+    Args:
+        counts: Targets by the number of their direction.
+        names: Names of the directions, if they have some.
+
+    Raises:
+        SelectionError: One has none.
+    """
+    if not any(counts.values()):
+        raise SelectionError("no evaluation sample is left to compare with")
+    empty = [name for place, name in enumerate(names) if not counts.get(place)]
+    if empty:
+        raise SelectionError(f"no evaluation sample of task {empty[0]!r} is left to compare with")
+
+
+def check_signal(directions: Tensor, targets: int) -> None:
+    """See that the directions ``(d, ...)`` of so many targets are not all zero.
+
+    Raises:
+        SelectionError: They are: every candidate would score 0.
+    """
+    if not directions.any():
+        raise SelectionError(
+            f"no evaluation sample carries a signal: the gradients of the {targets} targets are all zero or "
+            "cancel out, and every candidate would score 0",
+            hint="do the trained parameters change the model's answers at all? look at them, at the evaluation set and "
+            "at the rewards",
+        )
 
 
 def influence_scores(parts: Sequence[Influence], num_rows: int) -> Scores:
@@ -188,16 +231,6 @@ def top_k(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
             f"{count} samples are to be selected and {usable} of {len(scores)} candidates have a usable score"
         )
     return np.argsort(-scores, kind="stable")[:count].astype(np.int64)
-
-
-def _check_signal(directions: Tensor, targets: int) -> None:
-    if not directions.any():
-        raise SelectionError(
-            f"no evaluation sample carries a signal: the gradient features of the {targets} targets are all zero or "
-            "cancel out, and every candidate would score 0",
-            hint="do the trained parameters change the model's answers at all? look at them, at the evaluation set and "
-            "at the rewards",
-        )
 
 
 def _group_of_each(aggregate: Aggregate, groups: Sequence[str | None]) -> list[str]:

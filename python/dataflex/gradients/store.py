@@ -1,13 +1,12 @@
-"""Feature store: rows of projected features in shards that survive a kill.
+"""Feature store: rows of projected features, or of exact sums, in shards that survive a kill.
 
 A folder holds ``manifest.json`` (fingerprint, number of rows, dimension, rows a shard, type of the values) and one file
-``features-START-STOP.safetensors`` a shard, written aside, fsynced and renamed. The plan of shards depends on the
-number of rows alone, never on who computes them. Each shard carries its rows, the CRC-32 of its values and the
-fingerprint's SHA-256 in its metadata: one that is torn, altered, foreign or in another's place counts as missing and is
-computed again. (The checksum is
-against accidents: it finds every change of up to 32 neighbouring bits, and it is ten times as fast as SHA-256, which
-would take longer than the scores.) Rows are read memory-mapped, a bounded block at a time, however large the shards
-are.
+``features-START-STOP.safetensors`` (or ``scores-...``) a shard, written aside, fsynced and renamed. The plan of shards
+depends on the number of rows alone, never on who computes them. Each shard carries its rows, the CRC-32 of its values
+and the fingerprint's SHA-256 in its metadata: one that is torn, altered, foreign or in another's place counts as
+missing and is computed again. (The checksum is against accidents: it finds every change of up to 32 neighbouring bits,
+and it is ten times as fast as SHA-256, which would take longer than the scores.) Rows are read memory-mapped, a bounded
+block at a time, however large the shards are.
 """
 
 from __future__ import annotations
@@ -17,20 +16,17 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataflex.errors import StoreError
-from dataflex.models.model import undisturbed
-from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_path, differences, write_json
-from dataflex.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +42,9 @@ LARGEST_LOSS = 0.01
 _CHUNK = 1 << 20
 
 FeatureDtype = Literal["float32", "bfloat16", "float16"]
-DTYPES: dict[FeatureDtype, torch.dtype] = {
+StoreDtype = FeatureDtype | Literal["float64"]
+DTYPES: dict[StoreDtype, torch.dtype] = {
+    "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -69,6 +67,9 @@ class FeatureStore:
             (bfloat16) or 0.02 % (float16, which cannot hold every magnitude).
     """
 
+    what: ClassVar[str] = "features"
+    """What the rows are, in file names and messages."""
+
     def __init__(
         self,
         path: Path,
@@ -76,7 +77,7 @@ class FeatureStore:
         num_rows: int,
         dim: int,
         shard_rows: int,
-        dtype: FeatureDtype = "float32",
+        dtype: StoreDtype = "float32",
     ) -> None:
         if shard_rows < 1:
             raise StoreError(f"a shard needs at least one row, got shard_rows={shard_rows}")
@@ -120,8 +121,8 @@ class FeatureStore:
         shard = (start, start + len(features))
         if not self._planned(shard) or features.shape[1] != self.dim:
             raise StoreError(
-                f"rows {start}:{shard[1]} with {features.shape[1]} features are no shard of this store "
-                f"({self.num_rows} rows, {self.dim} features, {self.shard_rows} rows a shard)"
+                f"rows {start}:{shard[1]} with {features.shape[1]} {self.what} are no shard of this store "
+                f"({self.num_rows} rows, {self.dim} {self.what}, {self.shard_rows} rows a shard)"
             )
         values = features.to(device="cpu", dtype=self.dtype).contiguous()
         self._check_rounding(start, features.to("cpu"), values)
@@ -130,7 +131,7 @@ class FeatureStore:
         with atomic_path(file) as temporary:
             # One entry: safetensors writes several in an order that changes from run to run.
             seal = json.dumps({"crc32": checksum, "rows": shard, "store": self._digest})
-            save_file({"features": values}, temporary, metadata={SEAL: seal})
+            save_file({self.what: values}, temporary, metadata={SEAL: seal})
         self._verified[shard] = _signature(file)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
@@ -141,17 +142,25 @@ class FeatureStore:
         Raises:
             StoreError: A shard is missing or damaged.
         """
-        most = max(1, BLOCK_VALUES // self.dim)
         for shard in self.shards:
-            problem = self._problem(shard)
-            if problem:
-                raise StoreError(f"{self._file(shard)} {problem}", hint="compute the features again")
-            for start in range(*shard, most):
-                yield start, self._rows(shard, start, min(start + most, shard[1]))
+            yield from self.blocks_of(shard)
+
+    def blocks_of(self, shard: Shard) -> Iterator[tuple[int, Tensor]]:
+        """The :meth:`blocks` of one shard.
+
+        Raises:
+            StoreError: It is missing or damaged.
+        """
+        problem = self._problem(shard)
+        if problem:
+            raise StoreError(f"{self._file(shard)} {problem}", hint=f"compute the {self.what} again")
+        most = max(1, BLOCK_VALUES // self.dim)
+        for start in range(*shard, most):
+            yield start, self._rows(shard, start, min(start + most, shard[1]))
 
     def load(self) -> Tensor:
-        """All rows, ``(n, k)`` float32."""
-        values = torch.zeros((self.num_rows, self.dim))
+        """All rows, ``(n, k)`` float32, or float64 if that is what is stored."""
+        values = torch.zeros((self.num_rows, self.dim), dtype=torch.promote_types(self.dtype, torch.float32))
         for start, rows in self.blocks():
             values[start : start + len(rows)] = rows
         return values
@@ -174,7 +183,7 @@ class FeatureStore:
             if not different:
                 return
             logger.warning(
-                "features in %s belong to another run (%s); computing them again", self.path, "; ".join(different)
+                "%s in %s belong to another run (%s); computing them again", self.what, self.path, "; ".join(different)
             )
             self.remove()
         write_json(file, self._manifest)
@@ -187,7 +196,7 @@ class FeatureStore:
         if problem is None:
             return True
         logger.warning("%s is damaged: it %s; rows %d to %d are computed again", file, problem, shard[0], shard[1] - 1)
-        file.unlink()
+        file.unlink(missing_ok=True)
         return False
 
     def _problem(self, shard: Shard) -> str | None:
@@ -200,7 +209,8 @@ class FeatureStore:
         try:
             with safe_open(file, framework="pt") as opened:
                 seal = json.loads((opened.metadata() or {})[SEAL])
-                shape, dtype = opened.get_slice("features").get_shape(), opened.get_slice("features")[:0].dtype
+                values = opened.get_slice(self.what)
+                shape, dtype = values.get_shape(), values[:0].dtype
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             return f"cannot be read ({type(error).__name__}: {error})"
         if not isinstance(seal, dict) or seal.get("store") != self._digest:
@@ -218,7 +228,7 @@ class FeatureStore:
     def _rows(self, shard: Shard, start: int, stop: int) -> Tensor:
         # Opened for each block: pages of a mapping that stays open would count as this process's memory.
         with safe_open(self._file(shard), framework="pt") as opened:
-            rows: Tensor = opened.get_slice("features")[start - shard[0] : stop - shard[0]]
+            rows: Tensor = opened.get_slice(self.what)[start - shard[0] : stop - shard[0]]
         return rows
 
     def _check_rounding(self, start: int, exact: Tensor, stored: Tensor) -> None:
@@ -239,7 +249,24 @@ class FeatureStore:
             )
 
     def _file(self, shard: Shard) -> Path:
-        return self.path / f"features-{shard[0]:08d}-{shard[1]:08d}.safetensors"
+        return self.path / f"{self.what}-{shard[0]:08d}-{shard[1]:08d}.safetensors"
+
+
+class ScoreStore(FeatureStore):
+    """n rows of exact sums, of which scores are made, as :class:`FeatureStore`; 8 k bytes a row.
+
+    Args:
+        path: Folder of the store.
+        fingerprint: JSON-able facts that fix the values.
+        num_rows: n.
+        dim: k.
+        shard_rows: Rows a shard.
+    """
+
+    what = "scores"
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any], num_rows: int, dim: int, shard_rows: int) -> None:
+        super().__init__(path, fingerprint, num_rows, dim, shard_rows, "float64")
 
 
 def _signature(file: Path) -> tuple[int, int, int]:
@@ -263,44 +290,3 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def fill_store(
-    store: FeatureStore,
-    model: nn.Module,
-    features: Callable[[list[int]], Tensor],
-    *,
-    description: str,
-    batches: Callable[[list[int]], list[list[int]]] | None = None,
-    ranks: Ranks,
-) -> None:
-    """Compute the store's missing shards, which the ranks share; every rank returns when all are written.
-
-    Args:
-        store: Where the rows go.
-        model: Held in eval mode and left undisturbed.
-        features: Maps the numbers of b rows to their features ``(b, k)``.
-        description: For the progress bar.
-        batches: Splits the rows of a shard into those that are computed together; None: one at a time. It sees one
-            shard only, so that a row's batch, and with it its rounding, is the same in a resumed run and for any
-            number of ranks.
-        ranks: The processes of the run; the store lies where all of them see it.
-    """
-    missing = ranks.share(ranks.on_main(store.missing))
-    todo = sum(stop - start for start, stop in missing)
-    total = store.num_rows if ranks.count == 1 else todo
-
-    def fill() -> None:
-        with (
-            undisturbed(model),
-            progress_bar(total, description, unit="row", initial=total - todo, disable=not ranks.is_main) as bar,
-        ):
-            for start, stop in missing:
-                rows = list(range(start, stop))
-                shard = torch.empty((len(rows), store.dim))
-                for batch in batches(rows) if batches else [[row] for row in rows]:
-                    shard[[row - start for row in batch]] = features(batch).cpu()
-                    bar.update(len(batch))
-                store.write(start, shard)
-
-    ranks.together(fill)  # none waits for one that has failed

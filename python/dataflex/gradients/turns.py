@@ -45,15 +45,41 @@ def choose(
     Raises:
         SelectionError: Fewer candidates have a usable score.
     """
-    if aggregate != "round_robin":
-        return top_k(scores.values, count)
-    directions = torch.stack([part.directions for part in parts()])  # (c, q, k)
-    order = np.flatnonzero(directions.flatten(2).any(dim=2).any(dim=0).numpy())  # a target of zeros prefers nobody
 
     def cosines() -> Cosines:
         return ((start, values) for start, values, _, _ in influences(parts()))
 
-    return take_turns(cosines, len(scores.values), count, np.random.default_rng(list(seed)).permutation(order))
+    def prefer() -> Tensor:
+        return torch.stack([part.directions.any(dim=1) for part in parts()]).any(dim=0)
+
+    return choose_by(cosines, prefer, scores, count, aggregate, seed)
+
+
+def choose_by(
+    cosines: Callable[[], Cosines],
+    prefer: Callable[[], Tensor],
+    scores: Scores,
+    count: int,
+    aggregate: Aggregate,
+    seed: Sequence[int],
+) -> NDArray[np.int64]:
+    """:func:`choose` by the cosines themselves.
+
+    Args:
+        cosines: Streams the cosines; called once a pass.
+        prefer: ``(q,)`` bool: the targets that prefer anybody; a target of zeros does not.
+        scores: As for :func:`choose`.
+        count: As for :func:`choose`.
+        aggregate: As for :func:`choose`.
+        seed: As for :func:`choose`.
+
+    Raises:
+        SelectionError: Fewer candidates have a usable score.
+    """
+    if aggregate != "round_robin":
+        return top_k(scores.values, count)
+    order = np.random.default_rng(list(seed)).permutation(np.flatnonzero(prefer().cpu().numpy()))
+    return take_turns(cosines, len(scores.values), count, order)
 
 
 def take_turns(

@@ -105,7 +105,7 @@ class DryRun:
             *(f"{name}: {count:,} (not timed)" for name, count in self.counts.items()),
             f"predicted time: {self.total}",
             f"peak memory: {self.peak_memory / MIB:,.0f} MiB",
-            f"feature store: {self.store_bytes / MIB:,.1f} MiB",
+            f"stored on disk: {self.store_bytes / MIB:,.1f} MiB",
         ]
 
 

@@ -50,6 +50,11 @@ def score_checkpoints(
         checkpoints: Folders that the trainer wrote.
         learning_rates: One a checkpoint; None: what their runs have logged.
     """
+    if selector.config.scoring == "exact":
+        raise SelectionError(
+            "less_static sums over several states of the model, whose features it compares: it has no exact scores",
+            hint="scoring: projected, or select with less at one checkpoint",
+        )
     weights = _weights(checkpoints, learning_rates)
     _check(selector, context, checkpoints)
     watch = Stopwatch()

@@ -25,7 +25,8 @@ from torch import Tensor
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.gradients.store import FeatureStore, fill_store
+from dataflex.gradients.filling import fill_store
+from dataflex.gradients.store import FeatureStore
 from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.losses import mean_losses
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig

@@ -29,7 +29,7 @@ from dataflex.selectors.gradient import (
     EVALUATION,
     GradientConfig,
     GradientSelector,
-    Targets,
+    TargetGradients,
     check_tasks,
     split_answered,
     target_note,
@@ -81,25 +81,41 @@ class LessSelector(GradientSelector[LessConfig]):
 
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of all candidates and of the reference answers."""
-        features, dataset = self.reference_gradients(context, self.projector())
-        candidates = super().plan(context)
-        parts = [*candidates.parts, self.planned(EVALUATION, features, dataset.lengths)]
+        features, dataset = self.reference_gradients(context, self.projector_for(self.scoring(context)))
+        plan = super().plan(context)
+        parts = [*plan.parts, self.planned(context, EVALUATION, features, dataset.lengths)]
         rule, column = self.aggregate_rule(dataset.samples), self.config.task_column
         note = target_note(dataset.samples, "reference answers", rule, column)
-        return replace(candidates, parts=parts, notes=[*candidates.notes, note])
+        return replace(plan, parts=parts, notes=[*plan.notes, note])
 
-    def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
+    def target_gradients(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> TargetGradients:
         """Gradients of the reference answers.
 
         Raises:
-            SelectionError: No evaluation sample has a usable reference answer.
+            SelectionError: No evaluation sample has a reference answer.
         """
-        with watch.phase(EVALUATION):
-            store, samples = self.reference_features(context, projector)
-            aggregate = self.aggregate_rule(samples)
-            found = self.directions(store.blocks, samples, aggregate)
-        report = target_report(len(context.eval_dataset or ()), len(samples), found.unusual, aggregate)
-        return Targets(found.vectors, aggregate, found.reliability, report)
+        del watch
+        features, dataset = self.reference_gradients(context, projector)
+        samples = dataset.samples
+        aggregate = self.aggregate_rule(samples)
+
+        def report(unusual: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+            return target_report(len(context.eval_dataset or ()), len(samples), unusual, aggregate)
+
+        return TargetGradients(features, [[1.0]] * len(samples), samples, aggregate, report)
+
+    def expected_targets(self, context: SelectionContext) -> tuple[Aggregate, Sequence[Sample]]:
+        """The rule over the samples that have a reference answer.
+
+        Args:
+            context: The selection's context.
+
+        Returns:
+            The rule, and the samples that can be a target.
+        """
+        answered, _ = split_answered(context)
+        samples = [context.eval_dataset[row].sample for row in answered] if context.eval_dataset else []
+        return self.aggregate_rule(samples), samples
 
     def aggregate_rule(self, samples: Sequence[Sample]) -> Aggregate:
         """The configured rule; ``auto`` becomes ``task_max`` where all ``samples`` have a task, else ``mean``."""

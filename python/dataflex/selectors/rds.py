@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
+from dataflex.gradients.filling import fill_store
 from dataflex.gradients.similarity import Aggregate, Influence, influence_scores, target_directions, unusual_rows
-from dataflex.gradients.store import FeatureStore, fill_store
+from dataflex.gradients.store import FeatureStore
 from dataflex.gradients.turns import choose
 from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.hidden import pooled_states

@@ -59,6 +59,10 @@ class _TurnRanks(Ranks):
 
     room: _Room[Any] = field(kw_only=True)
 
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of what all ranks have gathered."""
+        return tensor.copy_(torch.stack(self.gather_tensors(tensor)).sum(dim=0))
+
     def _gather_bytes(self, data: bytes) -> list[torch.Tensor]:
         return [torch.tensor(list(part), dtype=torch.uint8) for part in self.room.exchange(self.index, data)]
 

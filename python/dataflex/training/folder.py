@@ -34,7 +34,17 @@ LEFTOVERS = (
     "report.html",
     SPENDING_FILE,
 )
-WRITTEN = ("selections", "features", "rollouts", "losses", "embeddings", "hidden_states", "rewards", "prefilter")
+WRITTEN = (
+    "selections",
+    "features",
+    "scores",
+    "rollouts",
+    "losses",
+    "embeddings",
+    "hidden_states",
+    "rewards",
+    "prefilter",
+)
 """Folders in which rounds leave their files."""
 
 

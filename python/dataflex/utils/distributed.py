@@ -130,6 +130,34 @@ class Ranks:
         self.on_main(lambda: found.append(work()))
         return found[0] if self.is_main else work()
 
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns on this rank; the ranks do it one after the other, by rank.
+
+        For work on folders that some ranks may have in common.
+
+        Raises:
+            DataflexError: On the ranks whose own work is done, with the message of the first that failed.
+        """
+        if self.count == 1:
+            return work()
+        found: list[T] = []
+        for rank in range(self.count):
+            self.together(lambda rank=rank: found.append(work()) if rank == self.index else None)  # type: ignore[misc]
+        return found[0]
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of the ranks' integer tensors of one shape, which no order of adding changes; on ``tensor``'s device.
+
+        ``tensor`` is overwritten.
+        """
+        if self.count == 1:
+            return tensor
+        import torch.distributed as dist
+
+        travelling = tensor.to(self.device)
+        dist.all_reduce(travelling)
+        return tensor.copy_(travelling)
+
     def _gather_bytes(self, data: bytes) -> list[torch.Tensor]:
         """uint8 tensors of all ranks on the CPU, lengths first, then padded to the longest."""
         import torch

@@ -7,7 +7,7 @@ May import ``gradients``, ``projection``, ``selectors.base``, ``selectors.plan``
 from dataflex.selectors.gradient.config import GradientConfig
 from dataflex.selectors.gradient.report import target_note, with_candidates
 from dataflex.selectors.gradient.selector import EVALUATION, TRAINING, GradientSelector
-from dataflex.selectors.gradient.targets import Directions, Targets, check_tasks, split_answered
+from dataflex.selectors.gradient.targets import Directions, TargetGradients, Targets, check_tasks, split_answered
 
 __all__ = [
     "EVALUATION",
@@ -15,6 +15,7 @@ __all__ = [
     "Directions",
     "GradientConfig",
     "GradientSelector",
+    "TargetGradients",
     "Targets",
     "check_tasks",
     "split_answered",

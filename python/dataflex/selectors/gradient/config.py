@@ -42,7 +42,29 @@ class FeatureConfig(CandidateConfig):
 class GradientConfig(FeatureConfig):
     """Parameters of every selector by gradient similarity."""
 
+    scoring: Literal["auto", "exact", "projected"] = Field(
+        "auto",
+        description="cosines of whole gradients, in one pass without a store, or of projected features; auto: exact "
+        "where the rule has few directions and nobody asks for features",
+    )
     task_column: str = Field("task", description="column that holds a sample's task, for aggregate: task_max")
 
+    def find_idle(self) -> list[tuple[KeyPath, str]]:
+        """What concerns the features, where there are none."""
+        found = super().find_idle()
+        if self.scoring == "exact":
+            found += [((key,), "has no effect with scoring exact") for key in FEATURE_KEYS]
+        return found
 
+    def wants_features(self) -> list[str]:
+        """Keys that fix the features and have a value of their own: whoever sets them wants features.
+
+        ``keep_features`` is none of them: it may change when a run goes on, and must change no score.
+        """
+        fixing = [key for key in FEATURE_KEYS if key != "keep_features"]
+        return [key for key in fixing if getattr(self, key) != type(self).model_fields[key].default]
+
+
+FEATURE_KEYS = ("proj_dim", "projection", "features_dtype", "keep_features")
+"""Parameters of the features, which exact scoring does not make."""
 GradientConfigT = TypeVar("GradientConfigT", bound=GradientConfig)

@@ -54,6 +54,21 @@ def target_note(samples: Sequence[Sample], what: str, aggregate: str, task_colum
     )
 
 
+def unusual_targets(not_finite: Sequence[int], zero: Sequence[int], samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Ids of the targets without a usable direction, which are warned about.
+
+    Args:
+        not_finite: Positions of those whose gradient is not finite.
+        zero: Positions of those whose gradient is zero.
+        samples: All targets.
+    """
+    ids = {"not_finite": [samples[row].id for row in not_finite], "zero": [samples[row].id for row in zero]}
+    report_broken("evaluation", ids["not_finite"])
+    if zero:
+        logger.warning("%d evaluation samples have a gradient of zero: %s", len(zero), listed(ids["zero"]))
+    return ids
+
+
 def report_unusable(scores: Scores, samples: Sequence[Sample]) -> None:
     """Warn about candidates without a score, by id."""
     report_broken("training", [samples[row].id for row in scores.not_finite])

@@ -1,19 +1,19 @@
-"""What selectors by gradient similarity share: training features, directions of the targets, scores, top k.
+"""What selectors by gradient similarity share: gradients of candidates, directions of the targets, scores, top k.
 
-A candidate's feature is phi_i = P u_i with its (Adam-normalised) loss gradient u_i; the targets are features of the
-evaluation set, and a subclass says how they come about. A candidate's score is its cosine with the targets, aggregated
-over them (:mod:`dataflex.gradients.similarity`).
+A candidate's score is the cosine of its (Adam-normalised) loss gradient u_i with the targets' gradients, aggregated
+over them; a subclass says which gradients these are. It is computed in one of two ways (``scoring``): exactly, in R^p,
+where the rule has few directions (:mod:`dataflex.gradients.exact`), or between features phi_i = P u_i that stay on disk
+(:mod:`dataflex.gradients.similarity`).
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
-from dataflex.gradients.features import GradientFeatures, report_broken
+from dataflex.gradients.exact import exact_sums, sketch_projector
+from dataflex.gradients.features import GradientFeatures
 from dataflex.gradients.moments import adam_settings, adam_states
+from dataflex.gradients.policy import halves_agreement, whole_rows
 from dataflex.gradients.reliability import Reliability, target_reliability
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.gradients.similarity import (
@@ -36,12 +38,21 @@ from dataflex.gradients.similarity import (
 )
 from dataflex.gradients.store import FeatureStore
 from dataflex.gradients.turns import choose
+from dataflex.models.model import trainable_parameters
 from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.candidates import CandidateSelector
 from dataflex.selectors.gradient.config import GradientConfigT
-from dataflex.selectors.gradient.report import report_unusable, say_reliability, with_candidates
-from dataflex.selectors.gradient.targets import Directions, Targets, split_answered
+from dataflex.selectors.gradient.exact import choose_exactly, compare, forget_others
+from dataflex.selectors.gradient.planning import planned_features, planned_scores, planned_targets
+from dataflex.selectors.gradient.report import (
+    report_unusable,
+    say_reliability,
+    unusual_targets,
+    with_candidates,
+)
+from dataflex.selectors.gradient.scoring import Scoring, decide
+from dataflex.selectors.gradient.targets import Directions, TargetGradients, Targets, split_answered
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample, group_names
 from dataflex.utils.progress import Stopwatch
@@ -54,6 +65,10 @@ EVALUATION = "evaluation gradients"
 """Names of the parts of a round, in progress bars and reports."""
 
 
+_Round = tuple[NDArray[np.int64], Scores, Reliability, Mapping[str, Any]]
+"""Positions, best first; scores; reliability and report of the targets."""
+
+
 class GradientSelector(CandidateSelector[GradientConfigT]):
     """Selects the candidates whose features are most aligned with those of the targets."""
 
@@ -61,39 +76,99 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
     more_reliable: ClassVar[str] = "more evaluation samples, or samples of one kind"
     """What to change where the targets' direction is mostly noise."""
 
-    @abstractmethod
+    def target_gradients(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> TargetGradients:
+        """The gradients of this round's targets, of which directions are made, exact or projected.
+
+        A subclass whose targets are features of another kind implements :meth:`targets` in its place, and is scored by
+        projected features.
+
+        Args:
+            context: The selection's context.
+            projector: The projection, where one is wanted.
+            watch: Counts the time of each part.
+        """
+        raise NotImplementedError(f"{type(self).__name__} implements neither target_gradients nor targets")
+
+    def expected_targets(self, context: SelectionContext) -> tuple[Aggregate, Sequence[Sample]]:
+        """The rule over the targets, and the samples that can be one; comes with :meth:`target_gradients`.
+
+        Args:
+            context: The selection's context.
+
+        Returns:
+            The rule, and the samples that can be a target.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement expected_targets")
+
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
-        """The evaluation side of this round.
+        """The evaluation side of this round, projected.
 
         Args:
             context: The selection's context.
             projector: The projection of both sides.
             watch: Counts the time of each part.
         """
+        gradients = self.target_gradients(context, projector, watch)
+        with watch.phase(EVALUATION):
+            store = self.evaluation_features(context, gradients.features)
+
+            def whole() -> Blocks:
+                return whole_rows(store.blocks(), gradients.factors)
+
+            found = self.directions(whole, gradients.samples, gradients.aggregate)
+            answers = halves_agreement(store.blocks(), gradients.factors)
+        reliability = replace(found.reliability, answers=answers)
+        return Targets(found.vectors, gradients.aggregate, reliability, gradients.report(found.unusual))
+
+    def scoring(self, context: SelectionContext) -> Scoring:
+        """Whether whole gradients or projected features are compared, and why.
+
+        Raises:
+            SelectionError: Exact scores are asked for, and cannot be had.
+        """
+        if type(self).target_gradients is GradientSelector.target_gradients:
+            if self.config.scoring == "exact":
+                raise SelectionError(
+                    f"{self.name} compares features that it makes itself: it has no exact scores",
+                    hint="scoring: projected",
+                )
+            return Scoring("projected", f"{self.name} compares features that it makes itself", 0)
+        aggregate, samples = self.expected_targets(context)
+        count = {"mean": 1, "task_max": len(set(group_names(samples, self.config.task_column)))}
+        return decide(
+            self.config,
+            aggregate,
+            max(1, count.get(aggregate, len(samples))),
+            parameters=sum(parameter.numel() for _, parameter in trainable_parameters(context.model)),
+            candidates=len(context.train_dataset),
+        )
 
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of the candidates that are looked at, after what the prefilter does."""
         left, first = self.planned_among(context)
-        features = self.training_gradients(left, self.projector())
-        parts = [*first.parts, self.planned(TRAINING, features, left.train_dataset.lengths)]
-        return replace(first, parts=parts)
+        scoring = self.scoring(left)
+        features = self.training_gradients(left, self.projector_for(scoring))
+        part = self.planned(left, TRAINING, features, left.train_dataset.lengths)
+        notes = [*first.notes, f"scoring: {scoring.used} ({scoring.why})"]
+        return replace(first, parts=[*first.parts, part], notes=notes)
 
     def check(self, context: SelectionContext) -> None:
         """Check the projection, the evaluation set and the optimizer before training starts.
 
         Raises:
-            SelectionError: There is no evaluation set, or no optimizer.
+            SelectionError: There is no evaluation set, no optimizer, or no room for the exact scores asked for.
             GradientError: The optimizer is none that gradients can be normalised with.
         """
         super().check(context)
-        self.projector()
         if not context.eval_dataset:
             raise SelectionError(f"{self.name} needs an evaluation set", hint="set eval_dataset")
+        scoring = self.scoring(context)
+        self.projector_for(scoring)
         if self.config.gradient_type == "adam":
-            self._check_optimizer(context.optimizer)
+            self._check_optimizer(context.optimizer, scoring)
 
     def select_among(self, context: SelectionContext) -> Selection:
-        """Run one round: targets, training features, scores.
+        """Run one round: targets, one pass over the candidates, scores.
 
         Raises:
             GradientError: Gradients are to be normalised, and the optimizer has no moments.
@@ -102,6 +177,22 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         if self.config.gradient_type == "adam":
             adam_states(context.model, context.optimizer)  # before answers are drawn and rewards paid for
         watch = Stopwatch()
+        scoring = self.scoring(context)
+        if context.ranks.is_main:
+            logger.info("scoring: %s (%s)", scoring.used, scoring.why)
+            if scoring.exact and self.config.keep_features == "all":
+                logger.warning("keep_features: all has no effect: exact scoring makes no features (scoring: projected)")
+        indices, scores, reliability, targets = (self._exact if scoring.exact else self._projected)(context, watch)
+        report = {
+            "seconds": watch.seconds,
+            "reliability": reliability.facts(),
+            "scoring": scoring.facts(),
+            **with_candidates(targets, scores),
+        }
+        return Selection(indices, scores.values, self.name, context.step, context.round, report)
+
+    def _projected(self, context: SelectionContext, watch: Stopwatch) -> _Round:
+        """A round by projected features."""
         projector = self.projector()
         targets = self.targets(context, projector, watch)
         if context.ranks.is_main:
@@ -115,12 +206,35 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         context.ranks.barrier()  # all have read what is removed now
         if context.ranks.is_main:
             self._prune(context)
-        report = {
-            "seconds": watch.seconds,
-            "reliability": targets.reliability.facts(),
-            **with_candidates(targets.report, scores),
-        }
-        return Selection(indices, scores.values, self.name, context.step, context.round, report)
+        return indices, scores, targets.reliability, targets.report
+
+    def _exact(self, context: SelectionContext, watch: Stopwatch) -> _Round:
+        """A round by whole gradients."""
+        config = self.config
+        gradients = self.target_gradients(context, sketch_projector(config.seed), watch)
+        with watch.phase(EVALUATION):
+            compared = compare(
+                context, gradients, task_column=config.task_column, seed=config.seed, description=EVALUATION
+            )
+        if context.ranks.is_main:
+            self.say_reliability(compared.reliability)
+        folder = self.work_dir(context) / "scores" / f"step-{context.step}"
+        with watch.phase(TRAINING):
+            sums = exact_sums(
+                context,
+                self.training_gradients(context, sketch_projector(config.seed)),
+                compared.targets,
+                folder,
+                compared.facts,
+                shard_rows=config.save_interval,
+                description=TRAINING,
+            )
+        with watch.phase("scores"):
+            indices, scores = choose_exactly(sums, compared, context.num_samples, (config.seed, context.round))
+            report_unusable(scores, context.train_dataset.samples)
+        context.ranks.barrier()
+        forget_others(folder)
+        return indices, scores, compared.reliability, gradients.report(compared.unusual)
 
     def ranked(
         self, context: SelectionContext, parts: Callable[[], Sequence[Influence]], aggregate: Aggregate
@@ -196,27 +310,27 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
             SelectionError: No evaluation sample has one.
         """
         features, dataset = self.reference_gradients(context, projector)
-        store = features.fill(
+        return self.evaluation_features(context, features), dataset.samples
+
+    def evaluation_features(self, context: SelectionContext, features: GradientFeatures) -> FeatureStore:
+        """The store of the evaluation side's features."""
+        return features.fill(
             self.round_dir(context) / "eval",
             shard_rows=self.config.save_interval,
             description=EVALUATION,
             dtype=self.config.features_dtype,
         )
-        return store, dataset.samples
 
-    def planned(self, name: str, features: GradientFeatures, lengths: Sequence[int]) -> PlannedPart:
-        """One side's features, with the tokens of each of its rows, as a part of the plan."""
-        config = self.config
-        return PlannedPart(
-            name=name,
-            lengths=lengths,
-            prepare=features.prepare,
-            batches=features.batches,
-            compute=features.features,
-            open_store=lambda folder: FeatureStore(
-                folder, {}, len(lengths), config.proj_dim, config.save_interval, config.features_dtype
-            ),
-        )
+    def planned(
+        self, context: SelectionContext, name: str, features: GradientFeatures, lengths: Sequence[int]
+    ) -> PlannedPart:
+        """One side's gradients, with the tokens of each of its rows, as a part of the plan."""
+        scoring = self.scoring(context)
+        if not scoring.exact:
+            return planned_features(self.config, name, features, lengths)
+        if name == EVALUATION:
+            return planned_targets(context, self.config, name, features, lengths)
+        return planned_scores(context, self.config, name, features, lengths, scoring.directions)
 
     def say_reliability(self, found: Reliability) -> None:
         """Log how far the targets' direction can be trusted; a warning says what to change where it cannot."""
@@ -231,10 +345,7 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
             aggregate: Rule over the targets.
         """
         not_finite, zero = unusual_rows(blocks())
-        facts = {"not_finite": [samples[row].id for row in not_finite], "zero": [samples[row].id for row in zero]}
-        report_broken("evaluation", facts["not_finite"])
-        if zero:
-            logger.warning("%d evaluation samples have a gradient of zero: %s", len(zero), listed(facts["zero"]))
+        facts = unusual_targets(not_finite, zero, samples)
         groups = group_names(samples, self.config.task_column)
         vectors = target_directions(blocks(), aggregate, groups, leave_out=set(not_finite))
         return Directions(vectors, self.reliability(blocks(), groups, aggregate, {*not_finite, *zero}), facts)
@@ -254,7 +365,11 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         """Folder of this round's features."""
         return self.work_dir(context) / "features" / f"step-{context.step}"
 
-    def _check_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def projector_for(self, scoring: Scoring) -> Projector:
+        """The projection of a round."""
+        return sketch_projector(self.config.seed) if scoring.exact else self.projector()
+
+    def _check_optimizer(self, optimizer: torch.optim.Optimizer | None, scoring: Scoring) -> None:
         if optimizer is None:
             raise SelectionError(
                 f"{self.name}: gradient_type 'adam' normalises with an optimizer's moments, and there is no optimizer",
@@ -262,6 +377,8 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
             )
         one = torch.ones(1)
         moments = AdamMoments(one, one, 1, *adam_settings(optimizer), self.config.adam_variant)
+        if scoring.exact:  # any betas will do
+            return
         # Whether any betas will do depends on the kind of projection: those on a fixed grid need a bound.
         self.projector().accumulator(1).add(one[None], 0, moments)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,32 @@ from torch import Tensor
 
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import SelectionError
+from dataflex.gradients.features import GradientFeatures
 from dataflex.gradients.reliability import Reliability
 from dataflex.gradients.similarity import Aggregate
 from dataflex.selectors.base import SelectionContext
 from dataflex.types import Sample, group_names
+
+
+@dataclass(frozen=True, slots=True)
+class TargetGradients:
+    """The gradients of the evaluation side, before anything is made of them.
+
+    Attributes:
+        features: Computes the raw gradients, or their features, of the items that the targets are made of.
+        factors: Per target the factors of its items, which come target after target: the items' gradients, times these,
+            add up to the target's.
+        samples: The sample of each of the q targets.
+        aggregate: Rule over the targets.
+        report: Makes what the selection's report says about them of the ids of those that are not finite
+            (``not_finite``) and zero (``zero``).
+    """
+
+    features: GradientFeatures
+    factors: Sequence[Sequence[float]]
+    samples: Sequence[Sample]
+    aggregate: Aggregate
+    report: Callable[[Mapping[str, Sequence[str]]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ baseline, and the sampled tokens are used as they were sampled.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import SelectionError
 from dataflex.gradients.advantages import Baseline
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
+from dataflex.gradients.similarity import Aggregate
 from dataflex.projection.projector import Projector
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import reward_facts
@@ -37,9 +38,8 @@ from dataflex.rollouts import Prompt, Rollout
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.gradient import (
     EVALUATION,
-    Directions,
     GradientSelector,
-    Targets,
+    TargetGradients,
     check_tasks,
     split_answered,
     target_note,
@@ -119,7 +119,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         gradients = PolicyFeatures(
             context,
             prompts,
-            self.projector(),
+            self.projector_for(self.scoring(context)),
             temperature=self.config.generation_temperature,
             batch_tokens=self.config.feature_batch_tokens,
         )
@@ -132,11 +132,12 @@ class NiceSelector(GradientSelector[NiceConfig]):
         )
         lengths = [len(prompt.answers) * (len(prompt.prompt_ids) + len(prompt.answers[0])) for prompt in prompts]
         calls = len(samples) * self.config.mc_samples + self._most_references(samples)
-        candidates = super().plan(context)
-        return Plan(
-            [answers, self.planned(EVALUATION, gradients, lengths), *candidates.parts],
-            {**candidates.counts, "reward calls": calls},
-            [*candidates.notes, self._target_note(samples)],
+        plan = super().plan(context)
+        return replace(
+            plan,
+            parts=[answers, self.planned(context, EVALUATION, gradients, lengths), *plan.parts],
+            counts={**plan.counts, "reward calls": calls},
+            notes=[*plan.notes, self._target_note(samples)],
         )
 
     def _target_note(self, samples: Sequence[Sample]) -> str:
@@ -148,7 +149,18 @@ class NiceSelector(GradientSelector[NiceConfig]):
         note = target_note(samples, answers, config.aggregate, config.task_column)
         return f"{note}; prompts whose answers all earn the same do not count"
 
-    def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
+    def expected_targets(self, context: SelectionContext) -> tuple[Aggregate, Sequence[Sample]]:
+        """The rule over the prompts, all of which may have a signal.
+
+        Args:
+            context: The selection's context.
+
+        Returns:
+            The rule, and the samples that can be a target.
+        """
+        return self.config.aggregate, context.eval_dataset.samples if context.eval_dataset else []
+
+    def target_gradients(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> TargetGradients:
         """Answers, rewards and policy gradients of the evaluation prompts.
 
         Raises:
@@ -161,23 +173,36 @@ class NiceSelector(GradientSelector[NiceConfig]):
         references = self._references(context, samples, asked, sampled, watch)
         answers = [[*own, references[row]] if row in references else own for row, own in enumerate(sampled)]
         prompts = self._weighted_prompts(samples, asked, answers)
-        with watch.phase(EVALUATION):
-            found = self._compared(context, projector, prompts)
-        report = {
-            "rewards": reward_facts([answer for own in sampled for answer in own]),
-            "reward_backend": {"name": self.answers.reward.name, **self.answers.reward.stats()},
-            "prompts": {
-                "total": len(samples),
-                "with_signal": len(prompts),
-                "with_reference": len(references),
-                **found.unusual,
-            },
-            "target": "policy gradient" if prompts else "reference answers",
-            "left_out": self._left_out(answers, prompts, found.unusual),
-        }
-        if references:
-            report["reference_rewards"] = reward_facts(list(references.values()))
-        return Targets(found.vectors, self.config.aggregate, found.reliability, report)
+
+        def report(unusual: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+            found = {
+                "rewards": reward_facts([answer for own in sampled for answer in own]),
+                "reward_backend": {"name": self.answers.reward.name, **self.answers.reward.stats()},
+                "prompts": {
+                    "total": len(samples),
+                    "with_signal": len(prompts),
+                    "with_reference": len(references),
+                    **unusual,
+                },
+                "target": "policy gradient" if prompts else "reference answers",
+                "left_out": self._left_out(answers, prompts, unusual),
+            }
+            if references:
+                found["reference_rewards"] = reward_facts(list(references.values()))
+            return found
+
+        if not prompts:
+            return self._of_references(context, projector, report)
+        halves = Halves.of(prompts)
+        features = PolicyFeatures(
+            context,
+            halves.prompts,
+            projector,
+            temperature=self.config.generation_temperature,
+            batch_tokens=self.config.feature_batch_tokens,
+        )
+        chosen = [samples[prompt.row] for prompt in prompts]
+        return TargetGradients(features, halves.factors, chosen, self.config.aggregate, report)
 
     def _left_out(
         self,
@@ -250,35 +275,20 @@ class NiceSelector(GradientSelector[NiceConfig]):
             raise SelectionError(no_signal_message(samples, answers, self.config.baseline), hint=NO_SIGNAL_HINT)
         return prompts
 
-    def _compared(
-        self, context: SelectionContext, projector: Projector, prompts: Sequence[WeightedPrompt]
-    ) -> Directions:
-        """Directions of the prompts, or of the reference answers without any (``on_no_signal: reference``)."""
-        assert context.eval_dataset is not None
-        if not prompts:
-            logger.warning(
-                "no evaluation prompt carries a reward signal at step %d: selecting by the gradient of the reference "
-                "answers instead (on_no_signal: reference)",
-                context.step,
-            )
-            store, samples = self.reference_features(context, projector)
-            return self.directions(store.blocks, samples, self.config.aggregate)
-        halves = Halves.of(prompts)
-        store = PolicyFeatures(
-            context,
-            halves.prompts,
-            projector,
-            temperature=self.config.generation_temperature,
-            batch_tokens=self.config.feature_batch_tokens,
-        ).fill(
-            self.round_dir(context) / "eval",
-            shard_rows=self.config.save_interval,
-            description=EVALUATION,
-            dtype=self.config.features_dtype,
+    def _of_references(
+        self,
+        context: SelectionContext,
+        projector: Projector,
+        report: Callable[[Mapping[str, Sequence[str]]], dict[str, Any]],
+    ) -> TargetGradients:
+        """Gradients of the reference answers, for a round without a signal (``on_no_signal: reference``)."""
+        logger.warning(
+            "no evaluation prompt carries a reward signal at step %d: selecting by the gradient of the reference "
+            "answers instead (on_no_signal: reference)",
+            context.step,
         )
-        samples = [context.eval_dataset.samples[prompt.row] for prompt in prompts]
-        found = self.directions(halves.whole(store), samples, self.config.aggregate)
-        return replace(found, reliability=replace(found.reliability, answers=halves.agreement(store)))
+        features, dataset = self.reference_gradients(context, projector)
+        return TargetGradients(features, [[1.0]] * len(dataset), dataset.samples, self.config.aggregate, report)
 
 
 NO_SIGNAL_HINT = (

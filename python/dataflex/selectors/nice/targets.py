@@ -6,20 +6,12 @@ and tell how far its answers agree (:mod:`dataflex.gradients.reliability`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from dataflex.gradients.advantages import Baseline, advantages, unit_scale
-from dataflex.gradients.policy import WeightedPrompt, halves, rejoined
-from dataflex.gradients.reliability import paired_reliability
-from dataflex.gradients.similarity import Blocks
-from dataflex.gradients.store import FeatureStore
+from dataflex.gradients.policy import WeightedPrompt, halves
 from dataflex.rollouts import Rollout
-
-PROMPTS_AT_ONCE = 64
 
 
 def weighted(
@@ -60,21 +52,3 @@ class Halves:
         """Split the answers of every prompt."""
         parts = [halves(prompt) for prompt in prompts]
         return cls([half for part in parts for half, _ in part], [[factor for _, factor in part] for part in parts])
-
-    def whole(self, store: FeatureStore) -> Callable[[], Blocks]:
-        """Streams the prompts' own features ``(rows, k)`` float64 from those of the halves in ``store``."""
-
-        def blocks() -> Iterator[tuple[int, Tensor]]:
-            gathered: list[Tensor] = []
-            start = 0
-            for number, feature, _ in rejoined(store.blocks(), self.factors):
-                gathered.append(feature)
-                if len(gathered) == PROMPTS_AT_ONCE or number + 1 == len(self.factors):
-                    yield start, torch.stack(gathered)
-                    start, gathered = number + 1, []
-
-        return blocks
-
-    def agreement(self, store: FeatureStore) -> float | None:
-        """Cosine between the mean directions of the two halves; None if no prompt has two."""
-        return paired_reliability(rows for _, _, rows in rejoined(store.blocks(), self.factors) if len(rows) == 2)

@@ -119,7 +119,7 @@ class TargetGradients(GradientSelector[GradientConfig]):
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of the candidates and of the reference answers."""
         features, dataset = self.reference_gradients(context, self.projector())
-        parts = [*super().plan(context).parts, self.planned(EVALUATION, features, dataset.lengths)]
+        parts = [*super().plan(context).parts, self.planned(context, EVALUATION, features, dataset.lengths)]
         return Plan(parts, notes=[target_note(dataset.samples, "reference answers", "mean", "")])
 
     def targets(self, context: SelectionContext, *others: Any) -> Targets:
