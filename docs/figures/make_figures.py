@@ -92,7 +92,7 @@ def gradient_feature() -> Drawing:
 PACKAGE = Path(__file__).parents[2] / "python" / "dataflex"
 COLUMNS = {
     **dict.fromkeys(("projection", "testing"), 0),
-    **dict.fromkeys(("config", "version", "gradients", "retrieval", "doctor"), 1),
+    **dict.fromkeys(("config", "version", "gradients", "retrieval", "doctor", "integrations"), 1),
     **dict.fromkeys(
         (
             "visible",

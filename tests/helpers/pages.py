@@ -11,6 +11,7 @@ from helpers.scripts import ROOT
 ELSEWHERE = {
     "docs/getting-started.md": "tests/docs/test_getting_started.py",
     "docs/plugins.md": "tests/docs/test_plugins_page.py",
+    "docs/trainers.md": "tests/docs/test_trainers_page.py",
 }
 """Pages that a test of their own follows to the letter."""
 

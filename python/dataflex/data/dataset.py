@@ -7,12 +7,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.notes import counted, sentences
+from dataflex.data.plain import plain
 from dataflex.data.problems import Problems
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataError
@@ -118,6 +119,27 @@ class TokenizedDataset(Sequence[Example]):
             notes=counted(example.notes for example in self._examples),
         )
 
+    @classmethod
+    def from_columns(
+        cls, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample] | None = None
+    ) -> TokenizedDataset:
+        """Rows that were tokenised already: ``datasets.Dataset`` or mappings, as transformers and TRL make them.
+
+        Every row is kept, at its position. Its labels are, in this order: its ``labels``; its ``input_ids`` where
+        ``completion_mask`` and ``assistant_masks`` (those that it has) are 1; else all of its ``input_ids``. Padding
+        (``attention_mask`` 0) is left out.
+
+        Args:
+            rows: n rows with ``input_ids``.
+            samples: What each row is; None: ``id`` (or the position) and the other columns, without a text.
+
+        Raises:
+            DataError: A row has no ``input_ids``, has columns of different lengths, or is packed of several.
+        """
+        if samples is not None and len(samples) != len(rows):
+            raise DataError(f"{len(samples)} samples were given for {len(rows)} tokenised rows")
+        return cls(_columns(rows[row], row, None if samples is None else samples[row]) for row in range(len(rows)))
+
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
@@ -169,6 +191,41 @@ class TokenizedDataset(Sequence[Example]):
     def select(self, indices: Iterable[int]) -> TokenizedDataset:
         """The examples at ``indices``, in that order; a position may occur more than once."""
         return TokenizedDataset(self._examples[int(index)] for index in indices)
+
+
+_MASKS = ("completion_mask", "assistant_masks")
+_TOKENS = ("input_ids", "labels", "attention_mask", "position_ids", *_MASKS)
+"""Columns of a tokenised row, one value a token; the others describe it."""
+
+
+def sample_of_tokens(row: Mapping[str, Any], position: int) -> Sample:
+    """What is known of a row that was tokenised: its id, its position and its other columns, and no text."""
+    metadata = {str(name): plain(value) for name, value in row.items() if name not in _TOKENS}
+    return Sample(id=str(row.get("id", position)), row=position, messages=(), metadata=metadata)
+
+
+def _columns(row: Mapping[str, Any], position: int, sample: Sample | None) -> Example:
+    """A tokenised row as an example; see :meth:`TokenizedDataset.from_columns`."""
+    if row.get("input_ids") is None:
+        raise DataError(
+            f"row {position} has no input_ids, only {', '.join(map(str, row)) or 'nothing'}",
+            hint="tokenise the rows first, or hand over rows of text as they are",
+        )
+    if len(row.get("seq_lengths") or ()) > 1:
+        raise DataError(f"row {position} is packed of several rows, which cannot be selected one by one")
+    columns = {name: [int(value) for value in row[name]] for name in _TOKENS if row.get(name) is not None}
+    sizes = {name: len(values) for name, values in columns.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"row {position} has columns of different lengths: {sizes}")
+    length = len(columns["input_ids"])
+    real = [place for place, bit in enumerate(columns.get("attention_mask", [1] * length)) if bit]
+    labelled = columns.get("labels", columns["input_ids"])
+    masks = [] if "labels" in columns else [columns[name] for name in _MASKS if name in columns]
+    labels = [labelled[place] if all(mask[place] for mask in masks) else IGNORE_INDEX for place in real]
+    ids = [columns["input_ids"][place] for place in real]
+    if labels:
+        labels[0] = IGNORE_INDEX  # nothing predicts the first token
+    return Example(sample or sample_of_tokens(row, position), ids, labels)
 
 
 def _described(example: Example) -> dict[str, object]:

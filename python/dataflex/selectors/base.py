@@ -149,6 +149,14 @@ class Selector(Configurable[ConfigT], ABC):
     needs_eval_dataset: ClassVar[bool] = False
     needs_same_candidates: ClassVar[bool] = False
 
+    @property
+    def reads_text(self) -> tuple[str, ...]:
+        """Data sets (``train_dataset``, ``eval_dataset``) of which it reads what rows say, not their tokens alone.
+
+        That is ``Sample.messages``, which rows that a foreign trainer tokenised do not have. The default names none.
+        """
+        return ()
+
     def check_data(self, samples: Sequence[Sample]) -> None:
         """Raise if the candidates do not fit what the selector has on disk, before a model is loaded.
 

@@ -208,6 +208,11 @@ class CandidateSelector(Selector[CandidateConfigT]):
         built: Selector[Any] = registry().get("selector", wanted.name).from_params(wanted.params)
         return built
 
+    @property
+    def reads_text(self) -> tuple[str, ...]:
+        """What the prefilter reads."""
+        return () if self.prefilter is None else self.prefilter.reads_text
+
     def check_data(self, samples: Sequence[Sample]) -> None:
         """See that the candidates fit what the prefilter has on disk."""
         if self.prefilter is not None:

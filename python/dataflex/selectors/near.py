@@ -72,6 +72,11 @@ class NearSelector(Selector[NearSelectorConfig]):
         self._checked: TokenizedDataset | None = None
         self._walked: tuple[TokenizedDataset, tuple[int, int], NDArray[np.int64]] | None = None
 
+    @property
+    def reads_text(self) -> tuple[str, ...]:
+        """The candidates' text, which the matrix was made of."""
+        return ("train_dataset",)
+
     def check_data(self, samples: Sequence[Sample]) -> None:
         """Read the matrix and compare it with the candidates.
 

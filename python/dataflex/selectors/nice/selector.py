@@ -72,6 +72,11 @@ class NiceSelector(GradientSelector[NiceConfig]):
         "answers (reference_answer: sample)"
     )
 
+    @property
+    def reads_text(self) -> tuple[str, ...]:
+        """The targets' prompts and references."""
+        return (*super().reads_text, "eval_dataset")
+
     @cached_property
     def answers(self) -> Answers:
         """What draws and scores the answers."""

@@ -66,6 +66,12 @@ class TsdsSelector(CandidateSelector[TsdsConfig]):
         super().__init__(**params)
         self._offline: _Prepared | None = None
 
+    @property
+    def reads_text(self) -> tuple[str, ...]:
+        """What an encoder embeds, if there is one."""
+        own = ("train_dataset", "eval_dataset") if self.config.representation == "embedding" else ()
+        return (*super().reads_text, *own)
+
     @cached_property
     def gradients(self) -> TargetGradients | None:
         """What computes gradient features; None where rows are compared by an encoder's vectors."""

@@ -1,0 +1,173 @@
+"""One call of a foreign trainer's ``train``: its curriculum, what its checkpoints hold, how it goes on from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from accelerate.utils import get_mixed_precision_context_manager
+
+from dataflex.curriculum.curriculum import Curriculum, Loop
+from dataflex.errors import CheckpointError, TrainingError
+from dataflex.integrations.rows import RowStream
+from dataflex.training import facts
+from dataflex.training.sameness import check_ranks, compare
+from dataflex.types import Autocast
+from dataflex.utils.distributed import Ranks
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from dataflex.data.templates import ChatTemplate
+
+logger = logging.getLogger(__name__)
+
+STATE_KEY = "dataflex_curriculum"
+"""Where ``TrainerState.stateful_callbacks`` holds what a checkpoint has to know."""
+
+
+class Run:
+    """One call of the trainer's ``train``: its curriculum, and how far the trainer's first reading has to skip."""
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        stream: RowStream,
+        data: Any,
+    ) -> None:
+        self.curriculum = curriculum
+        self._tokenizer, self._template = tokenizer, template
+        self._stream, self._data = stream, data
+        self._skipped = 0
+        self._noted: dict[str, Any] = {}
+        self._ranks = ranks()
+        self._autocast = autocast()
+
+    def go_on(self, noted: Mapping[str, Any], args: Any, state: Any, model: torch.nn.Module, optimizer: Any) -> None:
+        """Note the facts of the run; where it goes on, compare them and take over the state of the curriculum.
+
+        Raises:
+            CheckpointError: The checkpoint is of a trainer without a curriculum.
+            TrainingError: It belongs to another run, or is the end of this one; or the processes differ.
+        """
+        found = self._facts()
+        check_ranks(found, self._ranks)
+        if state.global_step >= self.curriculum.total_steps:
+            raise TrainingError(
+                f"the checkpoint of step {state.global_step} is the end of the run, which has "
+                f"{self.curriculum.total_steps} steps",
+                hint="there is nothing left to train",
+            )
+        if state.global_step > 0:
+            check_same(noted, found, state.global_step)
+            self.curriculum.load_state_dict(noted["curriculum"])
+            if not args.ignore_data_skip:
+                self._skipped = state.global_step * self.curriculum.global_batch
+        self._ranks.on_main(lambda: _forget(self.curriculum.output_dir, state.global_step))
+        self._noted = {"facts": found, "date": noted.get("date") or self._template.now.isoformat()}
+        self._keep(state)
+        self.curriculum.check(self._loop(model, optimizer))
+
+    def enter(self, state: Any, model: torch.nn.Module, optimizer: Any) -> None:
+        """Select where the next phase wants it, and let the trainer's next reading be the phase's (remaining) rows."""
+        step = state.global_step
+        phase = self.curriculum.phase(step)
+        if self.curriculum.wants_selection(phase):
+            statistics = self.curriculum.select(phase, self._loop(model, optimizer), step)
+            state.log_history.append({"step": step, **statistics})
+            self._keep(state)
+        rows = chain.from_iterable(self.curriculum.rows(each) for each in range(step, phase.stop))
+        thrown_away = self.curriculum.rows(step)[:1] * self._skipped
+        self._skipped = 0
+        self._stream.show(self._data, chain(thrown_away, rows))
+
+    def leave(self) -> None:
+        """Free what the selector holds; the rows are no trainer's any more."""
+        self.curriculum.close()
+        self._stream.close()
+
+    def _keep(self, state: Any) -> None:
+        state.stateful_callbacks[STATE_KEY] = {**self._noted, "curriculum": self.curriculum.state_dict()}
+
+    def _loop(self, model: torch.nn.Module, optimizer: Any) -> Loop:
+        raw = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+        return Loop(model, self._tokenizer, self._template, raw, self._autocast, self._ranks)
+
+    def _facts(self) -> dict[str, Any]:
+        curriculum = self.curriculum
+        return facts.as_json(
+            {
+                **facts.data_facts(curriculum.train_dataset, curriculum.eval_dataset, self._template),
+                **facts.selector_facts(curriculum.selector),
+                **facts.common_facts(self._ranks.count),
+                "schedule": asdict(curriculum.schedule),
+                "total_steps": curriculum.total_steps,
+                "global_batch": curriculum.global_batch,
+                "seed": curriculum.seed,
+            }
+        )
+
+
+def noted_state(state: Any) -> Mapping[str, Any]:
+    """What the checkpoint that a trainer goes on from holds of the curriculum; empty where it starts.
+
+    Raises:
+        CheckpointError: It holds nothing of it.
+    """
+    if state.global_step == 0:
+        return {}
+    noted = state.stateful_callbacks.get(STATE_KEY)
+    if not isinstance(noted, Mapping):
+        raise CheckpointError(
+            f"the checkpoint of step {state.global_step} was saved by a trainer without a curriculum",
+            hint="start over, or resume without the curriculum",
+        )
+    return noted
+
+
+def check_same(noted: Mapping[str, Any], found: Mapping[str, Any], step: int) -> None:
+    """Say how a run differs from the one that saved a checkpoint.
+
+    Raises:
+        TrainingError: It is another run.
+    """
+    differences = compare(noted["facts"], found)
+    if differences.refused:
+        raise TrainingError(
+            f"the checkpoint of step {step} belongs to another run: {', '.join(differences.refused)}",
+            hint="start over, or resume with what the run began with",
+        )
+    if differences.said:
+        logger.info("goes on with other settings, which the outcome may differ by: %s", ", ".join(differences.said))
+
+
+def ranks() -> Ranks:
+    """The processes of the trainer's accelerator."""
+    state = AcceleratorState()
+    return Ranks(state.process_index, state.num_processes, state.device)
+
+
+def autocast() -> Autocast:
+    """The precision of the trainer's forward passes."""
+    if AcceleratorState().mixed_precision not in ("fp16", "bf16"):
+        return nullcontext
+    return partial(get_mixed_precision_context_manager, native_amp=True)
+
+
+def _forget(output_dir: Path, step: int) -> None:
+    """Remove records of selections after a step: those of a run that was given up."""
+    for file in (output_dir / "selections").glob("step-*.parquet"):
+        number = file.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) >= step:
+            file.unlink()

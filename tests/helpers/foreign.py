@@ -1,0 +1,132 @@
+"""Trainers of transformers and TRL around tiny parts, and the rows that a model is trained on, seen from inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import transformers
+from torch import nn
+from transformers import DataCollatorForSeq2Seq
+
+from dataflex.curriculum.schedule import random_order
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
+
+
+def columns(dataset: TokenizedDataset) -> list[dict[str, Any]]:
+    """A tokenised dataset as a trainer takes it."""
+    return [
+        {"input_ids": list(each.input_ids), "labels": list(each.labels), "attention_mask": [1] * len(each.input_ids)}
+        for each in dataset
+    ]
+
+
+class Seen:
+    """Rows of each forward pass of training, by position; rows must have different tokens."""
+
+    def __init__(self, model: nn.Module, rows: Sequence[dict[str, Any]]) -> None:
+        self._known = {tuple(row["input_ids"]): position for position, row in enumerate(rows)}
+        assert len(self._known) == len(rows)
+        self.batches: list[list[int]] = []
+        model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not module.training:  # selectors and evaluations look without training
+            return
+        lengths = named["attention_mask"].sum(dim=1)
+        rows = [tuple(ids[:length].tolist()) for ids, length in zip(named["input_ids"], lengths, strict=True)]
+        self.batches.append([self._known[row] for row in rows])
+
+    def steps(self, micro_batches: int) -> list[list[int]]:
+        """Rows of each step."""
+        parts = [self.batches[start : start + micro_batches] for start in range(0, len(self.batches), micro_batches)]
+        return [joined(part) for part in parts]
+
+
+def joined(parts: Sequence[list[int]]) -> list[int]:
+    """The lists one after the other."""
+    return [row for part in parts for row in part]
+
+
+def settings(output_dir: Path) -> dict[str, Any]:
+    """2 rows a device and 2 parts a step, everything logged, nothing saved."""
+    return {
+        "output_dir": str(output_dir),
+        "max_steps": 8,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "linear",
+        "optim": "adamw_torch",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+
+
+def arguments(output_dir: Path, **changes: Any) -> transformers.TrainingArguments:
+    """transformers' arguments out of :func:`settings`."""
+    return transformers.TrainingArguments(**(settings(output_dir) | changes))
+
+
+def collator() -> DataCollatorForSeq2Seq:
+    """Pads rows and labels."""
+    return DataCollatorForSeq2Seq(tiny_tokenizer(), padding=True)
+
+
+def trainer(
+    args: transformers.TrainingArguments, train_dataset: Any, callbacks: Sequence[Any] = (), **changes: Any
+) -> transformers.Trainer:
+    """An unmodified trainer of a tiny LoRA model."""
+    parts: dict[str, Any] = {
+        "model": tiny_lora(tiny_model()),
+        "args": args,
+        "train_dataset": train_dataset,
+        "data_collator": collator(),
+        "processing_class": tiny_tokenizer(chat_template=None),
+        "callbacks": list(callbacks),
+    }
+    return transformers.Trainer(**(parts | changes))
+
+
+def rows(n: int = 24, seed: int = 0) -> list[dict[str, Any]]:
+    """Tokenised rows, no two alike."""
+    return columns(tiny_dataset(n, seed=seed, distinct=True))
+
+
+def losses(trained: transformers.Trainer) -> list[float]:
+    """The loss of each step."""
+    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
+
+
+def weights(trained: transformers.Trainer) -> dict[str, torch.Tensor]:
+    """The trained parameters."""
+    return {name: value.detach().clone() for name, value in trained.model.named_parameters() if value.requires_grad}
+
+
+def chosen(output_dir: Path) -> dict[int, list[int]]:
+    """Positions that each selection chose, by the step before which it was made."""
+    files = sorted((output_dir / "selections").iterdir(), key=lambda file: int(file.stem.removeprefix("step-")))
+    tables = {int(file.stem.removeprefix("step-")): pq.read_table(file) for file in files}
+    return {step: np.flatnonzero(table["chosen"].to_numpy()).tolist() for step, table in tables.items()}
+
+
+def assert_followed(seen: list[list[int]], output_dir: Path, n: int, *, seed: int = 3) -> None:
+    """Steps are 2 on random rows, then 2 selections of 3, each trained on whole, as the schedule of a tiny run says."""
+    assert [len(step) for step in seen] == [len(seen[0])] * 8
+    warm_up = random_order(n, 0, 2 * len(seen[0]), seed=seed).tolist()
+    assert sorted(seen[0] + seen[1]) == sorted(warm_up)
+    selections = chosen(output_dir)
+    assert list(selections) == [2, 5]
+    for start, rows_of_phase in selections.items():
+        assert sorted(joined(seen[start : start + 3])) == rows_of_phase
+    assert selections[2] != selections[5]

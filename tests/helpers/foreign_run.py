@@ -1,0 +1,96 @@
+"""A run of ``transformers.Trainer`` with a curriculum, in processes of its own that can be killed or are several."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataflex.curriculum.schedule import Schedule
+from dataflex.integrations.transformers import Curriculum
+from dataflex.selectors.less import LessSelector
+from dataflex.testing import tiny_dataset
+from dataflex.utils.launch import process_count
+from helpers import foreign
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["helpers.foreign_run", "transformers.models.llama.modeling_llama"])
+
+
+def train(output_dir: Path, *, n: int = 24, **changes: Any) -> None:
+    """Train for 8 steps with two selections, on from the last whole checkpoint; note what this process trained on."""
+    torch.set_num_threads(1)
+    targets = foreign.columns(tiny_dataset(4, seed=50))
+    selector = LessSelector(proj_dim=256, save_interval=5)
+    rows = foreign.rows(n)
+    found = Curriculum(rows, targets, selector=selector, schedule=Schedule(2, 3, 2))
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+    args = foreign.arguments(output_dir, **(settings | changes))
+    trainer = foreign.trainer(args, found.train_dataset, [found.callback])
+    seen = foreign.Seen(trainer.model, rows)
+    trainer.train(resume_from_checkpoint=forget_torn(output_dir))
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    outcome = {"losses": losses, "batches": seen.batches, "weights": digest(trainer)}
+    (output_dir / f"outcome-{args.process_index}.json").write_text(json.dumps(outcome))
+
+
+def digest(trainer: Any) -> dict[str, float]:
+    """Sums that tell weights apart."""
+    return {name: float(value.double().sum()) for name, value in foreign.weights(trainer).items()}
+
+
+def forget_torn(output_dir: Path) -> bool:
+    """Remove checkpoints that a kill left half written (the trainer writes them in place); whether one is left."""
+    whole = 0
+    for folder in output_dir.glob("checkpoint-*"):
+        state = folder / "trainer_state.json"
+        try:
+            json.loads(state.read_text())
+            whole += 1
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(folder)
+    return whole > 0
+
+
+def start(output_dir: Path) -> BaseProcess:
+    """Begin such a run."""
+    process = FORKSERVER.Process(target=train, args=(output_dir,))
+    process.start()
+    return process
+
+
+def finish(output_dir: Path) -> float:
+    """Run to the end; returns the seconds that it took."""
+    begun = time.monotonic()
+    process = start(output_dir)
+    process.join()
+    assert process.exitcode == 0, f"the run in {output_dir} ended with {process.exitcode}"
+    return time.monotonic() - begun
+
+
+def kill_when(output_dir: Path, wanted: Any, *, after: float) -> bool:
+    """Start a run, wait until ``wanted()`` holds and some seconds more, kill it; whether it was still running."""
+    process = start(output_dir)
+    while process.is_alive() and not wanted():
+        time.sleep(0.002)
+    process.join(after)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    more = json.loads(sys.argv[2])
+    more["per_device_train_batch_size"] //= process_count()
+    if process_count() > 1:
+        more["ddp_backend"] = "gloo"
+    train(Path(sys.argv[1]), **more)

@@ -1,0 +1,182 @@
+"""A curriculum inside an unmodified TRL ``SFTTrainer``: every form of rows, losses on parts of them, NICE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+
+from dataflex.curriculum.schedule import Schedule
+from dataflex.errors import ConfigError, DataError
+from dataflex.integrations.transformers import Curriculum
+from dataflex.selectors.less import LessSelector
+from dataflex.selectors.nice import NiceSelector
+from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
+from dataflex.types import Sample
+from helpers import foreign
+
+trl = pytest.importorskip("trl", reason="TRL is not installed (the dev extra brings it)")
+
+SCHEDULE = Schedule(warmup_step=2, update_step=3, update_times=2)
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n"
+    "{% if turn['role'] == 'assistant' %}{% generation %}{{ turn['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ turn['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def conversational(sample: Sample) -> dict[str, Any]:
+    return {"messages": list(map(dict, sample.messages)), "task": sample.metadata["task"]}
+
+
+def prompt_completion(sample: Sample) -> dict[str, Any]:
+    return {"prompt": [dict(sample.messages[0])], "completion": [dict(sample.messages[1])]}
+
+
+def plain_prompt_completion(sample: Sample) -> dict[str, Any]:
+    return {"prompt": sample.messages[0]["content"], "completion": f" {sample.reference}"}
+
+
+def text(sample: Sample) -> dict[str, Any]:
+    return {"text": f"{sample.messages[0]['content']} {sample.reference}"}
+
+
+def data(form: Any, n: int = 24, seed: int = 0, *, distinct: bool = True) -> Dataset:
+    return Dataset.from_list([form(sample) for sample in tiny_samples(n, seed, distinct=distinct)])
+
+
+def sft(found: Curriculum, output_dir: Path, **changes: Any) -> Any:
+    settings = foreign.settings(output_dir) | {"bf16": False, "gradient_checkpointing": False, "max_length": 64}
+    return trl.SFTTrainer(
+        tiny_model(),
+        trl.SFTConfig(**(settings | changes)),
+        train_dataset=found.train_dataset,
+        processing_class=tiny_tokenizer(chat_template=CHAT_TEMPLATE),
+        callbacks=[found.callback],
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+def watched(trainer: Any, found: Curriculum, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The candidates as the selector sees them, and the rows of each forward pass; filled when training begins."""
+    seen: dict[str, Any] = {}
+    begin = found.begin
+
+    def begun(*arguments: Any) -> Any:
+        run = begin(*arguments)
+        seen["candidates"], seen["targets"] = run.curriculum.train_dataset, run.curriculum.eval_dataset
+        seen["rows"] = foreign.Seen(trainer.model, foreign.columns(run.curriculum.train_dataset))
+        return run
+
+    monkeypatch.setattr(found, "begin", begun)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("form", "settings", "learnt"),
+    [
+        (conversational, {"assistant_only_loss": True}, "<|im_end|>"),
+        (conversational, {}, None),
+        (prompt_completion, {}, "<|im_end|>"),
+        (plain_prompt_completion, {}, "</s>"),
+        (prompt_completion, {"completion_only_loss": False}, None),
+        (text, {}, None),
+    ],
+    ids=[
+        "conversations, assistant only",
+        "conversations",
+        "prompt and completion",
+        "plain prompt and completion",
+        "prompt and completion, both learnt",
+        "text",
+    ],
+)
+def test_every_form_of_rows_is_selected_as_it_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any, settings: dict[str, Any], learnt: str | None
+) -> None:
+    found = Curriculum(
+        data(form), data(form, 4, 50, distinct=False), selector=LessSelector(proj_dim=256), schedule=SCHEDULE
+    )
+    trainer = sft(found, tmp_path, **settings)
+    seen = watched(trainer, found, monkeypatch)
+    trainer.train()
+    foreign.assert_followed(seen["rows"].steps(2), tmp_path, 24)
+    for part in (seen["candidates"], seen["targets"]):
+        for example in part:
+            labelled = [token for token in example.labels if token != -100]
+            words = trainer.processing_class.decode(labelled)
+            if learnt is None:
+                assert example.labels == [-100, *example.input_ids[1:]]
+            else:
+                assert 0 < len(labelled) < len(example.input_ids) - 4
+                assert learnt in words
+                assert "What" not in words
+                assert "Write" not in words
+
+
+def reward(prediction: str, reference: str | None, metadata: Mapping[str, Any]) -> float:
+    return sum(letter in "aeiou" for letter in prediction) / (1 + len(prediction))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nice_with_a_python_function_takes_prompts_from_the_raw_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    nice = NiceSelector(reward=reward, proj_dim=256, mc_samples=3, max_new_tokens=6, generation_temperature=1.0)
+    prompts = Dataset.from_list([{"messages": [dict(each.messages[0])]} for each in tiny_samples(4, 50)])
+    found = Curriculum(data(conversational), prompts, selector=nice, schedule=SCHEDULE)
+    trainer = sft(found, tmp_path, assistant_only_loss=True, dataloader_num_workers=workers)
+    seen = watched(trainer, found, monkeypatch)
+    trainer.train()
+    foreign.assert_followed(seen["rows"].steps(2), tmp_path, 24)
+    assert [example.sample.prompt[-1]["content"] for example in seen["targets"]] == [
+        each.messages[0]["content"] for each in tiny_samples(4, 50)
+    ]
+
+
+def test_rows_that_the_trainer_would_leave_out_are_named(tmp_path: Path) -> None:
+    rows = data(prompt_completion).to_list()
+    rows[5]["prompt"][0]["content"] = "What is the capital? " * 40
+    found = Curriculum(Dataset.from_list(rows), selector="random", schedule=SCHEDULE)
+    with pytest.raises(DataError, match=r"training set: the trainer leaves out 1 of 24 rows.*: rows 5\n"):
+        sft(found, tmp_path).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"packing": True}, "packing=True trains on sequences of several rows; rows are selected one by one"),
+        ({"shuffle_dataset": True}, "shuffle_dataset=True shuffles through a buffer, across steps"),
+    ],
+)
+def test_settings_that_would_train_on_other_rows_are_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    found = Curriculum(data(text), selector="random", schedule=SCHEDULE)
+    with pytest.raises(ConfigError, match=message):
+        sft(found, tmp_path, **settings)
+
+
+def test_a_checkpoint_of_sfttrainer_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(folder: Path, source: Path | None) -> tuple[Any, list[list[int]]]:
+        found = Curriculum(
+            data(conversational),
+            data(conversational, 4, 50, distinct=False),
+            selector=LessSelector(proj_dim=256),
+            schedule=SCHEDULE,
+        )
+        trainer = sft(found, folder, save_strategy="steps", save_steps=1)
+        seen = watched(trainer, found, monkeypatch)
+        trainer.train(resume_from_checkpoint=None if source is None else str(source))
+        return trainer, seen["rows"].steps(2)
+
+    whole, steps = trained(tmp_path / "whole", None)
+    for step in (2, 4):
+        again, after = trained(tmp_path / f"from-{step}", tmp_path / "whole" / f"checkpoint-{step}")
+        assert after == steps[step:]
+        assert foreign.losses(again) == foreign.losses(whole)
