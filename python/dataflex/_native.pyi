@@ -51,6 +51,19 @@ def gaussian_accumulate(
     not_finite: NDArray[np.uint8],
     threads: int,
 ) -> None: ...
+def dots_accumulate(
+    grads: NDArray[np.float32] | NDArray[np.int16],
+    type: str,
+    offset: int,
+    variant: str,
+    constants: Sequence[float],
+    exp_avg: NDArray[np.float32] | None,
+    exp_avg_sq: NDArray[np.float32] | None,
+    directions: NDArray[np.float32],
+    sums: NDArray[np.float64],
+    not_finite: NDArray[np.uint8],
+    threads: int,
+) -> None: ...
 def adam_pass(
     grads: NDArray[np.float32] | NDArray[np.int16],
     type: str,
@@ -110,6 +123,17 @@ def cuda_rademacher_accumulate(
 def cuda_gaussian_accumulate(
     block: CudaBlock,
     seed: int,
+    dim: int,
+    sums: int,
+    not_finite: int,
+    workspace: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_dots_accumulate(
+    block: CudaBlock,
+    directions: int,
+    direction_stride: int,
     dim: int,
     sums: int,
     not_finite: int,
