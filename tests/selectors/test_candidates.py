@@ -171,6 +171,30 @@ def test_scores_are_those_of_the_same_rows_alone(tmp_path):
     assert found.indices.tolist() == [rows[index] for index in expected.indices.tolist()]
 
 
+def test_exact_scores_of_some_rows_are_those_of_a_full_pass_and_are_found_again(tmp_path, monkeypatch):
+    params = {"scoring": "exact", "proj_dim": 4096, "candidates": 10, "prefilter": {"name": "loss", "keep": 0.7}}
+    context = tiny_context(tmp_path / "a", train_dataset=tiny_dataset(16, distinct=True))
+    whole = less(scoring="exact", proj_dim=4096).select(replace(context, output_dir=tmp_path / "b"))
+    found = less(**params).select(context)
+    rows = looked_at(found)
+    assert len(rows) == 7
+    np.testing.assert_allclose(found.scores[rows], whole.scores[rows], rtol=0, atol=1e-6)
+    assert found.indices.tolist() == [row for row in np.argsort(-whole.scores).tolist() if row in rows][:4]
+    computed: list[int] = []
+    plain = SampleFeatures._work
+    monkeypatch.setattr(
+        SampleFeatures,
+        "_work",
+        lambda self, items: (computed.extend(items if len(self) == 7 else ()), plain(self, items))[1],
+    )
+    again = less(**params).select(context)
+    assert np.array_equal(again.scores, found.scores, equal_nan=True)
+    assert computed == []
+    later = less(**params).select(replace(context, round=2))
+    assert looked_at(later) != rows
+    assert {*computed} == {*range(7)}
+
+
 def test_a_round_that_was_killed_looks_at_the_same_rows_and_uses_what_is_stored(tmp_path, monkeypatch):
     params = {"candidates": 14, "prefilter": RDS, "keep_features": "all"}
     context = tiny_context(tmp_path, train_dataset=tiny_dataset(16, distinct=True))

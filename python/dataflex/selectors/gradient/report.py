@@ -39,15 +39,14 @@ def target_note(samples: Sequence[Sample], what: str, aggregate: str, task_colum
         aggregate: Rule over the targets.
         task_column: Column that holds a sample's task.
     """
-    sizes = [len(samples)]
-    if aggregate == "task_max":
-        counts = Counter(group_names(samples, task_column))
-        sizes = [size for size in counts.values() if size > 1] or [1]
-    tasks = f" in {len(set(group_names(samples, task_column)))} tasks" if aggregate == "task_max" else ""
+    counts = Counter(group_names(samples, task_column)) if aggregate == "task_max" else Counter()
+    apart = len(counts) > 1  # one task is no different from no tasks
+    sizes = [size for size in counts.values() if size > 1] or [1] if apart else [len(samples)]
+    tasks = f" in {len(counts)} tasks" if apart else ""
     needed = needed_cosine(min(sizes))
     if needed is None:
         return f"the target rests on {len(samples)} {what}{tasks}: too few for halves, its reliability stays unknown"
-    of = f" of a task of {min(sizes)}" if aggregate == "task_max" else ""
+    of = f" of a task of {min(sizes)}" if apart else ""
     return (
         f"the target rests on {len(samples)} {what}{tasks}; its reliability is measured by the selection, and reaches "
         f"{LOW} where the gradients of two{of} have a cosine of {needed:.2f} on average"
