@@ -107,7 +107,11 @@ class TsdsSelector(CandidateSelector[TsdsConfig]):
         return Plan([*first.parts, *own.parts], first.counts, [*first.notes, *own.notes])
 
     def work_dir(self, context: SelectionContext) -> Path:
-        """Folder of everything that rounds leave behind."""
+        """Folder of everything that rounds leave behind.
+
+        Args:
+            context: The selection's context.
+        """
         return self.config.cache_dir or context.output_dir
 
     def select_among(self, context: SelectionContext) -> Selection:
