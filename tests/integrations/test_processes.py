@@ -50,6 +50,27 @@ def test_two_processes_with_accumulation_and_workers_train_on_the_selections_lik
         assert two[0]["losses"][step] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_two_processes_of_sfttrainer_train_on_the_selections(tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="TRL is not installed (the dev extra brings it)")
+    settings = {
+        "sft": True,
+        "n": 40,
+        "per_device_train_batch_size": 2,  # of all processes
+        "gradient_accumulation_steps": 4,
+        "dataloader_num_workers": 2,
+        "ddp_find_unused_parameters": False,
+    }
+    launch(2, str(SCRIPT), str(tmp_path), json.dumps(settings), timeout=280)
+    two = [outcome(tmp_path, rank)["batches"] for rank in (0, 1)]
+    shared = [
+        foreign.joined(each[batch] for batch in range(4 * step, 4 * step + 4) for each in two) for step in range(8)
+    ]
+    foreign.assert_followed(shared, tmp_path, 40)
+
+
 def assert_killed_runs_end_like(
     expected: dict[str, Any], selections: dict[int, list[int]], folder: Path, wanted: Any, after: float
 ) -> bool:

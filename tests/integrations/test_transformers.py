@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 
 from dataflex.curriculum.schedule import Schedule, random_order
 from dataflex.errors import CheckpointError, ConfigError, DataError, SelectionError, TrainingError
 from dataflex.integrations.run import STATE_KEY
 from dataflex.integrations.transformers import Curriculum
+from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
@@ -179,6 +181,22 @@ def test_records_of_a_run_that_was_given_up_do_not_stay(tmp_path: Path) -> None:
     inside(curriculum(), foreign.arguments(tmp_path)).train()
     inside(curriculum(schedule=Schedule(3, 5, 1)), foreign.arguments(tmp_path)).train()
     assert list(foreign.chosen(tmp_path)) == [3]
+
+
+def test_the_selector_works_in_the_trainers_precision(tmp_path: Path) -> None:
+    seen: list[torch.dtype] = []
+
+    class Watching(RandomSelector):
+        def select(self, context: SelectionContext) -> Selection:
+            with torch.no_grad(), context.autocast():
+                seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return super().select(context)
+
+    inside(curriculum(Watching()), foreign.arguments(tmp_path / "bf16", bf16=True)).train()
+    inside(curriculum(less()), foreign.arguments(tmp_path / "less", bf16=True)).train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    inside(curriculum(Watching()), foreign.arguments(tmp_path / "fp32")).train()
+    assert seen == [torch.bfloat16] * 2 + [torch.float32] * 2
 
 
 def test_evaluations_and_a_phase_as_the_trainers_epoch(tmp_path: Path) -> None:

@@ -8,58 +8,20 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from peft import LoraConfig
 
 from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import ConfigError, DataError
 from dataflex.integrations.transformers import Curriculum
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.nice import NiceSelector
-from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
-from dataflex.types import Sample
+from dataflex.testing import tiny_samples
 from helpers import foreign
+from helpers.sft import conversational, data, plain_prompt_completion, prompt_completion, text
+from helpers.sft import trainer as trainer_of
 
-trl = pytest.importorskip("trl", reason="TRL is not installed (the dev extra brings it)")
+pytest.importorskip("trl", reason="TRL is not installed (the dev extra brings it)")
 
 SCHEDULE = Schedule(warmup_step=2, update_step=3, update_times=2)
-CHAT_TEMPLATE = (
-    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n"
-    "{% if turn['role'] == 'assistant' %}{% generation %}{{ turn['content'] }}<|im_end|>{% endgeneration %}"
-    "{% else %}{{ turn['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def conversational(sample: Sample) -> dict[str, Any]:
-    return {"messages": list(map(dict, sample.messages)), "task": sample.metadata["task"]}
-
-
-def prompt_completion(sample: Sample) -> dict[str, Any]:
-    return {"prompt": [dict(sample.messages[0])], "completion": [dict(sample.messages[1])]}
-
-
-def plain_prompt_completion(sample: Sample) -> dict[str, Any]:
-    return {"prompt": sample.messages[0]["content"], "completion": f" {sample.reference}"}
-
-
-def text(sample: Sample) -> dict[str, Any]:
-    return {"text": f"{sample.messages[0]['content']} {sample.reference}"}
-
-
-def data(form: Any, n: int = 24, seed: int = 0, *, distinct: bool = True) -> Dataset:
-    return Dataset.from_list([form(sample) for sample in tiny_samples(n, seed, distinct=distinct)])
-
-
-def sft(found: Curriculum, output_dir: Path, **changes: Any) -> Any:
-    settings = foreign.settings(output_dir) | {"bf16": False, "gradient_checkpointing": False, "max_length": 64}
-    return trl.SFTTrainer(
-        tiny_model(),
-        trl.SFTConfig(**(settings | changes)),
-        train_dataset=found.train_dataset,
-        processing_class=tiny_tokenizer(chat_template=CHAT_TEMPLATE),
-        callbacks=[found.callback],
-        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
 
 
 def watched(trainer: Any, found: Curriculum, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -102,7 +64,7 @@ def test_every_form_of_rows_is_selected_as_it_is_trained_on(
     found = Curriculum(
         data(form), data(form, 4, 50, distinct=False), selector=LessSelector(proj_dim=256), schedule=SCHEDULE
     )
-    trainer = sft(found, tmp_path, **settings)
+    trainer = trainer_of(found, tmp_path, **settings)
     seen = watched(trainer, found, monkeypatch)
     trainer.train()
     foreign.assert_followed(seen["rows"].steps(2), tmp_path, 24)
@@ -130,7 +92,7 @@ def test_nice_with_a_python_function_takes_prompts_from_the_raw_rows(
     nice = NiceSelector(reward=reward, proj_dim=256, mc_samples=3, max_new_tokens=6, generation_temperature=1.0)
     prompts = Dataset.from_list([{"messages": [dict(each.messages[0])]} for each in tiny_samples(4, 50)])
     found = Curriculum(data(conversational), prompts, selector=nice, schedule=SCHEDULE)
-    trainer = sft(found, tmp_path, assistant_only_loss=True, dataloader_num_workers=workers)
+    trainer = trainer_of(found, tmp_path, assistant_only_loss=True, dataloader_num_workers=workers)
     seen = watched(trainer, found, monkeypatch)
     trainer.train()
     foreign.assert_followed(seen["rows"].steps(2), tmp_path, 24)
@@ -144,7 +106,7 @@ def test_rows_that_the_trainer_would_leave_out_are_named(tmp_path: Path) -> None
     rows[5]["prompt"][0]["content"] = "What is the capital? " * 40
     found = Curriculum(Dataset.from_list(rows), selector="random", schedule=SCHEDULE)
     with pytest.raises(DataError, match=r"training set: the trainer leaves out 1 of 24 rows.*: rows 5\n"):
-        sft(found, tmp_path).train()
+        trainer_of(found, tmp_path).train()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +121,7 @@ def test_settings_that_would_train_on_other_rows_are_refused(
 ) -> None:
     found = Curriculum(data(text), selector="random", schedule=SCHEDULE)
     with pytest.raises(ConfigError, match=message):
-        sft(found, tmp_path, **settings)
+        trainer_of(found, tmp_path, **settings)
 
 
 def test_a_checkpoint_of_sfttrainer_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +132,7 @@ def test_a_checkpoint_of_sfttrainer_goes_on_exactly(tmp_path: Path, monkeypatch:
             selector=LessSelector(proj_dim=256),
             schedule=SCHEDULE,
         )
-        trainer = sft(found, folder, save_strategy="steps", save_steps=1)
+        trainer = trainer_of(found, folder, save_strategy="steps", save_steps=1)
         seen = watched(trainer, found, monkeypatch)
         trainer.train(resume_from_checkpoint=None if source is None else str(source))
         return trainer, seen["rows"].steps(2)
