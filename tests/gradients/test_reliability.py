@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflex.gradients.advantages import advantages
 from dataflex.gradients.reliability import Reliability, paired_reliability, target_reliability
 from dataflex.gradients.similarity import normalized_rows
 from dataflex.utils.reliability import LOW, needed_cosine
@@ -84,7 +85,8 @@ def test_halves_of_answers() -> None:
     same[2, 1] = 0.0
     assert paired_reliability(list(same)) == pytest.approx(paired_reliability(list(same[[0, 1, 3, 4, 5]])), abs=1e-12)
     assert paired_reliability(list(torch.zeros(3, 2, 4))) is None
-    assert Reliability(0.9, LOW - 0.1).low
+    assert not Reliability(0.9, LOW - 0.1).low  # the noise of the answers is in the targets already
+    assert Reliability(None, LOW - 0.1).low
 
 
 @given(st.integers(2, 500))
@@ -96,3 +98,42 @@ def test_the_cosine_that_is_needed_gives_the_lowest_reliability_that_will_do(tar
 def test_one_target_has_no_halves():
     assert needed_cosine(1) is None
     assert needed_cosine(0) is None
+
+
+def policy_targets(seed: int, *, rewarded: float, groups: int) -> torch.Tensor:
+    """Policy gradients of 16 prompts x 4 answers: ``(16, k)``.
+
+    An answer's score function is one of ``groups`` directions if it is a right one, another direction if it is wrong
+    (both are shared by all prompts), and noise of twice their length; a right answer earns 1.
+
+    Args:
+        seed: Of everything drawn.
+        rewarded: Probability of a right answer; rewards are drawn apart from the answers if it is negative.
+        groups: Kinds of right answers, prompts by turns.
+    """
+    stream = torch.Generator().manual_seed(seed)
+    right = torch.nn.functional.normalize(torch.randn(groups, K, generator=stream, dtype=torch.float64), dim=1)
+    wrong = torch.nn.functional.normalize(torch.randn(K, generator=stream, dtype=torch.float64), dim=0)
+    rows = []
+    for prompt in range(16):
+        hits = torch.rand(4, generator=stream) < abs(rewarded)
+        rewards = hits if rewarded > 0 else torch.rand(4, generator=stream) < abs(rewarded)
+        noise = 2 * torch.nn.functional.normalize(torch.randn(4, K, generator=stream, dtype=torch.float64), dim=1)
+        answers = torch.where(hits[:, None], right[prompt % groups], wrong) + noise
+        weights = torch.tensor(advantages(rewards.double().tolist(), "leave_one_out"), dtype=torch.float64)
+        rows.append(weights @ answers)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("groups", [1, 2])
+def test_planted_tasks_are_told_from_rewards_that_mean_nothing(seed: int, groups: int) -> None:
+    """Two synthetic tasks: one direction for all prompts, and one for every other prompt."""
+    signal, noise = (policy_targets(seed, rewarded=share, groups=groups) for share in (0.5, -0.5))
+    silent = [[row for row in range(16) if not rows[row].any()] for rows in (signal, noise)]
+    found = [
+        target_reliability(blocks(rows), 16, seed=1, leave_out=left)
+        for rows, left in zip((signal, noise), silent, strict=True)
+    ]
+    assert not found[0].low, found[0].describe()
+    assert found[1].low, found[1].describe()

@@ -84,7 +84,7 @@ def test_each_selection_has_a_row(finished):
 
 def test_how_far_the_target_can_be_trusted_is_said_a_round_and_a_low_one_is_marked(tmp_path, capsys):
     dataset = tiny_dataset(4, seed=2)
-    values = ({"targets": 0.81}, {"targets": 0.55, "answers": 0.21, "groups": None}, {"targets": None, "answers": None})
+    values = ({"targets": 0.81}, {"targets": 0.21, "answers": 0.55, "groups": None}, {"targets": None, "answers": None})
     for number, reliability in enumerate(values, start=1):
         selection = Selection(np.array([0]), np.zeros(4), "nice", number, number, {"reliability": reliability})
         write_selection(tmp_path / "selections" / f"step-{number}.parquet", selection, dataset, "task")
@@ -92,7 +92,7 @@ def test_how_far_the_target_can_be_trusted_is_said_a_round_and_a_low_one_is_mark
     found = next(one for one in sheets(read_report(tmp_path)) if one.title == "can the target be trusted?")
     assert found.rows == [
         ("1", "0.81", "-", "the halves say the same"),
-        ("2", "0.55", "0.21", "low: mostly noise: rows may be ranked by little more than chance"),
+        ("2", "0.21", "0.55", "low: mostly noise: rows may be ranked by little more than chance"),
     ]
     assert found.marked == {1}
     print_report(tmp_path)

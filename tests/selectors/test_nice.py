@@ -236,9 +236,10 @@ def test_features_of_zero_are_no_signal(tmp_path, monkeypatch):
     assert not (tmp_path / "features" / "step-2" / "train").exists()  # no candidate's gradient was computed
 
 
-def test_prompts_without_signal_are_counted(tmp_path):
+def test_prompts_without_signal_are_counted(tmp_path, caplog):
     rewards = [1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.5]
     selection = tiny_nice(reward=Fixed(rewards), baseline="leave_one_out").select(tiny_context(tmp_path))
+    assert "one of 3 evaluation prompts carries a signal: the direction rests on it alone" in caplog.text
     assert selection.report["prompts"]["with_signal"] == 1
     assert selection.report["left_out"]["prompts without a signal"] == 2
 

@@ -21,6 +21,7 @@ from dataflex.projection.projector import Projector
 from dataflex.rollouts import Rollout
 from dataflex.rollouts.references import reference_rollouts
 from dataflex.selectors.less import LessSelector
+from dataflex.selectors.nice import NiceSelector
 from dataflex.selectors.nice.targets import Halves, weighted
 from dataflex.testing import EchoReward, tiny_context
 from dataflex.utils.reliability import LOW
@@ -51,7 +52,9 @@ def expected_scores(context, selector, rewards_by_row, with_reference):
     config = selector.config
     lines = (context.output_dir / "rollouts" / "step-2.jsonl").read_text(encoding="utf-8").splitlines()
     sampled = [json.loads(line)["token_ids"] for line in lines]
-    references = reference_rollouts(context.eval_dataset.samples, context.template, config.max_new_tokens)
+    references = reference_rollouts(
+        context.eval_dataset.samples, context.template, context.tokenizer, config.max_new_tokens
+    )
     targets = []
     for row, rewards in enumerate(rewards_by_row):
         answers = sampled[row * config.mc_samples : (row + 1) * config.mc_samples]
@@ -70,6 +73,20 @@ def expected_scores(context, selector, rewards_by_row, with_reference):
     normalised = adam_normalize(torch.stack(rows), adam_moments(context.model, context.optimizer)).double()
     unit = [part / part.norm(dim=1, keepdim=True) for part in (normalised, torch.stack(targets).double())]
     return (unit[0] @ unit[1].T).mean(dim=1).numpy()
+
+
+def without_references(context):
+    asked = [
+        replace(example, sample=replace(example.sample, messages=example.sample.prompt))
+        for example in context.eval_dataset
+    ]
+    return replace(context, eval_dataset=TokenizedDataset(asked))
+
+
+def as_shipped(**params):
+    """NICE with the baseline and the references that nobody has set."""
+    fields = NiceSelector.Config.model_fields
+    return tiny_nice(**{name: fields[name].default for name in ("baseline", "reference_answer")}, **params)
 
 
 @pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
@@ -132,12 +149,7 @@ def test_references_are_neither_scored_twice_nor_lost_in_a_replay(tmp_path):
 
 
 def test_references_that_do_not_exist_are_noticed_before_training(tmp_path):
-    context = tiny_context(tmp_path)
-    asked = [
-        replace(example, sample=replace(example.sample, messages=example.sample.prompt))
-        for example in context.eval_dataset
-    ]
-    without = replace(context, eval_dataset=TokenizedDataset(asked))
+    without = without_references(tiny_context(tmp_path))
     with pytest.raises(SelectionError, match="reference_answer 'sample' needs reference answers"):
         tiny_nice(reference_answer="sample").check(without)
     tiny_nice().check(without)
@@ -152,7 +164,8 @@ def test_halves_add_up_to_their_prompt(tmp_path):
         WeightedPrompt(2, [1, 8, 9, 3], answers[:4], [0.1, 0.2, 0.3, -0.6]),
     ]
     assert [len(halves(prompt)) for prompt in prompts] == [2, 1, 2]
-    split = Halves.of(prompts)
+    split = Halves.of(prompts, "none")
+    assert Halves.of(prompts, "leave_one_out") == Halves(prompts, [[1.0]] * 3)
     stores = [
         PolicyFeatures(context, made, Projector(256), temperature=0.7, batch_tokens=500).fill(
             tmp_path / name, shard_rows=2, description=name
@@ -177,6 +190,48 @@ def test_equal_rewards_have_no_weight():
     assert advantages([0.5, 0.5, 1.0], "leave_one_out") == pytest.approx([-0.25, -0.25, 0.5])
 
 
+def test_as_shipped_a_reference_counts_beside_the_answers(tmp_path, caplog):
+    """By hand: rewards 0, 0, 0 and 1 for the reference give the advantages -1/3, -1/3, -1/3 and 1."""
+    caplog.set_level("INFO", logger="dataflex")
+    context = tiny_context(tmp_path)
+    parameters = sum(p.numel() for p in context.model.parameters() if p.requires_grad)
+    selector = as_shipped(reward=Graded([0.0]), projection="identity", proj_dim=parameters)
+    selector.check(context)
+    assert "reference_answer: auto is sample here: 3 of 3 evaluation samples have a reference" in caplog.text
+    selection = selector.select(context)
+    assert advantages([0.0, 0.0, 0.0, 1.0], "leave_one_out") == pytest.approx([-1 / 3, -1 / 3, -1 / 3, 1.0])
+    expected = expected_scores(context, selector, [[0.0, 0.0, 0.0, 1.0]] * 3, {0, 1, 2})
+    np.testing.assert_allclose(selection.scores, expected, rtol=0, atol=1e-6)
+    assert selection.report["reference_answer"] == "sample"
+    assert selection.report["reliability"]["answers"] is None  # the baseline ties the halves together
+
+
+def test_as_shipped_it_does_without_references_where_there_are_none(tmp_path):
+    context = without_references(tiny_context(tmp_path / "auto"))
+    shipped = as_shipped(reward=Graded([0.0, 0.5, 0.25]))
+    shipped.check(context)
+    found = shipped.select(context)
+    alone = tiny_nice(reward=Graded([0.0, 0.5, 0.25]), baseline="leave_one_out")
+    expected = alone.select(replace(context, output_dir=tmp_path / "none"))
+    assert np.array_equal(found.scores, expected.scores)
+    assert found.report["reference_answer"] == "none"
+
+
+def test_as_shipped_a_run_without_references_can_be_replayed(tmp_path):
+    context = tiny_context(tmp_path / "first")
+    first = tiny_nice(reward=Graded([0.0, 0.5, 0.25]), baseline="leave_one_out").select(context)
+    again = as_shipped(reward=Graded([1.0]), replay_rewards=tmp_path / "first")
+    assert np.array_equal(again.select(replace(context, output_dir=tmp_path / "again")).scores, first.scores)
+
+
+def test_one_answer_has_nothing_to_be_compared_with(tmp_path):
+    context = tiny_context(tmp_path)
+    as_shipped(mc_samples=1).check(context)  # the reference is the other one
+    with pytest.raises(SelectionError, match=r"'leave_one_out' compares the answers .* mc_samples 1"):
+        as_shipped(mc_samples=1).check(without_references(context))
+    tiny_nice(mc_samples=1).check(context)
+
+
 @pytest.mark.parametrize("selector", [LessSelector(proj_dim=256, aggregate="mean"), tiny_nice()])
 def test_selections_say_how_reliable_their_target_was(tmp_path, caplog, selector):
     caplog.set_level("INFO", logger="dataflex")
@@ -184,7 +239,7 @@ def test_selections_say_how_reliable_their_target_was(tmp_path, caplog, selector
     assert -1 <= report["targets"] <= 1
     assert (report["answers"] is None) == (selector.name == "less")
     assert "reliability of the target: " in caplog.text
-    low = any(value is not None and value < LOW for value in (report["targets"], report["answers"]))
+    low = report["targets"] < LOW
     assert ("mostly noise" in caplog.text) == low
     if low:
         assert selector.more_reliable in caplog.text

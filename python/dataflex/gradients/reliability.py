@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dataflex.gradients.similarity import Blocks, normalized_rows
-from dataflex.utils.reliability import LOW
+from dataflex.utils.reliability import LOW, decisive
 
 SPLITS = 32
 """Splits that are averaged: their mean then moves by about a tenth of what a single split does."""
@@ -35,8 +35,8 @@ class Reliability:
 
     Attributes:
         targets: Mean over the groups of the halves' cosine, in [-1, 1]; None where no group has two targets.
-        answers: The same for two halves of each prompt's answers; None for methods without answers, and where no
-            prompt has two halves.
+        answers: The same for two halves of each prompt's answers; None for methods without answers, with a baseline,
+            which ties the halves together, and where no prompt has two.
         groups: Per task (where the rule keeps tasks apart) its own cosine.
     """
 
@@ -47,7 +47,8 @@ class Reliability:
     @property
     def low(self) -> bool:
         """Whether the direction is mostly noise, as far as is known."""
-        return any(value is not None and value < LOW for value in (self.targets, self.answers))
+        value = decisive(self.targets, self.answers)
+        return value is not None and value < LOW
 
     def facts(self) -> dict[str, Any]:
         """JSON-able facts for the selection's report."""

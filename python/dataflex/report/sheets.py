@@ -11,7 +11,7 @@ import numpy as np
 from dataflex.report.read import RunReport, SelectionFile
 from dataflex.utils.facts import flat, numbers
 from dataflex.utils.groups import GroupRow, by_length, group_rows, length_names
-from dataflex.utils.reliability import LOW, meaning
+from dataflex.utils.reliability import LOW, decisive, meaning
 
 NOTHING = "(none)"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -101,13 +101,13 @@ def _reliability(selections: Sequence[SelectionFile]) -> Sheet:
     marked: set[int] = set()
     for selection in selections:
         known = numbers(selection.report.get("reliability"))
-        if not known:
+        value = decisive(known.get("targets"), known.get("answers"))
+        if value is None:
             continue
-        lowest = min(known.values())
-        if lowest < LOW:
+        if value < LOW:
             marked.add(len(rows))
         values = (f"{known[name]:.2f}" if name in known else "-" for name in ("targets", "answers"))
-        rows.append((str(selection.step), *values, f"{'low: ' if lowest < LOW else ''}{meaning(lowest)}"))
+        rows.append((str(selection.step), *values, f"{'low: ' if value < LOW else ''}{meaning(value)}"))
     note = (
         "The cosine of two halves of the targets, and of two halves of each prompt's answers: 1 where they agree, 0 "
         f"for noise. Below {LOW} more targets, more answers or a softer reward help."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from transformers import PreTrainedTokenizerBase
+
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.data.templates import ChatTemplate
 from dataflex.rollouts.answers import Rollout
@@ -14,7 +16,9 @@ WHOLE = 1 << 30
 """A cutoff in tokens that cuts nothing."""
 
 
-def reference_rollouts(samples: Sequence[Sample], template: ChatTemplate, max_new_tokens: int) -> list[Rollout]:
+def reference_rollouts(
+    samples: Sequence[Sample], template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> list[Rollout]:
     """The reference answer of each sample, not yet scored, in the tokens that training would put loss on.
 
     They were not drawn from the model, so they have no log-probabilities.
@@ -22,13 +26,17 @@ def reference_rollouts(samples: Sequence[Sample], template: ChatTemplate, max_ne
     Args:
         samples: Samples with a reference.
         template: Renders them; the end of the turn belongs to the answer.
-        max_new_tokens: A longer answer loses its end, as a sampled one would.
+        tokenizer: Turns an answer that was cut back into text.
+        max_new_tokens: A longer answer loses its end, as a sampled one would, and is scored as what is left of it: else
+            two answers of the same tokens could earn different rewards.
     """
     rollouts = []
     for sample, encoded in zip(samples, template.encode_batch([_last_turn(s) for s in samples], WHOLE), strict=True):
         ids = _last_span(encoded.input_ids, encoded.labels)
         cut = ids[:max_new_tokens]
-        rollouts.append(Rollout(sample.id, 0, cut, [], len(cut) == len(ids), sample.reference or ""))
+        whole = len(cut) == len(ids)
+        text = sample.reference or "" if whole else str(tokenizer.decode(cut, skip_special_tokens=True))
+        rollouts.append(Rollout(sample.id, 0, cut, [], whole, text))
     return rollouts
 
 

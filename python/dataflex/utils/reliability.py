@@ -8,6 +8,19 @@ LOW = 0.4
 HIGH = 0.7
 
 
+def decisive(targets: float | None, answers: float | None) -> float | None:
+    """The reliability that counts.
+
+    The noise of the answers is in every target, so the halves of the targets know of it; those of the answers decide
+    where there is one target alone.
+
+    Args:
+        targets: Cosine of two halves of the targets, where it is known.
+        answers: The same for two halves of each prompt's answers.
+    """
+    return answers if targets is None else targets
+
+
 def meaning(value: float) -> str:
     """What a reliability says about the ranking."""
     if value < LOW:

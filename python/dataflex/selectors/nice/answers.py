@@ -121,10 +121,10 @@ class Answers:
         """
         asked = self._asked(context, prompts)
         name = f"step-{context.step}.references.jsonl"
-        facts = {"reference_answer": True, "max_new_tokens": self._config.max_new_tokens}
+        facts = {"reference_answer": "as cut", "max_new_tokens": self._config.max_new_tokens}
 
         def draw() -> list[Rollout]:
-            return reference_rollouts(samples, context.template, self._config.max_new_tokens)
+            return reference_rollouts(samples, context.template, context.tokenizer, self._config.max_new_tokens)
 
         return self._stored(context, name, facts, asked, samples, draw, watch)
 
@@ -176,6 +176,7 @@ class Answers:
             return stored
         ranks.on_main(file.report_unused)
         answers = ranks.main_first(file.answered)
+        ranks.barrier()  # all have looked: references take no gather to make, and the main process writes them at once
         if answers is None:
             answers = draw()
             ranks.on_main(partial(file.write_answers, answers))

@@ -17,6 +17,9 @@ from dataflex.rollouts.vllm import VllmRolloutConfig
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.utils.messages import Path
 
+ReferenceAnswer = Literal["auto", "none", "sample", "fallback"]
+"""When the reference answer counts as one more answer of its prompt."""
+
 
 class NiceConfig(GradientConfig):
     """Parameters of NICE."""
@@ -44,11 +47,14 @@ class NiceConfig(GradientConfig):
     replay_rewards: pathlib.Path | None = Field(
         None, description="output_dir or cache_dir of another run: its answers and rewards are used, none is asked for"
     )
-    baseline: Baseline = Field("none", description="advantage: the reward itself, minus the others' mean, or scaled")
-    reference_answer: Literal["none", "sample", "fallback"] = Field(
-        "none",
-        description="the reference answer as one more answer of its prompt, scored like any: never, always, or only "
-        "where the sampled ones carry no signal",
+    baseline: Baseline = Field(
+        "leave_one_out",
+        description="advantage: the reward itself (none), minus the mean of the prompt's other answers, or scaled",
+    )
+    reference_answer: ReferenceAnswer = Field(
+        "auto",
+        description="the reference answer as one more answer of its prompt, scored like any: never, always (sample), "
+        "only where the sampled ones carry no signal (fallback); auto: sample if the evaluation set has references",
     )
     length_normalize: bool = Field(False, description="mean over an answer's tokens in place of the sum")
     aggregate: Aggregate = Field("mean", description="rule over the evaluation samples")

@@ -46,6 +46,7 @@ from dataflex.selectors.gradient import (
 )
 from dataflex.selectors.nice.answers import Answers
 from dataflex.selectors.nice.config import NiceConfig
+from dataflex.selectors.nice.references import check_answers, reference_rule
 from dataflex.selectors.nice.targets import Halves, weighted
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample
@@ -69,7 +70,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
     Config = NiceConfig
     more_reliable: ClassVar[str] = (
         "more evaluation prompts, more answers (mc_samples), a softer reward, or the reference answers among the "
-        "answers (reference_answer: sample)"
+        "answers (reference_answer: auto, with answers in eval_dataset)"
     )
 
     @property
@@ -103,12 +104,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
                 "on_no_signal 'reference' needs reference answers, and no evaluation sample has one",
                 hint="add answers to eval_dataset, or use on_no_signal: raise",
             )
-        if self.config.reference_answer != "none" and not any(s.reference for s in context.eval_dataset.samples):
-            raise SelectionError(
-                f"reference_answer {self.config.reference_answer!r} needs reference answers, and no evaluation sample "
-                "has one",
-                hint="add answers to eval_dataset, or use reference_answer: none",
-            )
+        check_answers(self.config, context.eval_dataset.samples)
         self.answers.check(context)
         if self.config.generation_top_p < 1 or self.config.generation_top_k > 0:
             logger.warning("a truncated sampling distribution (top_p, top_k) biases the policy gradient of NICE")
@@ -189,6 +185,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
                     "with_reference": len(references),
                     **unusual,
                 },
+                "reference_answer": reference_rule(self.config, samples),
                 "target": "policy gradient" if prompts else "reference answers",
                 "left_out": self._left_out(answers, prompts, unusual),
             }
@@ -198,7 +195,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
 
         if not prompts:
             return self._of_references(context, projector, report)
-        halves = Halves.of(prompts)
+        halves = Halves.of(prompts, self.config.baseline)
         features = PolicyFeatures(
             context,
             halves.prompts,
@@ -235,12 +232,13 @@ class NiceSelector(GradientSelector[NiceConfig]):
         example = context.eval_dataset[row]
         reference = [label for label in example.labels if label != IGNORE_INDEX][: self.config.max_new_tokens]
         answer = reference or [int(context.tokenizer.pad_token_id)] * self.config.max_new_tokens
-        count = self.config.mc_samples + (self.config.reference_answer == "sample" and bool(reference))
+        rule = reference_rule(self.config, context.eval_dataset.samples)
+        count = self.config.mc_samples + (rule == "sample" and bool(reference))
         return WeightedPrompt(row, asked.token_ids, [answer] * count, [1.0] * count)
 
     def _most_references(self, samples: Sequence[Sample]) -> int:
         """How many reference answers may be scored in a round."""
-        return 0 if self.config.reference_answer == "none" else sum(bool(sample.reference) for sample in samples)
+        return 0 if reference_rule(self.config, samples) == "none" else sum(bool(s.reference) for s in samples)
 
     def _references(
         self,
@@ -251,7 +249,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         watch: Stopwatch,
     ) -> dict[int, Rollout]:
         """Scored reference answers by row, of the rows where ``reference_answer`` wants one and there is one."""
-        rule = self.config.reference_answer
+        rule = reference_rule(self.config, samples)
         rows = [
             row
             for row, sample in enumerate(samples)
@@ -278,6 +276,13 @@ class NiceSelector(GradientSelector[NiceConfig]):
         prompts = [prompt for prompt in found if prompt is not None]
         if not prompts and self.config.on_no_signal == "raise":
             raise SelectionError(no_signal_message(samples, answers, self.config.baseline), hint=NO_SIGNAL_HINT)
+        if len(prompts) == 1 < len(samples):
+            logger.warning(
+                "one of %d evaluation prompts carries a signal: the direction rests on it alone; how reliable it is "
+                "cannot be known; what helps: %s",
+                len(samples),
+                self.more_reliable,
+            )
         return prompts
 
     def _of_references(
@@ -297,7 +302,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
 
 
 NO_SIGNAL_HINT = (
-    "reference_answer: sample where the evaluation set has answers, a higher generation_temperature, more mc_samples, "
+    "answers in eval_dataset (reference_answer: auto or sample), a higher generation_temperature, more mc_samples, "
     "an easier evaluation set or another reward; or on_no_signal: reference to use the reference answers' gradient in "
     "such a round"
 )

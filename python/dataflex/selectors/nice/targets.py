@@ -1,7 +1,9 @@
 """NICE's targets: advantages become weighted prompts, and these policy gradients, by halves of their answers.
 
 The halves cost what the whole costs (the same answers, a projected row more a prompt), add up to the prompt's feature,
-and tell how far its answers agree (:mod:`dataflex.gradients.reliability`).
+and tell how far its answers agree (:mod:`dataflex.gradients.reliability`). With a baseline they would not: the
+advantages of a prompt add up to zero, so whatever its answers have in common counts with one sign in one half and with
+the other sign in the other half, and two halves of a perfect direction may point apart. There, prompts stay whole.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Halves:
     factors: list[list[float]]
 
     @classmethod
-    def of(cls, prompts: Sequence[WeightedPrompt]) -> Halves:
-        """Split the answers of every prompt."""
-        parts = [halves(prompt) for prompt in prompts]
+    def of(cls, prompts: Sequence[WeightedPrompt], baseline: Baseline) -> Halves:
+        """Split the answers of every prompt, where their advantages do not depend on each other."""
+        parts = [halves(prompt) if baseline == "none" else [(prompt, 1.0)] for prompt in prompts]
         return cls([half for part in parts for half, _ in part], [[factor for _, factor in part] for part in parts])
