@@ -19,6 +19,18 @@ TRACKERS = ("wandb", "tensorboard", "swanlab", "mlflow", "trackio")
 DDP_TIMEOUT_SECONDS = 1800
 
 
+ComponentKind = Literal["selector", "mixer", "weighter"]
+COMPONENT_KINDS: dict[str, ComponentKind] = {
+    "dynamic_select": "selector",
+    "dynamic_mix": "mixer",
+    "dynamic_weight": "weighter",
+}
+"""What decides in a run of each ``train_type``; ``static`` has nothing."""
+MixtureRule = Literal["mixture", "stratified", "uniform"]
+"""What the first phase of a mixing run begins with."""
+MIXTURE_KEYS = ("domain_column", "mixture_sample_rule", "init_mixture_proportions")
+
+
 def whole_steps(cycle_steps: int, num_train_epochs: float) -> int:
     """Steps of ``num_train_epochs`` cycles, a part of a step rounded up.
 

@@ -83,12 +83,31 @@ def label_log_probs(
     Returns:
         ``(b,)`` sums, float32 or wider, and ``(b,)`` int64 numbers of label tokens.
     """
+    log_probs, learnt = label_token_log_probs(model, batch, temperature, horizon=horizon)
+    return log_probs.sum(dim=1), learnt.sum(dim=1)
+
+
+def label_token_log_probs(
+    model: nn.Module, batch: Batch, temperature: float = 1.0, *, horizon: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of every label token of a batch.
+
+    Args:
+        model: Causal language model.
+        batch: ``(b, t)`` tensors; some row has a label token after position 0.
+        temperature: Temperature T of the sampling distribution, > 0.
+        horizon: As for :func:`trailing_logits`.
+
+    Returns:
+        ``(b, s)``, float32 or wider, 0 where there is no label; and ``(b, s)`` bool, where there is one. The s columns
+        are the last ones, from the first label token of any row on.
+    """
     targets = batch.labels[:, 1:]
     first = int((targets != IGNORE_INDEX).any(dim=0).nonzero()[0])
     targets = targets[:, first:]
     keep = targets.shape[1] + 1
     logits = trailing_logits(model, batch.input_ids, batch.attention_mask, keep, horizon=horizon)[:, :-1]
-    return token_log_probs(logits, targets, temperature).sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
+    return token_log_probs(logits, targets, temperature), targets != IGNORE_INDEX
 
 
 def mean_losses(model: nn.Module, batch: Batch) -> Tensor:
