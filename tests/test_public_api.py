@@ -24,11 +24,15 @@ from helpers.scripts import ROOT
 CONSTANTS = {"HOOK_API_VERSION", "__version__", "hookimpl"}
 NAMES = [name for name in dataflex.__all__ if name not in CONSTANTS]
 METHODS = {
+    "AdaptWeighter",
     "DeltaLossSelector",
+    "DoReMiMixer",
     "LessSelector",
     "LossSelector",
+    "LossWeighter",
     "NearSelector",
     "NiceSelector",
+    "OdmMixer",
     "Projector",
     "RdsSelector",
     "TsdsSelector",

@@ -278,6 +278,7 @@ _WRITERS: dict[str, Callable[[str, Path], str]] = {
     "arguments": model(_arguments),
     "export": model(_export),
     "help": command_help,
+    "mixer": component("mixer"),
     "near": model(_near),
     "page": other_page,
     "pages": page_names,
@@ -287,4 +288,5 @@ _WRITERS: dict[str, Callable[[str, Path], str]] = {
     "run": run_keys,
     "selector": component("selector"),
     "templates": templates,
+    "weighter": component("weighter"),
 }

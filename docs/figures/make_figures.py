@@ -92,7 +92,7 @@ def gradient_feature() -> Drawing:
 PACKAGE = Path(__file__).parents[2] / "python" / "dataflex"
 COLUMNS = {
     **dict.fromkeys(("projection", "testing"), 0),
-    **dict.fromkeys(("config", "version", "gradients", "retrieval", "doctor", "integrations"), 1),
+    **dict.fromkeys(("config", "version", "gradients", "retrieval", "doctor"), 1),
     **dict.fromkeys(
         (
             "visible",
@@ -101,6 +101,7 @@ COLUMNS = {
             "models",
             "selectors",
             "curriculum",
+            "mixers",
             "training",
             "offline",
             "evaluation",
@@ -108,8 +109,8 @@ COLUMNS = {
         ),
         2,
     ),
-    **dict.fromkeys(("data", "types", "rollouts", "rewards"), 3),
-    **dict.fromkeys(("utils", "report"), 4),
+    **dict.fromkeys(("data", "types", "rollouts", "rewards", "integrations"), 3),
+    **dict.fromkeys(("utils", "report", "weighters"), 4),
 }
 """Where a room stands from left to right; its floor follows from the imports."""
 FILLS = {

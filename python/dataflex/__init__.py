@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from dataflex.data.sources import load_samples
     from dataflex.data.templates import ChatTemplate
     from dataflex.errors import DataflexError
+    from dataflex.mixers.base import Mixer, MixerConfig, MixtureContext
+    from dataflex.mixers.doremi import DoReMiMixer
+    from dataflex.mixers.odm import OdmMixer
+    from dataflex.mixers.random import RandomMixer
+    from dataflex.mixers.static import StaticMixer
     from dataflex.offline.api import less_static, select
     from dataflex.offline.selection import OfflineSelection
     from dataflex.plugins.hookspecs import HOOK_API_VERSION, hookimpl
@@ -33,22 +38,34 @@ if TYPE_CHECKING:
     from dataflex.training.trainer import Trainer
     from dataflex.types import RewardRequest, Sample
     from dataflex.version import __version__
+    from dataflex.weighters.adapt import AdaptWeighter
+    from dataflex.weighters.base import GlobalBatch, Weighter, WeighterConfig
+    from dataflex.weighters.loss import LossWeighter
 
 _HOMES = {
     "AdamMoments": "dataflex.projection.projector",
+    "AdaptWeighter": "dataflex.weighters.adapt",
     "ChatTemplate": "dataflex.data.templates",
     "DataflexError": "dataflex.errors",
     "DatasetFormat": "dataflex.data.formats",
     "DeltaLossSelector": "dataflex.selectors.delta_loss",
+    "DoReMiMixer": "dataflex.mixers.doremi",
+    "GlobalBatch": "dataflex.weighters.base",
     "HOOK_API_VERSION": "dataflex.plugins.hookspecs",
     "LessSelector": "dataflex.selectors.less",
     "LossSelector": "dataflex.selectors.loss",
+    "LossWeighter": "dataflex.weighters.loss",
+    "Mixer": "dataflex.mixers.base",
+    "MixerConfig": "dataflex.mixers.base",
+    "MixtureContext": "dataflex.mixers.base",
     "NearIndex": "dataflex.retrieval.index",
     "NearSelector": "dataflex.selectors.near",
     "NiceSelector": "dataflex.selectors.nice",
+    "OdmMixer": "dataflex.mixers.odm",
     "OfflineSelection": "dataflex.offline.selection",
     "ProjectionKind": "dataflex.projection.projector",
     "Projector": "dataflex.projection.projector",
+    "RandomMixer": "dataflex.mixers.random",
     "RandomSelector": "dataflex.selectors.random",
     "RdsSelector": "dataflex.selectors.rds",
     "RewardBackend": "dataflex.rewards.base",
@@ -60,10 +77,13 @@ _HOMES = {
     "SelectionContext": "dataflex.selectors.base",
     "Selector": "dataflex.selectors.base",
     "SelectorConfig": "dataflex.selectors.base",
+    "StaticMixer": "dataflex.mixers.static",
     "TokenizedDataset": "dataflex.data.dataset",
     "Trainer": "dataflex.training.trainer",
     "TrainingArguments": "dataflex.training.arguments",
     "TsdsSelector": "dataflex.selectors.tsds",
+    "Weighter": "dataflex.weighters.base",
+    "WeighterConfig": "dataflex.weighters.base",
     "__version__": "dataflex.version",
     "hookimpl": "dataflex.plugins.hookspecs",
     "less_static": "dataflex.offline.api",
@@ -77,18 +97,27 @@ _HOMES = {
 __all__ = [
     "HOOK_API_VERSION",
     "AdamMoments",
+    "AdaptWeighter",
     "ChatTemplate",
     "DataflexError",
     "DatasetFormat",
     "DeltaLossSelector",
+    "DoReMiMixer",
+    "GlobalBatch",
     "LessSelector",
     "LossSelector",
+    "LossWeighter",
+    "Mixer",
+    "MixerConfig",
+    "MixtureContext",
     "NearIndex",
     "NearSelector",
     "NiceSelector",
+    "OdmMixer",
     "OfflineSelection",
     "ProjectionKind",
     "Projector",
+    "RandomMixer",
     "RandomSelector",
     "RdsSelector",
     "RewardBackend",
@@ -100,10 +129,13 @@ __all__ = [
     "SelectionContext",
     "Selector",
     "SelectorConfig",
+    "StaticMixer",
     "TokenizedDataset",
     "Trainer",
     "TrainingArguments",
     "TsdsSelector",
+    "Weighter",
+    "WeighterConfig",
     "__version__",
     "hookimpl",
     "less_static",

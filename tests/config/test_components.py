@@ -173,7 +173,7 @@ def test_parameters_and_keys_are_reported_together() -> None:
 @pytest.mark.usefixtures("site")
 def test_an_unknown_component_is_answered_with_the_nearest() -> None:
     assert problems("theirs: {name: mine}\n", name="their") == [
-        "run.yaml:7: component_name: unknown component 'their'; did you mean 'theirs'?; "
+        "run.yaml:7: component_name: unknown selector 'their'; did you mean 'theirs'?; "
         f"known: {known('mine', 'theirs')}"
     ]
 
@@ -303,6 +303,6 @@ def test_path_parameters_of_the_packaged_file_are_beside_the_run(
 
 
 def test_places_fall_back_to_the_entry() -> None:
-    spec = ComponentSpec("x", {}, "f:1", {("a",): "f:2"})
+    spec = ComponentSpec("selector", "x", {}, "f:1", {("a",): "f:2"})
     assert spec.at("t", ("a", "b", 0)) == "f:2: t"
     assert spec.at("t", ("c",)) == "f:1: t"

@@ -122,8 +122,10 @@ def test_values_that_people_write(tmp_path: Path, text: str, key: str, value: An
         ("seed: 4294967296", "seed: expected less than 4294967296"),
         ("stage: dpo", "stage: 'dpo' is not supported (yet); supported: sft"),
         ("finetuning_type: full", "finetuning_type: 'full' is not supported (yet); supported: lora"),
-        ("train_type: dynamic_mix", "'dynamic_mix' is not supported (yet); supported: static, dynamic_select"),
-        ("train_type: dynamic_weight", "'dynamic_weight' is not supported (yet)"),
+        (
+            "train_type: dynamic_weighting",
+            "'dynamic_weighting' is not supported (yet); supported: static, dynamic_select, dynamic_mix, dynamic_w",
+        ),
         ("deepspeed: ds_z3.json", "deepspeed: 'ds_z3.json' does not exist"),
         ("deepspeed: {zero_optimization: {stage: 3}}", "deepspeed: ZeRO-3 shards the parameters themselves"),
         ("deepspeed: {zero_optimization: {stage: 0}}", "deepspeed: ZeRO stage 0 is plain data parallelism"),

@@ -58,9 +58,10 @@ def test_bounds_of_a_field() -> None:
 def test_every_component_has_a_page_with_its_parameters() -> None:
     """Selectors whose parameters are explained on a page of their own, and all that have a generated table."""
     text = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages() if page.startswith("docs"))
-    selectors = {name for kind, name in registry().components if kind == "selector"}
-    shown = set(re.findall(r"<!-- generated: selector (\w+) -->", text))
-    assert selectors - shown == {"random"}  # which has none
+    for kind in ("selector", "mixer", "weighter"):
+        names = {name for found, name in registry().components if found == kind}
+        shown = set(re.findall(rf"<!-- generated: {kind} (\w+) -->", text))
+        assert names - shown == ({"random"} if kind == "selector" else set())  # which has none
 
 
 def test_every_command_has_its_help() -> None:

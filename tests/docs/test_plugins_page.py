@@ -10,7 +10,7 @@ import yaml
 
 from dataflex.config import load_config
 from dataflex.plugins import hookspecs
-from dataflex.testing import RewardContract, SelectorContract, tiny_project
+from dataflex.testing import MixerContract, RewardContract, SelectorContract, WeighterContract, tiny_project
 from helpers.environment import Environment
 from helpers.markdown import blocks, section
 from helpers.scripts import ROOT
@@ -52,7 +52,7 @@ def test_every_other_block_is_a_part_of_a_configuration(tmp_path: Path, monkeypa
     assert keys.keys() <= set(type(config).model_fields)
 
 
-@pytest.mark.parametrize("contract", [SelectorContract, RewardContract])
+@pytest.mark.parametrize("contract", [SelectorContract, MixerContract, WeighterContract, RewardContract])
 def test_the_clauses_are_those_of_the_contract(contract: type) -> None:
     names = [name for kind in (contract, contract.__mro__[1]) for name in vars(kind) if name.startswith("test_")]
     rows = [

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 from dataflex.config.fields import RunFields
-from dataflex.config.values import evaluated_keys, whole_steps
+from dataflex.config.values import COMPONENT_KINDS, evaluated_keys, whole_steps
 from dataflex.utils.messages import LITERAL_SECRET, literal_secrets
+from dataflex.utils.shown import listed
 
 Problem = tuple[str, str]
 """The key that a message belongs to (dotted below a mapping), and the message."""
@@ -19,11 +20,19 @@ def has_eval_data(config: RunFields) -> bool:
     return config.eval_dataset is not None or config.val_size > 0
 
 
+def asks_component(config: RunFields) -> bool:
+    """Whether a component of the components file decides in the run."""
+    return config.train_type != "static" and not (config.train_type == "dynamic_mix" and config.static_mix)
+
+
 def planned_steps(config: RunFields) -> int | None:
-    """Optimizer steps of the whole run; None where they depend on the size of the data (``train_type: static``)."""
-    if config.train_type == "static":
+    """Optimizer steps of the whole run; None where they depend on the size of the data."""
+    if config.train_type == "dynamic_weight":
+        return config.train_step
+    cycle = config.warmup_step + config.update_step * config.update_times
+    if config.train_type == "static" or cycle == 0:  # a static mixture needs no schedule
         return None
-    return whole_steps(config.warmup_step + config.update_step * config.update_times, config.num_train_epochs)
+    return whole_steps(cycle, config.num_train_epochs)
 
 
 def planned_evaluations(config: RunFields) -> int | None:
@@ -32,6 +41,8 @@ def planned_evaluations(config: RunFields) -> int | None:
     if config.eval_strategy == "no":
         return 0
     if config.eval_strategy == "epoch":
+        if config.train_type == "dynamic_weight" and config.train_step is not None:
+            return None
         return math.ceil(config.num_train_epochs)
     return None if steps is None else math.ceil(steps / config.eval_steps)
 
@@ -114,17 +125,33 @@ def _check_early_stopping(config: RunFields) -> Iterator[Problem]:
         yield "early_stopping_steps", "early stopping cannot fire unless eval_strategy is steps or epoch"
 
 
-def _check_selection(config: RunFields) -> Iterator[Problem]:
-    if config.train_type != "dynamic_select":
+def _check_schedule(config: RunFields) -> Iterator[Problem]:
+    if config.train_type == "dynamic_weight" and (config.train_step or math.inf) <= config.warmup_step:
+        yield "train_step", f"{config.train_step} steps end within the warm-up ({config.warmup_step}): no weights"
+    if config.train_type not in ("dynamic_select", "dynamic_mix") or config.static_mix:
         return
     for key in ("update_step", "update_times"):
         if getattr(config, key) < 1:
-            yield key, f"train_type dynamic_select needs at least 1, got {getattr(config, key)}"
+            yield key, f"train_type {config.train_type} needs at least 1, got {getattr(config, key)}"
 
 
 def _check_component(config: RunFields) -> Iterator[Problem]:
-    if config.train_type == "dynamic_select" and config.component_name is None:
-        yield "component_name", "train_type dynamic_select needs the name of a selector"
+    if config.component_name is None and asks_component(config):
+        kind = COMPONENT_KINDS[config.train_type]
+        yield "component_name", f"train_type {config.train_type} needs the name of a {kind}"
+
+
+def _check_mixture(config: RunFields) -> Iterator[Problem]:
+    shares = config.init_mixture_proportions
+    if config.train_type != "dynamic_mix":
+        return
+    if config.mixture_sample_rule == "mixture" and shares is None and config.static_mix:
+        yield "mixture_sample_rule", "mixture needs init_mixture_proportions; or stratified (by size), uniform"
+    if isinstance(shares, list) and config.domain_column is None and len(shares) != len(config.dataset):
+        yield (
+            "init_mixture_proportions",
+            f"{len(shares)} shares for {len(config.dataset)} datasets: {listed(config.dataset)}",
+        )
 
 
 def _check_secrets(config: RunFields) -> Iterator[Problem]:
@@ -141,7 +168,8 @@ _CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _check_best_model,
     _check_metric,
     _check_early_stopping,
-    _check_selection,
+    _check_schedule,
     _check_component,
+    _check_mixture,
     _check_secrets,
 )

@@ -1,4 +1,4 @@
-"""The selector of a run: its entry in a components file, merged with the run's own parameters.
+"""The selector, mixer or weighter of a run: its entry in a components file, merged with the run's own parameters.
 
 Two structures are accepted, side by side if need be::
 
@@ -7,7 +7,8 @@ Two structures are accepted, side by side if need be::
         name: nice                    params: {...}
         params: {...}
 
-``name`` is the registered selector (the key of the entry if left out), so that one selector may have several entries.
+``name`` is the registered component (the key of the entry if left out), so that one may have several entries. Mixers
+stand under ``mixers``, weighters under ``weighters``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataflex.config.document import Document, KeyPath, parse_yaml
 from dataflex.config.fields import RunFields
 from dataflex.config.origin import closest_place
 from dataflex.config.paths import absolute_if_found, candidates, read_text, resolve_path
+from dataflex.config.values import COMPONENT_KINDS, ComponentKind
 from dataflex.errors import ConfigError, PluginError
 from dataflex.plugins.configurable import ComponentConfig
 from dataflex.plugins.registry import Kind, registry
@@ -31,22 +33,24 @@ DOCUMENTED_FILE = ("dataflex", "configs", "components.yaml")
 """How the path of the file ends in DataFlex's documentation (``src/dataflex/configs/components.yaml``), and in the
 configurations of runs that were made before the file stood in ``config/``; the packaged one stands in for both."""
 
-_OTHER_SECTIONS = ("mixers", "weighters")
-"""Top-level sections of DataFlex that hold no selectors."""
+SECTIONS: dict[ComponentKind, str] = {"selector": "selectors", "mixer": "mixers", "weighter": "weighters"}
+"""The top-level section of each kind; what stands in none may be of any."""
 
 
 @dataclass(frozen=True)
 class ComponentSpec:
-    """A selector with its parameters, before they are validated.
+    """A component with its parameters, before they are validated.
 
     Attributes:
-        name: Registered name of the selector.
+        kind: What it is.
+        name: Registered name of the component.
         params: Its parameters: those of the components file under those of the run.
         where: Position of its entry.
         places: Per path below ``params``, where it was written.
         folders: Per parameter that is a path, the folder of the file that names it.
     """
 
+    kind: ComponentKind
     name: str
     params: Mapping[str, Any]
     where: str
@@ -84,26 +88,26 @@ def components_file(config: RunFields) -> tuple[Path | None, str | None]:
 
 
 def resolve_component(config: RunFields) -> ComponentSpec:
-    """The selector of a run, which is imported to learn which of its parameters are paths: those are made absolute.
+    """The component of a run, which is imported to learn which of its parameters are paths: those are made absolute.
 
     Raises:
-        ConfigError: No such entry or selector, or a malformed file: every problem of the file, with its line.
+        ConfigError: No such entry or component, or a malformed file: every problem of the file, with its line.
     """
-    name, origin = config.component_name, config.origin
+    name, origin, kind = config.component_name, config.origin, COMPONENT_KINDS.get(config.train_type, "selector")
     if name is None:
-        raise ConfigError(origin.about("component_name", "the run names no selector"))
+        raise ConfigError(origin.about("component_name", f"the run names no {kind}"))
     file, _ = components_file(config)
-    entries = _read_entries(file) if file else {}
-    registered = registry().names("selector")
+    entries = _read_entries(file, kind) if file else {}
+    registered = registry().names(kind)
     if name not in entries and name not in registered:
         known = sorted({*entries, *registered})
-        text = f"unknown component {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+        text = f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}"
         raise ConfigError(origin.about("component_name", text))
-    entry = entries.get(name) or ComponentSpec(name, {}, origin.place("component_name") or name, {})
+    entry = entries.get(name) or ComponentSpec(kind, name, {}, origin.place("component_name") or name, {})
     own_places = {path[1:]: place for path, place in origin.places.items() if path[0] == "component_params"}
     problems = [entry.at(f"{_dotted(path)}: {LITERAL_SECRET}", path) for path in literal_secrets(entry.params)]
     try:
-        registry().find("selector", entry.name)
+        registry().find(kind, entry.name)
     except PluginError as error:
         problems.append(f"{entry.where}: {error}")
     if problems:
@@ -111,10 +115,11 @@ def resolve_component(config: RunFields) -> ComponentSpec:
     beside = origin.folder if file in (None, packaged_file()) else file.parent
     merged = merge(entry.params, config.component_params)
     own = config.component_params
-    folders = {key: origin.folder if key in own else beside for key in merged.keys() & _path_parameters(entry.name)}
+    paths = merged.keys() & _path_parameters(entry.name, kind)
+    folders = {key: origin.folder if key in own else beside for key in paths}
     found = {key: _located(merged[key], folder) for key, folder in folders.items()}
-    found |= _nested_located(entry.name, merged, own, origin.folder, beside)
-    return ComponentSpec(entry.name, merged | found, entry.where, {**entry.places, **own_places}, folders)
+    found |= _nested_located(entry.name, merged, own, origin.folder, beside, kind)
+    return ComponentSpec(kind, entry.name, merged | found, entry.where, {**entry.places, **own_places}, folders)
 
 
 def _config_of(kind: Kind, name: object) -> type[ComponentConfig]:
@@ -126,14 +131,14 @@ def _config_of(kind: Kind, name: object) -> type[ComponentConfig]:
     return config
 
 
-def _path_parameters(name: object, kind: Kind = "selector") -> set[str]:
+def _path_parameters(name: object, kind: Kind) -> set[str]:
     """Parameters of a component that are paths."""
     fields = _config_of(kind, name).model_fields
     return {key for key, info in fields.items() if Path in (info.annotation, *get_args(info.annotation))}
 
 
 def _nested_located(
-    name: object, params: Mapping[str, Any], own: Any, folder: Path | None, beside: Path | None, kind: Kind = "selector"
+    name: object, params: Mapping[str, Any], own: Any, folder: Path | None, beside: Path | None, kind: Kind
 ) -> dict[str, Any]:
     """The components that parameters name, with their own paths made absolute.
 
@@ -166,20 +171,20 @@ def _located(value: Any, folder: Path | None) -> Any:
 
 
 def validate_component(spec: ComponentSpec) -> type[Any]:
-    """Import the selector and validate its parameters.
+    """Import the component and validate its parameters.
 
     Returns:
-        The selector's class.
+        The component's class.
 
     Raises:
         ConfigError: Every wrong or unknown parameter, with the place where it was written.
-        PluginError: The selector cannot be imported.
+        PluginError: The component cannot be imported.
     """
-    selector = registry().get("selector", spec.name)
-    problems = selector.Config.find_problems(spec.params)
+    component = registry().get(spec.kind, spec.name)
+    problems = component.Config.find_problems(spec.params)
     if problems:
         raise ConfigError([spec.at(f"{text}{_also_sought(spec, path)}", path) for path, text in problems])
-    return selector
+    return component
 
 
 def surprising_values(config: RunFields) -> list[str]:
@@ -200,7 +205,7 @@ def idle_parameters(config: RunFields) -> list[str]:
         model = validate_component(spec).Config.model_validate(dict(spec.params))
     except (ConfigError, PluginError):
         return []
-    packaged = _read_entries(packaged_file()).get(spec.name)
+    packaged = _read_entries(packaged_file(), spec.kind).get(spec.name)
     fields = type(model).model_fields
     defaults: list[Mapping[str, Any]] = [packaged.params] if packaged else []
     defaults.append({name: info.get_default(call_default_factory=True) for name, info in fields.items()})
@@ -243,34 +248,34 @@ def _dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _read_entries(file: Path) -> dict[str, ComponentSpec]:
+def _read_entries(file: Path, kind: ComponentKind) -> dict[str, ComponentSpec]:
     document = parse_yaml(read_text(file), lambda line: f"{file}:{line}")
     entries: dict[str, ComponentSpec] = {}
-    for path, value in _find_entries(document, str(file)):
+    for path, value in _find_entries(document, str(file), SECTIONS[kind]):
         place = document.places[path]
         key = str(path[-1])
         if key in entries:
             document.problems.append(f"{place}: {key!r} is defined twice (first at {entries[key].where})")
-        elif (entry := _read_entry(path, value, document)) is not None:
+        elif (entry := _read_entry(kind, path, value, document)) is not None:
             entries[key] = entry
     if document.problems:
         raise ConfigError(document.problems)
     return entries
 
 
-def _find_entries(document: Document, name: str) -> Iterator[tuple[KeyPath, Any]]:
+def _find_entries(document: Document, name: str, section: str) -> Iterator[tuple[KeyPath, Any]]:
     top = {} if document.value is None else document.value
     if not isinstance(top, dict):
         document.problems.append(f"{name}: expected a mapping of components, got {shown(top)}")
         return
     for key, value in top.items():
-        if key == "selectors" and isinstance(value, dict | None):
+        if key == section and isinstance(value, dict | None):
             yield from (((key, entry), body) for entry, body in (value or {}).items())
-        elif key not in _OTHER_SECTIONS:
+        elif key == section or key not in SECTIONS.values():
             yield (key,), value
 
 
-def _read_entry(path: KeyPath, value: Any, document: Document) -> ComponentSpec | None:
+def _read_entry(kind: ComponentKind, path: KeyPath, value: Any, document: Document) -> ComponentSpec | None:
     place = document.places[path]
     if not isinstance(value, dict):
         document.problems.append(f"{place}: {path[-1]}: expected a mapping with name and params, got {shown(value)}")
@@ -289,4 +294,4 @@ def _read_entry(path: KeyPath, value: Any, document: Document) -> ComponentSpec 
         for found, at in document.places.items()
         if len(found) > len(inside) and found[: len(inside)] == inside
     }
-    return ComponentSpec(name, params or {}, place, places)
+    return ComponentSpec(kind, name, params or {}, place, places)

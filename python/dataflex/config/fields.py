@@ -23,6 +23,7 @@ from dataflex.config.values import (
     Int,
     LoraAlpha,
     LoraTarget,
+    MixtureRule,
     Names,
     Resume,
     Seconds,
@@ -35,8 +36,8 @@ from dataflex.utils.home import HomePaths
 Stage = Annotated[Literal["sft"], refuse("sft", "pt", "rm", "ppo", "dpo", "kto")]
 FinetuningType = Annotated[Literal["lora"], refuse("lora", "full", "freeze", "oft")]
 TrainType = Annotated[
-    Literal["static", "dynamic_select"],
-    refuse("static, dynamic_select", "dynamic_mix", "dynamic_weight", "dynamic_weighting"),
+    Literal["static", "dynamic_select", "dynamic_mix", "dynamic_weight"],
+    refuse("static, dynamic_select, dynamic_mix, dynamic_weight", "dynamic_weighting"),
 ]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
@@ -228,20 +229,48 @@ class RunFields(FileConfig):
 
     # Dynamic selection
     train_type: TrainType = Field(
-        default="static", description="static: all rows; dynamic_select: rows that a selector chooses again and again"
+        default="static",
+        description="static: all rows; dynamic_select: rows that a selector chooses again and again; dynamic_mix: "
+        "shares of domains that a mixer gives again and again; dynamic_weight: a weight for each sample of a step",
     )
     components_cfg_file: ComponentsFile = Field(
         default=None,
-        description="file with the selectors' parameters; null: the one that comes with dataflex; false: none, the "
-        "selector's own defaults",
+        description="file with the parameters of selectors, mixers and weighters; null: the one that comes with "
+        "dataflex; false: none, the component's own defaults",
     )
-    component_name: Text | None = Field(default=None, description="selector: an entry of components_cfg_file")
+    component_name: Text | None = Field(
+        default=None, description="selector, mixer or weighter: an entry of components_cfg_file"
+    )
     component_params: dict[str, Any] = Field(
-        default={}, description="parameters of the selector, merged deeply over those of components_cfg_file"
+        default={}, description="parameters of the component, merged deeply over those of components_cfg_file"
     )
-    warmup_step: Int = Field(default=0, ge=0, description="optimizer steps on random rows before the first selection")
-    update_step: Int = Field(default=0, ge=0, description="optimizer steps on the rows of one selection")
-    update_times: Int = Field(default=1, ge=0, description="number of selections")
+    warmup_step: Int = Field(
+        default=0, ge=0, description="optimizer steps before the first selection, mixture or weights"
+    )
+    update_step: Int = Field(default=0, ge=0, description="optimizer steps on the rows of one selection or mixture")
+    update_times: Int = Field(default=1, ge=0, description="number of selections or mixtures")
+    train_step: Int | None = Field(
+        default=None,
+        ge=1,
+        description="dynamic_weight: optimizer steps of the run, warmup_step included; null: num_train_epochs passes",
+    )
     selection_repeats: bool = Field(
         default=False, description="let a selection that is larger than the dataset use rows more than once"
+    )
+
+    # Mixtures
+    mixture_sample_rule: MixtureRule | None = Field(
+        default=None,
+        description="shares of the first phase: mixture (init_mixture_proportions), stratified (by size), uniform; "
+        "null: mixture where there are some, else the mixer's own, else stratified",
+    )
+    init_mixture_proportions: list[Float] | dict[Text, Float] | None = Field(
+        default=None, description="shares of the first phase, in the order of dataset, or by the domains' names"
+    )
+    static_mix: bool = Field(default=False, description="keep the shares of the first phase: no mixer is asked")
+    domain_column: Text | None = Field(
+        default=None, description="column whose values are the domains; null: each dataset is one"
+    )
+    mixer_eval_dataset: Names | None = Field(
+        default=None, description="rows that a mixer measures domains by, named like dataset; null: the training data"
     )

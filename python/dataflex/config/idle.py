@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,17 +10,23 @@ from pydantic import BaseModel
 
 from dataflex.config.checks import Problem, planned_evaluations, planned_steps
 from dataflex.config.fields import RunFields
-from dataflex.config.values import LOSS
+from dataflex.config.values import COMPONENT_KINDS, LOSS, MIXTURE_KEYS
 
-_SELECTION_KEYS = (
-    "component_name",
-    "component_params",
-    "components_cfg_file",
-    "warmup_step",
-    "update_step",
-    "update_times",
-    "selection_repeats",
-)
+_MIX = "dynamic_mix"
+_PHASES = ("dynamic_select", _MIX)
+_DYNAMIC = (*_PHASES, "dynamic_weight")
+_ACTS: dict[str, Collection[str]] = {
+    "component_name": _DYNAMIC,
+    "component_params": _DYNAMIC,
+    "components_cfg_file": _DYNAMIC,
+    "warmup_step": _DYNAMIC,
+    "update_step": _PHASES,
+    "update_times": _PHASES,
+    "train_step": ("dynamic_weight",),
+    "selection_repeats": ("dynamic_select",),
+    **dict.fromkeys((*MIXTURE_KEYS, "static_mix", "mixer_eval_dataset"), (_MIX,)),
+}
+"""In which values of ``train_type`` a key acts."""
 _NEW_ADAPTER_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
 _FOLLOWS: dict[str, Callable[[Any], Any]] = {
     "eval_steps": lambda settings: settings.logging_steps,
@@ -65,10 +71,13 @@ def find_warnings(config: RunFields) -> list[Problem]:
     if steps is None:
         return found
     selects = steps > config.warmup_step
-    if not selects:
-        text = f"the run ends before its first selection: {steps} steps, of which {config.warmup_step} warm up"
+    if not selects and not config.static_mix:
+        first = {"mixer": "mixture", "weighter": "weights"}.get(COMPONENT_KINDS[config.train_type], "selection")
+        text = f"the run ends before its first {first}: {steps} steps, of which {config.warmup_step} warm up"
         found.append(("warmup_step", text))
-    evaluations = planned_evaluations(config) or 0
+    selects = selects and config.train_type != "dynamic_weight"
+    planned = planned_evaluations(config)
+    evaluations = steps if planned is None else planned  # not known: as many as there may be
     on_the_way = step_warnings(config, steps, evaluations, selects=selects)
     return [*found, *((key, text) for key, text in on_the_way if is_written(config, key))]
 
@@ -133,9 +142,9 @@ def _warn_metric(config: RunFields) -> Iterator[Problem]:
 
 
 def _warn_idle(config: RunFields) -> Iterator[Problem]:
-    if config.train_type == "static":
-        for key in filter(partial(is_written, config), _SELECTION_KEYS):
-            yield key, "has no effect with train_type static"
+    for key, acts in _ACTS.items():
+        if config.train_type not in acts and is_written(config, key):
+            yield key, f"has no effect with train_type {config.train_type}"
     if config.eval_strategy != "steps" and is_written(config, "eval_steps"):
         yield "eval_steps", f"has no effect with eval_strategy {config.eval_strategy}"
     if config.adapter_name_or_path is not None:
@@ -145,6 +154,23 @@ def _warn_idle(config: RunFields) -> Iterator[Problem]:
         yield "per_device_eval_batch_size", "has no effect with eval_strategy no"
     if config.lr_scheduler_type == "constant" and config.warmup_ratio > 0:
         yield "warmup_ratio", "has no effect with lr_scheduler_type constant (constant_with_warmup has one)"
+
+
+def _warn_mixture(config: RunFields) -> Iterator[Problem]:
+    if config.train_type != _MIX:
+        return
+    if config.mixture_sample_rule in ("stratified", "uniform") and config.init_mixture_proportions is not None:
+        yield "init_mixture_proportions", f"has no effect with mixture_sample_rule {config.mixture_sample_rule}"
+    if config.static_mix:
+        for key in ("component_name", "component_params", "components_cfg_file", "mixer_eval_dataset"):
+            if is_written(config, key):
+                yield key, "has no effect with static_mix: the shares of the first phase stay"
+
+
+def _warn_length(config: RunFields) -> Iterator[Problem]:
+    fixed = config.train_step is not None and config.train_type == "dynamic_weight"
+    if fixed and is_written(config, "num_train_epochs"):
+        yield "num_train_epochs", "has no effect beside train_step"
 
 
 def _warn_trackers(config: RunFields) -> Iterator[Problem]:
@@ -170,6 +196,8 @@ _WARNINGS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _warn_early_stopping,
     _warn_metric,
     _warn_idle,
+    _warn_mixture,
+    _warn_length,
     _warn_trackers,
     _warn_resuming,
 )

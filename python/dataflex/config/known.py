@@ -39,7 +39,7 @@ galore_update_interval include_effective_tokens_per_second kto_chosen_weight kto
 loraplus_lr_embedding loraplus_lr_ratio module_dropout oft_block_size oft_rank oft_target pissa_convert pissa_init
 pissa_iter ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards pref_bco_weight pref_beta pref_ftx
 pref_loss pure_bf16 ref_model ref_model_adapters ref_model_quantization_bit reward_model reward_model_adapters
-reward_model_quantization_bit reward_model_type simpo_gamma static_mix train_step use_adam_mini use_apollo use_badam
+reward_model_quantization_bit reward_model_type simpo_gamma use_adam_mini use_apollo use_badam
 use_dft_loss use_dora use_galore use_llama_pro use_mca use_muon use_rslora
 """
 
@@ -75,7 +75,7 @@ ADVICE: Final = {
     "disable_gradient_checkpointing": "see gradient_checkpointing, which is off by default here",
     "export_dir": "it belongs into the YAML of an export",
     "max_new_tokens": "the answers of nice are bounded by max_new_tokens in its component parameters",
-    "max_steps": "dynamic selection runs warmup_step + update_step * update_times steps, num_train_epochs times",
+    "max_steps": "the run is as long as its schedule, num_train_epochs times; dynamic_weight has train_step",
     "save_strategy": "checkpoints come every save_steps and before each selection",
     "temperature": "the answers of nice are drawn at generation_temperature in its component parameters",
     "warmup_steps": "the learning rate warms up by warmup_ratio; warmup_step is the phase before the first selection",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dataflex.config.checks import find_problems
+from dataflex.config.checks import asks_component, find_problems
 from dataflex.config.components import validate_component
 from dataflex.config.document import KeyPath, parse_yaml
 from dataflex.config.fields import FileConfig, RunFields
@@ -42,7 +42,7 @@ def load_config(source: Source, overrides: Iterable[str] = (), *, check_componen
         source: A YAML file, or its content as a mapping.
         overrides: ``key=value`` texts that replace keys of the file; the value is YAML, and
             ``component_params.a.b=value`` reaches inside.
-        check_component: Validate the selector's parameters too, which imports the selector.
+        check_component: Validate the component's parameters too, which imports it.
 
     Raises:
         ConfigError: Every problem at once, each with ``file:line`` or its override.
@@ -211,19 +211,20 @@ def _partial(values: Mapping[str, Any], broken: frozenset[str], origin: Origin) 
 
 
 def _component_problems(config: RunConfig, check: bool) -> list[str]:
-    if config.train_type != "dynamic_select" or config.component_name is None:
+    if config.component_name is None or not asks_component(config):
         return []
     try:
         spec = config.component()
         if not check:
             return []
-        selector = validate_component(spec)
+        component = validate_component(spec)
     except ConfigError as error:
         return [f"{line} ({error.hint})" if error.hint else line for line in error.problems]
     except DataflexError as error:
         return [config.origin.about("component_name", str(error))]
-    if selector.needs_eval_dataset and not config.has_eval_data:
-        text = f"{spec.name} selects for an evaluation set; set eval_dataset or val_size"
+    if getattr(component, "needs_eval_dataset", False) and not config.has_eval_data:
+        verb = "weighs" if spec.kind == "weighter" else "selects"
+        text = f"{spec.name} {verb} for an evaluation set; set eval_dataset or val_size"
         return [config.origin.about("component_name", text)]
     return []
 

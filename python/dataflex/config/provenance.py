@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dataflex.config.checks import asks_component
 from dataflex.config.components import resolve_component
 from dataflex.config.fields import RunFields
 from dataflex.config.paths import absolute_if_found
@@ -22,7 +23,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenize
 """Distributions whose versions can change the outcome of a run."""
 
 _PATH_KEYS = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "resume_from_checkpoint", "deepspeed")
-_DATASET_KEYS = ("dataset", "eval_dataset")
+_DATASET_KEYS = ("dataset", "eval_dataset", "mixer_eval_dataset")
 
 
 def versions() -> dict[str, str]:
@@ -80,7 +81,7 @@ def _header(what: str) -> str:
 
 
 def _resolved(config: RunFields) -> dict[str, Any]:
-    """All keys in their order; local paths absolute, the selector's parameters in the file itself."""
+    """All keys in their order; local paths absolute, the component's parameters in the file itself."""
     values = config.model_dump(mode="json")
     folder = config.origin.folder
     for key in _PATH_KEYS:
@@ -90,7 +91,7 @@ def _resolved(config: RunFields) -> dict[str, Any]:
         if values[key] is not None:
             # a bare name is looked up in dataset_info.json first, where a folder of that name does not count
             values[key] = [absolute_if_found(name, folder, files_only="/" not in name) for name in values[key]]
-    if config.train_type == "dynamic_select":
+    if asks_component(config):
         spec = resolve_component(config)
         values |= {"components_cfg_file": False, "component_name": spec.name, "component_params": dict(spec.params)}
     return values

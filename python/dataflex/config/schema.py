@@ -65,17 +65,17 @@ class RunConfig(RunFields):
         return None if self.deepspeed is None else read_deepspeed(self.deepspeed, self.origin.folder)
 
     def component(self) -> ComponentSpec:
-        """The selector that ``component_name`` names, with its merged parameters; they are not validated here.
+        """The component that ``component_name`` names, with its merged parameters; they are not validated here.
 
         Raises:
-            ConfigError: The file, the entry or the selector does not exist, or the file is malformed.
+            ConfigError: The file, the entry or the component does not exist, or the file is malformed.
         """
         return resolve_component(self)
 
     def warnings(self) -> list[str]:
         """What was given and has no effect, or not the effect that its author must expect; one line each."""
         found = [self.origin.about(key, text) for key, text in find_warnings(self)]
-        if self.train_type == "dynamic_select":
+        if checks.asks_component(self):
             _, substituted = components_file(self)
             if substituted:
                 found.append(self.origin.about("components_cfg_file", substituted))

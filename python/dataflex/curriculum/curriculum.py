@@ -8,7 +8,7 @@ model, trains on the same rows in the same order. Every process holds the same c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from dataflex.data.dataset import TokenizedDataset
+    from dataflex.curriculum.step import StepWork
+    from dataflex.data.dataset import Example, TokenizedDataset
     from dataflex.data.templates import ChatTemplate
 
 SELECTION = "selection"
@@ -183,6 +184,31 @@ class Curriculum:
         self._take(state["round"], list(state["indices"]))
         if self.selector is not None:
             self.selector.load_state_dict(state["selector"])
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps between evaluations that come once an epoch."""
+        return self.schedule.cycle_steps
+
+    @property
+    def made(self) -> dict[str, int]:
+        """How often the component decided so far, for the results."""
+        return {"selections": self.round}
+
+    def plan(self) -> str:
+        """How long the run is, and where it selects, as a line."""
+        return story.plan_line(self.phases, self.global_batch, len(self.train_dataset))
+
+    def step_work(self, step: int, examples: Sequence[Example], loop: Loop) -> StepWork | None:
+        """What a loop has to do for the curriculum in the step that comes after ``step`` steps; None: nothing.
+
+        Args:
+            step: Steps taken so far.
+            examples: The step's global batch.
+            loop: The loop as it is.
+        """
+        del step, examples, loop
+        return None
 
     def close(self) -> None:
         """Free what the selector holds."""

@@ -102,24 +102,31 @@ def selected_samples(phases: Sequence[Phase], global_batch: int, num_candidates:
     return sum(min((phase.stop - phase.start) * global_batch, num_candidates) for phase in phases if phase.round)
 
 
-def random_order(num_samples: int, start: int, count: int, *, seed: int, shuffle: bool = True) -> NDArray[np.int64]:
-    """Entries ``start`` to ``start + count`` of an endless sequence of permutations of the dataset.
+def random_order(
+    num_samples: int, start: int, count: int, *, seed: int, shuffle: bool = True, stream: Sequence[int] = (0,)
+) -> NDArray[np.int64]:
+    """Entries ``start`` to ``start + count`` of an endless sequence of permutations of the dataset, or of a part of it.
 
     The sequence depends on the seed alone, so that a resumed run needs no position but the number of samples drawn.
 
     Args:
         num_samples: n.
         start: Samples drawn so far.
-        count: Samples to draw.
+        count: Samples to draw, at least 1.
         seed: Seed of the run.
         shuffle: False for the dataset's own order.
+        stream: Numbers the sequences of one seed.
 
     Returns:
         ``(count,)`` int64 positions.
     """
     parts = []
     for epoch in range(start // num_samples, (start + count - 1) // num_samples + 1):
-        order = np.random.default_rng([seed, 0, epoch]).permutation(num_samples) if shuffle else np.arange(num_samples)
+        order = (
+            np.random.default_rng([seed, *stream, epoch]).permutation(num_samples)
+            if shuffle
+            else np.arange(num_samples)
+        )
         low = max(start - epoch * num_samples, 0)
         high = min(start + count - epoch * num_samples, num_samples)
         parts.append(order[low:high])

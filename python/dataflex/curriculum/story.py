@@ -6,10 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dataflex.curriculum.schedule import Phase
 from dataflex.selectors.base import Selection
 from dataflex.utils.facts import flat, number_text, numbers
+from dataflex.utils.shown import listed
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +52,11 @@ def selection_statistics(selection: Selection, previous: Sequence[int], total: f
     return {**statistics, "selection_seconds/total": round(total, 3)}
 
 
-def plan_line(phases: Sequence[Phase], global_batch: int, candidates: int) -> str:
-    """How long the run is, and where it selects."""
+def plan_line(phases: Sequence[Phase], global_batch: int, candidates: int, what: str = "selection") -> str:
+    """How long the run is, and where it selects or mixes."""
     steps = [phase.start for phase in phases if phase.round is not None]
     shown = ", ".join(map(str, steps[:_MOST_STEPS])) + (", ..." if len(steps) > _MOST_STEPS else "")
-    where = f"selections at step{'s' if len(steps) > 1 else ''} {shown}" if steps else "no selection"
+    where = f"{what}s at step{'s' if len(steps) > 1 else ''} {shown}" if steps else f"no {what}"
     return f"training on {candidates:,} rows: {phases[-1].stop:,} steps of {global_batch:,}; {where}"
 
 
@@ -101,3 +103,10 @@ def selection_details(selection: Selection) -> list[str]:
         "facts": ", ".join(f"{name} {value}" for name, value in flat(facts)),
     }
     return [f"selection {selection.round}: {name}: {text}" for name, text in lines.items() if text]
+
+
+def log_mixture(names: Sequence[str], proportions: NDArray[np.float64], step: int, origin: str) -> None:
+    """Log a mixture: its largest shares."""
+    order = np.argsort(-proportions, kind="stable").tolist()
+    shares = listed([f"{names[place]} {proportions[place]:.1%}" for place in order])
+    logger.info("mixture at step %s (%s): %s", f"{step:,}", origin, shares)

@@ -44,7 +44,8 @@ from dataflex.integrations.rows import RowStream, as_trained, check_rows, sample
 from dataflex.integrations.run import Run, noted_state
 from dataflex.models.bounds import examine
 from dataflex.selectors.base import Selector
-from dataflex.training.inputs import as_selector, as_template, as_tokenizer
+from dataflex.training.component import as_component
+from dataflex.training.inputs import as_template, as_tokenizer
 from dataflex.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Curriculum:
         check_rows(train_dataset, "training set")
         if eval_dataset is not None:
             check_rows(eval_dataset, "evaluation set")
-        self.selector = None if selector is None else as_selector(selector)
+        self.selector = None if selector is None else as_component("selector", selector)
         if self.selector is not None and schedule is None:
             raise TrainingError(
                 "a run with a selector needs a schedule, which says when to select",

@@ -23,7 +23,8 @@ from dataflex.offline.work import check_agreed, dated_template, working_in
 from dataflex.selectors.base import Selection, SelectionContext, Selector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.outcome import check_agreement, check_selection
-from dataflex.training.inputs import as_dataset, as_selector, as_tokenizer, check_model
+from dataflex.training.component import as_component
+from dataflex.training.inputs import as_dataset, as_tokenizer, check_model
 from dataflex.utils.aliases import also_called
 from dataflex.utils.home import home_path
 from dataflex.utils.progress import Stopwatch
@@ -84,7 +85,7 @@ def select(
         >>> subset = chosen.to_dataset()
     """
     _refuse_arguments(params)
-    built = as_selector(selector, params)
+    built = as_component("selector", selector, params)
     inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir, output_dir)
     try:
         with _context(built, inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:

@@ -197,6 +197,9 @@ def _selection_context(
 
 
 def _build_selector(config: RunConfig) -> Selector[Any]:
+    if config.train_type not in ("static", "dynamic_select"):
+        text = f"{config.train_type} chooses no rows: a subset needs a selector (train_type dynamic_select)"
+        raise ConfigError(config.origin.about("train_type", text))
     spec = config.component()
     return cast(Selector[Any], validate_component(spec).from_params(dict(spec.params)))
 

@@ -35,6 +35,30 @@ def register_selectors(register: Register) -> None:
 
 
 @hookimpl
+def register_mixers(register: Register) -> None:
+    """Mixers of dataflex."""
+    register("static", "dataflex.mixers.static:StaticMixer", summary="one mixture for the whole run; the baseline")
+    register("random", "dataflex.mixers.random:RandomMixer", summary="another random mixture for every phase")
+    register(
+        "doremi", "dataflex.mixers.doremi:DoReMiMixer", summary="more of domains with more loss than a reference model"
+    )
+    register("odm", "dataflex.mixers.odm:OdmMixer", summary="a bandit: more of domains with high training loss")
+
+
+@hookimpl
+def register_weighters(register: Register) -> None:
+    """Weighters of dataflex."""
+    register(
+        "loss", "dataflex.weighters.loss:LossWeighter", summary="samples by their losses, relative to others of a step"
+    )
+    register(
+        "adapt",
+        "dataflex.weighters.adapt:AdaptWeighter",
+        summary="samples by how alike they are to the evaluation set in the model's own states",
+    )
+
+
+@hookimpl
 def register_reward_backends(register: Register) -> None:
     """Reward backends of dataflex."""
     register("metric", "dataflex.rewards.metric:MetricReward", summary="verifiable metrics, no model needed")

@@ -38,6 +38,16 @@ def register_selectors(register: Register) -> None:
 
 
 @hookspec
+def register_mixers(register: Register) -> None:
+    """Name mixers: subclasses of :class:`dataflex.Mixer`."""
+
+
+@hookspec
+def register_weighters(register: Register) -> None:
+    """Name weighters: subclasses of :class:`dataflex.Weighter`."""
+
+
+@hookspec
 def register_reward_backends(register: Register) -> None:
     """Name reward backends: subclasses of :class:`dataflex.RewardBackend`."""
 

@@ -31,10 +31,12 @@ from dataflex.plugins import hookspecs
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["selector", "reward", "projection", "dataset_format"]
+Kind = Literal["selector", "mixer", "weighter", "reward", "projection", "dataset_format"]
 
 KINDS: dict[Kind, tuple[str, str]] = {
     "selector": ("register_selectors", "dataflex.selectors.base:Selector"),
+    "mixer": ("register_mixers", "dataflex.mixers.base:Mixer"),
+    "weighter": ("register_weighters", "dataflex.weighters.base:Weighter"),
     "reward": ("register_reward_backends", "dataflex.rewards.base:RewardBackend"),
     "projection": ("register_projections", "dataflex.projection.projector:ProjectionKind"),
     "dataset_format": ("register_dataset_formats", "dataflex.data.formats:DatasetFormat"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,21 @@ class SelectionFile:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """Everything that the report shows."""
+    """Everything that the report shows.
+
+    Attributes:
+        output_dir: Folder of the run.
+        results: What ``all_results.json`` holds.
+        selections: The selections, by step.
+        mixtures: What ``mixtures/`` holds, by step.
+        weights: The log entries of steps with weights.
+    """
 
     output_dir: Path
     results: Mapping[str, Any]
     selections: list[SelectionFile] = field(default_factory=list)
+    mixtures: list[Mapping[str, Any]] = field(default_factory=list)
+    weights: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -98,9 +109,39 @@ def read_report(output_dir: Path) -> RunReport:
         results = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(results, dict):
         raise DataError(f"{path} holds {type(results).__name__}, expected an object", hint=_OTHER_RUN)
-    found = [(_step(file), file) for file in (output_dir / "selections").glob("step-*.parquet")]
-    steps = sorted((step, file) for step, file in found if step is not None)
-    return RunReport(output_dir, results, [_read_selection(step, file) for step, file in steps])
+    return RunReport(
+        output_dir,
+        results,
+        [_read_selection(step, file) for step, file in _steps(output_dir / "selections", "step-*.parquet")],
+        [_read_object(file) for _, file in _steps(output_dir / "mixtures", "step-*.json")],
+        _weights(output_dir / "trainer_log.jsonl"),
+    )
+
+
+def _steps(folder: Path, pattern: str) -> list[tuple[int, Path]]:
+    """The files of a folder by the step in their names."""
+    found = [(_step(file), file) for file in folder.glob(pattern)]
+    return sorted((step, file) for step, file in found if step is not None)
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    with foreign(DataError, f"cannot read {path}", JSON):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds {type(value).__name__}, expected an object", hint=_OTHER_RUN)
+    return value
+
+
+def _weights(path: Path) -> list[Mapping[str, Any]]:
+    """Entries of a log that have weights; a line that cannot be read is left out."""
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if '"weight_median"' in line:
+            with suppress(ValueError):
+                entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def _step(path: Path) -> int | None:

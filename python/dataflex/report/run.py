@@ -24,6 +24,7 @@ WIDTH = 120
 OUTPUTS = {
     "adapter_model.safetensors": "adapter",
     "selections": "scores and ranks of all candidates, a file a selection",
+    "mixtures": "shares of the domains, a file a mixture",
     "rollouts": "sampled answers with their rewards",
     "trainer_log.jsonl": "losses and learning rates",
     "training_loss.png": "loss plot",

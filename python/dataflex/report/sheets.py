@@ -19,6 +19,9 @@ NOT_LOOKED_AT = (
     "Only the rows that were looked at (candidates, prefilter) have a score. Shares and lift count all rows: they are "
     "those of the choice as a whole, what went before the scores included."
 )
+WEIGHTS = ("min", "q25", "median", "q75", "max")
+MOST_ROWS, MOST_STEPS = 60, 12
+"""Rows of the table of mixtures, and steps of that of weights."""
 MOST_GROUPS = 40
 """Groups that a table lists; ids in the task column would make it endless."""
 
@@ -48,6 +51,8 @@ def sheets(report: RunReport) -> list[Sheet]:
     """All tables that have a row, in their order."""
     found = [
         *_selected(report.selections),
+        _mixtures(report.mixtures),
+        _weights(report.weights),
         _left_out(report),
         _data(report.results),
         _time(report.seconds),
@@ -180,6 +185,42 @@ def _excerpts(selection: SelectionFile) -> Sheet:
 def _facts(selection: SelectionFile) -> Sheet:
     known = {key: value for key, value in selection.report.items() if key not in ("seconds", "left_out")}
     return Sheet(f"what the selector says at step {selection.step}", ("fact", "value"), list(flat(known)))
+
+
+def _mixtures(mixtures: Sequence[Mapping[str, Any]]) -> Sheet:
+    """A row a domain and mixture: its share, its rows, and its loss in the phase before."""
+    rows = []
+    for mixture in mixtures:
+        columns = [mixture.get(key) for key in ("domains", "proportions", "counts", "losses_before")]
+        lists = [column if isinstance(column, list) else [] for column in columns]
+        for name, share, count, loss in zip(*lists, strict=False):
+            known = numbers({"share": share, "count": count, "loss": loss})
+            rows.append(
+                (
+                    str(mixture.get("step", "?")),
+                    str(name),
+                    f"{known['share']:.1%}" if "share" in known else "-",
+                    f"{known['count']:,.0f}" if "count" in known else "-",
+                    f"{known['loss']:.4f}" if "loss" in known else "-",
+                )
+            )
+    names = [str(mixture["mixer"]) for mixture in mixtures if mixture.get("mixer")]
+    title = f"{names[-1]}: {len(names)} mixture{'s' if len(names) > 1 else ''}" if names else "mixture"
+    note = "" if len(rows) <= MOST_ROWS else f"the last {MOST_ROWS} of {len(rows)} rows"
+    return Sheet(title, ("step", "domain", "share", "rows", "loss before"), rows[-MOST_ROWS:], texts=2, note=note)
+
+
+def _weights(entries: Sequence[Mapping[str, Any]]) -> Sheet:
+    """Quantiles of the weights at some steps, evenly spaced."""
+    chosen = [entries[round(place)] for place in np.linspace(0, len(entries) - 1, min(len(entries), MOST_STEPS))]
+    rows = []
+    for entry in chosen:
+        known = numbers(entry)
+        values = [known.get(f"weight_{name}") for name in WEIGHTS]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        rows.append((str(entry.get("current_steps", "?")), *cells))
+    note = f"{len(chosen)} of {len(entries)} logged steps" if len(entries) > len(chosen) else ""
+    return Sheet("weights of samples", ("step", *WEIGHTS), rows, texts=0, note=note)
 
 
 def _left_out(report: RunReport) -> Sheet:

@@ -1,4 +1,4 @@
-"""What selectors and reward backends have in common: parameters that are validated and documented."""
+"""What all components have in common: parameters that are validated and documented."""
 
 from __future__ import annotations
 

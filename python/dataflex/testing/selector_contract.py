@@ -223,7 +223,7 @@ class SelectorContract(ComponentContract):
         for parameter in context.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = parameter.detach().clone()
-        trace = Trace(context)
+        trace = Trace(context.model, context.optimizer)
         self._select(self.make(), context)
         changes = sorted(trace.changes())
         if changes:

@@ -1,4 +1,4 @@
-"""What a selector must leave as it found it."""
+"""What a component must leave as it found it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.selectors.base import SelectionContext
 from dataflex.testing.random_states import random_states, set_random_states
 
 
@@ -28,15 +27,15 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 class Trace:
-    """The state of a context's model and optimizer and of the global random numbers, to be compared later."""
+    """The state of a model, of its optimizer and of the global random numbers, to be compared later."""
 
-    def __init__(self, context: SelectionContext) -> None:
-        self._context = context
-        self._before = _state(context)
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self._parts = model, optimizer
+        self._before = _state(model, optimizer)
 
     def changes(self) -> list[str]:
         """What has changed since then, a line each."""
-        after = _state(self._context)
+        after = _state(*self._parts)
         return [
             what
             for what in self._before.keys() | after.keys()
@@ -44,21 +43,21 @@ class Trace:
         ]
 
 
-def _state(context: SelectionContext) -> dict[str, Any]:
+def _state(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "torch's random state": torch.get_rng_state(),
         "numpy's random state": str(np.random.get_state()),
         "Python's random state": random.getstate(),
     }
-    for name, tensor in context.model.state_dict().items():
+    for name, tensor in model.state_dict().items():
         found[f"weight {name}"] = tensor.clone()
-    for name, parameter in context.model.named_parameters():
+    for name, parameter in model.named_parameters():
         found[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
         found[f"requires_grad of {name}"] = parameter.requires_grad
-        if context.optimizer is not None:
-            for key, value in context.optimizer.state.get(parameter, {}).items():
+        if optimizer is not None:
+            for key, value in optimizer.state.get(parameter, {}).items():
                 found[f"optimizer's {key} of {name}"] = torch.as_tensor(value).clone()
-    for name, module in context.model.named_modules():
+    for name, module in model.named_modules():
         found[f"train/eval mode of {name or 'the model'}"] = module.training
         found[f"hooks on {name or 'the model'}"] = [
             len(hooks) for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)

@@ -16,6 +16,7 @@ from dataflex.config.values import (
     EnvironmentName,
     EvalMetric,
     GreaterIsBetter,
+    MixtureRule,
     tracker_names,
 )
 from dataflex.errors import ConfigError
@@ -133,6 +134,17 @@ class TrainingArguments(HomePaths):
         None, description="DeepSpeed's settings or their JSON file: ZeRO stage 1 or 2"
     )
     task_column: str = Field("task", description="column that groups samples in reports")
+    domain_column: str | None = Field(
+        None, description="column whose values are the domains that a mixer mixes; null: each dataset is one"
+    )
+    mixture_sample_rule: MixtureRule | None = Field(
+        None,
+        description="shares of the first phase: mixture (init_mixture_proportions), stratified (by size), uniform; "
+        "null: mixture where there are some, else the mixer's own, else stratified",
+    )
+    init_mixture_proportions: list[float] | dict[str, float] | None = Field(
+        None, description="shares of the first phase, in the order of the domains or by their names"
+    )
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -25,9 +25,11 @@ from dataflex.training.sameness import FACTS, FREE
 from dataflex.utils.messages import redact
 
 if TYPE_CHECKING:
+    from dataflex.curriculum.curriculum import Curriculum
     from dataflex.curriculum.schedule import Schedule
-    from dataflex.selectors.base import Selector
+    from dataflex.mixers.domains import Domain
     from dataflex.training.arguments import TrainingArguments
+    from dataflex.training.component import Component
     from dataflex.utils.distributed import Ranks
 
 _ADAPTER = {
@@ -55,7 +57,8 @@ class Run(Protocol):
     train_dataset: TokenizedDataset
     eval_dataset: TokenizedDataset | None
     template: ChatTemplate
-    selector: Selector[Any] | None
+    component: Component
+    curriculum: Curriculum
     ranks: Ranks
     schedule: Schedule
     total_steps: int
@@ -69,7 +72,9 @@ def run_facts(run: Run) -> dict[str, Any]:
             **argument_facts(run.args),
             **model_facts(run.model),
             **data_facts(run.train_dataset, run.eval_dataset, run.template),
-            **selector_facts(run.selector),
+            **selector_facts(run.component.selector),
+            **mixer_facts(run.component.mixer, run.curriculum),
+            **weighter_facts(run.component.weighter),
             **common_facts(run.ranks.count),
             "schedule": asdict(run.schedule),
             "total_steps": run.total_steps,
@@ -127,6 +132,24 @@ def selector_facts(selector: Configurable[Any] | None) -> dict[str, Any]:
     return {"selector": selector.name, "selector_params": redact(_plain(selector.config))}
 
 
+def mixer_facts(mixer: Configurable[Any] | None, curriculum: Curriculum | None) -> dict[str, Any]:
+    """The mixer's name and parameters, the rows of its domains, and the proportions that the run begins with."""
+    mixture = getattr(curriculum, "mixture", None)
+    if mixer is None or mixture is None:
+        return {"mixer": None, "mixer_params": {}, "mixture": {}}
+    found = {"domains": _domains(mixture.domains), "initial": mixture.initial.tolist()}
+    if mixture.measured_dataset is not None:
+        found["measured"] = _dataset(mixture.measured_dataset)
+    return {"mixer": mixer.name, "mixer_params": redact(_plain(mixer.config)), "mixture": found}
+
+
+def weighter_facts(weighter: Configurable[Any] | None) -> dict[str, Any]:
+    """The weighter's name and parameters."""
+    if weighter is None:
+        return {"weighter": None, "weighter_params": {}}
+    return {"weighter": weighter.name, "weighter_params": redact(_plain(weighter.config))}
+
+
 def common_facts(processes: int) -> dict[str, Any]:
     """The facts of the installation and the start."""
     return {"processes": processes, "versions": versions()}
@@ -140,6 +163,14 @@ def as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _noted(shown: str, digest: str) -> dict[str, str]:
     return {"shown": shown, "digest": digest}
+
+
+def _domains(domains: Sequence[Domain]) -> dict[str, str]:
+    """Domains by their rows: a configuration that is written out may call a file by its whole path."""
+    digest = hashlib.sha256()
+    for domain in domains:
+        digest.update(len(domain.rows).to_bytes(8) + domain.rows.tobytes())
+    return _noted(", ".join(f"{domain.name} ({len(domain.rows):,})" for domain in domains), digest.hexdigest())
 
 
 def _dataset(dataset: TokenizedDataset) -> dict[str, str]:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LEFTOVERS = (
     "selections",
+    "mixtures",
     BEST_MODEL,
     TENSORBOARD_DIR,
     LOG_FILE,
@@ -36,6 +37,7 @@ LEFTOVERS = (
 )
 WRITTEN = (
     "selections",
+    "mixtures",
     "features",
     "scores",
     "rollouts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,14 +14,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers import TrainingArguments as TransformersArguments
 
+from dataflex.curriculum.mixing import Mixture
 from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset, check_labels, tokenize
 from dataflex.data.sources import load_samples
 from dataflex.data.templates import ChatTemplate
-from dataflex.errors import ConfigError, ModelError, SelectionError, TrainingError
-from dataflex.plugins.registry import registry
-from dataflex.selectors.base import Selector
+from dataflex.errors import ConfigError, ModelError, TrainingError
 from dataflex.training.arguments import TrainingArguments
+from dataflex.training.component import Component, find_mixture
 from dataflex.training.folder import begun
 from dataflex.training.foreign_arguments import from_transformers
 
@@ -33,11 +33,12 @@ class TrainingInputs:
     """What a trainer was given, in the forms that the loop works on."""
 
     args: TrainingArguments
-    selector: Selector[Any] | None
+    component: Component
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate
     train_dataset: TokenizedDataset
     eval_dataset: TokenizedDataset | None
+    mixture: Mixture | None
 
     @classmethod
     def read(
@@ -46,22 +47,29 @@ class TrainingInputs:
         processing_class: Any,
         train_dataset: Any,
         eval_dataset: Any,
-        selector: Any,
+        component: Component,
         args: Any,
         *,
         scheduled: bool,
+        mixer_eval_dataset: Any = None,
+        domains: Sequence[str] = (),
     ) -> TrainingInputs:
         """Check and convert; arguments and errors as those of :class:`dataflex.Trainer`."""
         check_model(model)
         args = as_arguments(args, scheduled=scheduled)
-        built = None if selector is None else as_selector(selector)
         tokenizer = as_tokenizer(processing_class)
         template = run_template(args, tokenizer)
         training = as_dataset(train_dataset, template, args.cutoff_len)
         held_out = None
         if eval_dataset is not None:
             held_out = as_dataset(eval_dataset, template, args.cutoff_len, keep_unlabelled=True)
-        return cls(args, built, tokenizer, template, training, held_out)
+        mixture = None
+        if component.mixer is not None:
+            measured = None
+            if mixer_eval_dataset is not None:
+                measured = as_dataset(mixer_eval_dataset, template, args.cutoff_len)
+            mixture = find_mixture(component.mixer, args, training, measured, domains)
+        return cls(args, component, tokenizer, template, training, held_out, mixture)
 
 
 def check_model(model: Any) -> None:
@@ -94,30 +102,6 @@ def as_tokenizer(processing_class: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def as_selector(selector: Any, params: Mapping[str, Any] | None = None) -> Selector[Any]:
-    """A selector by its registered name, with parameters, or one that is built already.
-
-    Raises:
-        SelectionError: It is neither, or parameters come with one that is built already.
-        PluginError: No selector has that name.
-        ConfigError: A parameter is wrong.
-    """
-    if isinstance(selector, str):
-        built: Selector[Any] = registry().get("selector", selector).from_params(dict(params or {}))
-        return built
-    if not isinstance(selector, Selector):
-        what = f"the class {selector.__name__}" if isinstance(selector, type) else type(selector).__name__
-        raise SelectionError(
-            f"selector: expected the name of a selector or one that is built, got {what}",
-            hint='selector="less", or df.LessSelector(proj_dim=4096)',
-        )
-    if params:
-        raise SelectionError(
-            f"parameters ({', '.join(params)}) need the name of a selector, not one that is built already"
-        )
-    return selector
-
-
 def as_arguments(args: Any, *, scheduled: bool) -> TrainingArguments:
     """The trainer's arguments: its own, transformers', or a mapping of names to values.
 
@@ -144,27 +128,29 @@ def as_arguments(args: Any, *, scheduled: bool) -> TrainingArguments:
 
 
 def as_schedule(
-    schedule: Schedule | None, args: TrainingArguments, num_samples: int, global_batch: int, *, selects: bool
+    schedule: Schedule | None, args: TrainingArguments, num_samples: int, global_batch: int, component: Component
 ) -> tuple[Schedule, TrainingArguments]:
     """The schedule of a run, and its arguments with ``max_steps`` as a number of times to go through it.
 
     Args:
-        schedule: None for plain training, whose schedule is one pass over the data.
+        schedule: None for plain training and for weights throughout, whose schedule is one pass over the data.
         args: The arguments as they were passed.
         num_samples: n.
         global_batch: Samples of one step.
-        selects: The run has a selector.
+        component: What decides in the run.
 
     Raises:
-        TrainingError: There is a selector, and nothing says when to select.
+        TrainingError: There is a selector or a mixer, and nothing says when to ask it.
     """
     if schedule is None:
-        if selects:
+        kind = component.needs_schedule
+        if kind is not None:
             raise TrainingError(
-                "a run with a selector needs a schedule, which says when to select",
+                f"a run with a {kind} needs a schedule, which says when to {'select' if kind == 'selector' else 'mix'}",
                 hint="schedule=df.Schedule(warmup_step=10, update_step=10, update_times=2)",
             )
-        schedule = Schedule(warmup_step=math.ceil(num_samples / global_batch))
+        steps = math.ceil(num_samples / global_batch)
+        schedule = Schedule(steps) if component.weighter is None else Schedule(0, steps, 1)
     if args.max_steps is None:
         return schedule, args
     return schedule, args.model_copy(update={"num_train_epochs": args.max_steps / schedule.cycle_steps})

@@ -5,62 +5,52 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.config.idle import step_warnings
 from dataflex.config.values import LOSS, evaluated_keys
-from dataflex.curriculum.checks import selection_problems
+from dataflex.curriculum.curriculum import Curriculum
+from dataflex.curriculum.mixing import MixtureCurriculum
 from dataflex.curriculum.schedule import Schedule, longest_selection
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import DataflexError, TrainingError
 from dataflex.models.bounds import Bounds, Findings, examine
-from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
+from dataflex.training.component import Component, component_problems
 from dataflex.training.evaluation import AnswerMetric
 
 
-def check_selections(
+def check_component(
     args: TrainingArguments,
     schedule: Schedule,
-    selector: Selector[Any] | None,
+    component: Component,
     training: TokenizedDataset,
     evaluation: TokenizedDataset | None,
     processes: int,
 ) -> None:
-    """Find what is wrong with the selections of a run and needs no model, before one is loaded.
+    """Find what is wrong with a run's selections, mixtures or weights and needs no model, before one is loaded.
 
     Args:
         args: Arguments of the run.
         schedule: Its schedule.
-        selector: Its selector.
+        component: What decides in it.
         training: Training set.
         evaluation: Evaluation set.
         processes: Processes of the run.
 
     Raises:
-        TrainingError: The selections do not fit the data.
+        TrainingError: They do not fit the data.
         DataflexError: The selector's own files do not.
     """
     global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    problems = list(
-        selection_problems(
-            schedule,
-            selector,
-            len(training),
-            evaluation,
-            global_batch,
-            num_train_epochs=args.num_train_epochs,
-            repeats=args.selection_repeats,
-        )
-    )
+    problems = list(component_problems(component, schedule, args, len(training), evaluation, global_batch))
     if problems:
         raise TrainingError("; ".join(problems))
-    if selector is not None:
-        selector.check_data(training.samples)
+    if component.selector is not None:
+        component.selector.check_data(training.samples)
 
 
 def evaluation_problems(
@@ -118,9 +108,13 @@ def sharding_problems(args: TrainingArguments, processes: int) -> Iterator[str]:
         yield "deepspeed is not installed (pip install --no-build-isolation deepspeed)"
 
 
-def idle_settings(args: TrainingArguments, schedule: Schedule) -> list[tuple[str, str]]:
+def idle_settings(args: TrainingArguments, curriculum: Curriculum) -> list[tuple[str, str]]:
     """Arguments that never act in a run of this length: the argument, and why."""
-    steps = schedule.total_steps(args.num_train_epochs)
-    every = args.eval_steps if args.eval_strategy == "steps" else schedule.cycle_steps
-    selects = longest_selection(schedule.phases(args.num_train_epochs)) > 0
-    return list(step_warnings(args, steps, math.ceil(steps / every), selects=selects))
+    steps = curriculum.total_steps
+    every = args.eval_steps if args.eval_strategy == "steps" else curriculum.epoch_steps
+    selects = longest_selection(curriculum.phases) > 0
+    found = list(step_warnings(args, steps, math.ceil(steps / every), selects=selects))
+    if not isinstance(curriculum, MixtureCurriculum):
+        keys = ("domain_column", "mixture_sample_rule", "init_mixture_proportions")
+        found += [(key, "has no effect without a mixer") for key in keys if getattr(args, key) is not None]
+    return found

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
 from dataflex.config.provenance import yaml_text
+from dataflex.config.values import COMPONENT_KINDS, MIXTURE_KEYS
 from dataflex.curriculum.schedule import Schedule
-from dataflex.selectors.base import Selector
 from dataflex.training.arguments import TrainingArguments
+from dataflex.training.component import Component
 from dataflex.utils.files import write_text
 
 FROM_PYTHON = (
@@ -20,24 +22,33 @@ FROM_PYTHON = (
 
 
 def write_config(
-    text: str | None, args: TrainingArguments, schedule: Schedule, selector: Selector[Any] | None, model: nn.Module
+    text: str | None, args: TrainingArguments, schedule: Schedule, component: Component, model: nn.Module
 ) -> None:
     """Write ``config.yaml``: the configuration that a run comes from, or what one from Python can say of itself."""
-    write_text(args.output_dir / "config.yaml", text or python_config(args, schedule, selector, model))
+    write_text(args.output_dir / "config.yaml", text or python_config(args, schedule, component, model))
 
 
-def python_config(args: TrainingArguments, schedule: Schedule, selector: Selector[Any] | None, model: nn.Module) -> str:
-    """Arguments, schedule, the selector's parameters, the base model's name and its LoRA settings, as YAML.
+def python_config(args: TrainingArguments, schedule: Schedule, component: Component, model: nn.Module) -> str:
+    """Arguments, schedule, the component's parameters, the base model's name and its LoRA settings, as YAML.
 
     A parameter that is an object (a function as the reward) stands there by its name.
     """
     values = args.model_dump(mode="json", exclude={"swanlab", "max_steps", "warmup_steps"})
+    if component.mixer is None:
+        values = {key: value for key, value in values.items() if key not in MIXTURE_KEYS}
     values |= _warmup(args, schedule)
     values |= {f"swanlab_{key}": value for key, value in args.swanlab.model_dump(mode="json").items()}
-    steps = {"warmup_step": schedule.warmup_step}
-    if selector is not None:
-        steps |= {"update_step": schedule.update_step, "update_times": schedule.update_times}
-    return yaml_text({**_model(model), **values, **_selector(selector), **steps}, FROM_PYTHON)
+    steps = _steps(args, schedule, component)
+    return yaml_text({**_model(model), **values, **_component(component), **steps}, FROM_PYTHON)
+
+
+def _steps(args: TrainingArguments, schedule: Schedule, component: Component) -> dict[str, int]:
+    """The keys of the schedule."""
+    if component.found is None:
+        return {"warmup_step": schedule.warmup_step}
+    if component.weighter is not None:
+        return {"warmup_step": schedule.warmup_step, "train_step": schedule.total_steps(args.num_train_epochs)}
+    return asdict(schedule)
 
 
 def _warmup(args: TrainingArguments, schedule: Schedule) -> dict[str, float]:
@@ -51,17 +62,18 @@ def _warmup(args: TrainingArguments, schedule: Schedule) -> dict[str, float]:
     return {"warmup_steps": steps} if steps > total else {"warmup_ratio": max(steps - 0.5, 0.0) / total}
 
 
-def _selector(selector: Selector[Any] | None) -> dict[str, Any]:
+def _component(component: Component) -> dict[str, Any]:
     from pydantic_core import to_jsonable_python
 
-    if selector is None:
+    found = component.found
+    if found is None:
         return {"train_type": "static"}
-    params = to_jsonable_python(selector.config, fallback=_name)
+    kind = "selector" if component.selector else "mixer" if component.mixer else "weighter"
     return {
-        "train_type": "dynamic_select",
+        "train_type": next(name for name, wanted in COMPONENT_KINDS.items() if wanted == kind),
         "components_cfg_file": False,
-        "component_name": selector.name,
-        "component_params": params,
+        "component_name": found.name,
+        "component_params": to_jsonable_python(found.config, fallback=_name),
     }
 
 

@@ -30,6 +30,7 @@ def run_results(
     history: Sequence[Mapping[str, Any]],
     *,
     total_steps: int,
+    made: Mapping[str, int],
     global_batch: int,
     datasets: Mapping[str, TokenizedDataset | None],
     of_best: bool,
@@ -44,6 +45,7 @@ def run_results(
         state: The run at its end.
         history: Its log entries.
         total_steps: Steps of the whole schedule.
+        made: Numbers of selections and mixtures.
         global_batch: Samples of one step.
         datasets: The sets ``training`` and ``evaluation``.
         of_best: The weights that are saved are the best evaluation's, not the last one's.
@@ -60,7 +62,7 @@ def run_results(
         "epoch": round(passes(state.step, samples, global_batch), 4) if samples else None,
         "steps": state.step,
         "total_steps": total_steps,
-        "selections": state.round,
+        **made,
         "train_samples": samples,
         "data": {name: asdict(dataset.report) for name, dataset in datasets.items() if dataset is not None},
         "train_loss": state.loss_sum / state.loss_steps if state.loss_steps else None,

@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: selector, data, model, schedule, trainer."""
+"""From a configuration to a finished run: component, data, model, schedule, trainer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dataflex.config import RunConfig, load_config, validate_component
+from dataflex.config.checks import asks_component
 from dataflex.config.idle import is_written
+from dataflex.config.values import whole_steps
 from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.sources import load_samples
@@ -22,11 +24,12 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
 from dataflex.models.adapters import load_adapter
 from dataflex.models.model import add_lora, load_model, load_tokenizer
-from dataflex.selectors.base import Selector
+from dataflex.plugins.registry import registry
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
+from dataflex.training.component import Component, find_mixture
 from dataflex.training.folder import check_output_dir
 from dataflex.training.inputs import run_template
-from dataflex.training.preflight import check_selections
+from dataflex.training.preflight import check_component
 from dataflex.training.trainer import Trainer
 from dataflex.types import Sample
 from dataflex.utils.launch import is_main_process, process_count
@@ -64,13 +67,28 @@ def train_from_config(config: RunConfig) -> dict[str, Any]:
         _warn(warning)
     args = training_arguments(config)
     check_output_dir(args)
-    selector = build_selector(config)
+    component = build_component(config)
     tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
     template = run_template(args, tokenizer)
     training, evaluation = load_datasets(config, template)
+    measured, domains = load_measured(config, template), domain_names(config)
     schedule = build_schedule(config, len(training))
-    check_selections(args, schedule, selector, training, evaluation, process_count())
-    trainer = Trainer(build_model(config), tokenizer, training, evaluation, selector, schedule=schedule, args=args)
+    if component.mixer is not None:
+        find_mixture(component.mixer, args, training, measured, domains)
+    check_component(args, schedule, component, training, evaluation, process_count())
+    trainer = Trainer(
+        build_model(config),
+        tokenizer,
+        training,
+        evaluation,
+        component.selector,
+        mixer=component.mixer,
+        weighter=component.weighter,
+        mixer_eval_dataset=measured,
+        domains=domains,
+        schedule=schedule,
+        args=args,
+    )
     trainer.template = template  # with the date that the data were rendered with
     if config.planned_steps is None:
         for key, text in trainer.idle_settings():
@@ -87,13 +105,14 @@ def _warn(text: str) -> None:
         logger.warning("%s", text)
 
 
-def build_selector(config: RunConfig) -> Selector[Any] | None:
-    """The configured selector with validated parameters; None for ``train_type: static``."""
+def build_component(config: RunConfig) -> Component:
+    """The configured selector, mixer or weighter with validated parameters; nothing for ``train_type: static``."""
     if config.train_type == "static":
-        return None
+        return Component()
+    if not asks_component(config):
+        return Component(mixer=registry().get("mixer", "static").from_params({}))
     spec = config.component()
-    selector = validate_component(spec).from_params(dict(spec.params))
-    return cast(Selector[Any], selector)
+    return Component(**{spec.kind: validate_component(spec).from_params(dict(spec.params))})
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -138,6 +157,21 @@ def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedD
     return training, held_out
 
 
+def load_measured(config: RunConfig, template: ChatTemplate) -> TokenizedDataset | None:
+    """The rows that ``mixer_eval_dataset`` names, tokenised; None: a mixer measures domains by the training rows."""
+    if config.train_type != "dynamic_mix" or config.mixer_eval_dataset is None or not asks_component(config):
+        return None
+    samples = _load(config, config.mixer_eval_dataset)
+    measured = tokenize(samples, template, config.cutoff_len, name="rows of mixer_eval_dataset")
+    logger.info("rows of mixer_eval_dataset: %s", measured.report.describe())
+    return measured
+
+
+def domain_names(config: RunConfig) -> list[str]:
+    """The domains in the order of the configuration: its datasets, whether or not rows of theirs are left."""
+    return list(config.dataset) if config.domain_column is None else []
+
+
 def evaluation_samples(config: RunConfig) -> list[Sample] | None:
     """The evaluation rows of :func:`load_rows`; the training rows are read only where ``val_size`` splits them."""
     if config.val_size > 0:
@@ -165,20 +199,38 @@ def split_samples(samples: list[Sample], val_size: float, seed: int) -> tuple[li
 
 
 def build_schedule(config: RunConfig, num_samples: int) -> Schedule:
-    """The configured phases; ``train_type: static`` is one random phase of a pass over the dataset."""
-    if config.train_type == "dynamic_select":
-        return Schedule(config.warmup_step, config.update_step, config.update_times)
+    """The configured phases.
+
+    Without any, and for ``train_type: static``, one random phase of a pass over the data; for ``dynamic_weight`` the
+    whole run as one cycle: what is weighed comes after ``warmup_step``.
+    """
+    phases = Schedule(config.warmup_step, config.update_step, config.update_times) if _has_phases(config) else None
+    if phases is not None:
+        return phases
     global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * process_count()
-    return Schedule(warmup_step=math.ceil(num_samples / global_batch))
+    steps = math.ceil(num_samples / global_batch)
+    if config.train_type != "dynamic_weight":
+        return Schedule(warmup_step=steps)
+    total = config.train_step or whole_steps(steps, config.num_train_epochs)
+    return Schedule(min(config.warmup_step, total), total - min(config.warmup_step, total), 1)
+
+
+def _has_phases(config: RunConfig) -> bool:
+    cycle = config.warmup_step + config.update_step * config.update_times
+    return config.train_type in ("dynamic_select", "dynamic_mix") and cycle > 0
 
 
 def training_arguments(config: RunConfig) -> TrainingArguments:
-    """The trainer's arguments: the keys that it shares with the configuration, by name."""
+    """The trainer's arguments: the keys that it shares with the configuration, by name.
+
+    The schedule of a ``dynamic_weight`` run is the whole run: it is gone through once.
+    """
     shared = {name: getattr(config, name) for name in TrainingArguments.model_fields if hasattr(config, name)}
     resume = config.resume_from_checkpoint
     return TrainingArguments(
         **{
             **shared,
+            **({"num_train_epochs": 1.0} if config.train_type == "dynamic_weight" else {}),
             "deepspeed": config.deepspeed_settings(),
             "report_to": config.trackers,
             "swanlab": {name: getattr(config, f"swanlab_{name}") for name in SwanlabOptions.model_fields},

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dataflex.config.values import MIXTURE_KEYS
 from dataflex.errors import TrainingError
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.shown import shown
@@ -49,6 +50,11 @@ FACTS = (
     Fact("cutoff_len", "the longest sample"),
     Fact("selector", "the selector's name"),
     Fact("selector_params", "its parameters and those of its reward (files by their content)", parts=True),
+    Fact("mixer", "the mixer's name"),
+    Fact("mixer_params", "its parameters", parts=True),
+    Fact("mixture", "the rows of each domain, and the shares that the run begins with", parts=True),
+    Fact("weighter", "the weighter's name"),
+    Fact("weighter_params", "its parameters", parts=True),
     Fact("schedule", "`warmup_step`, `update_step`, `update_times`", parts=True),
     Fact("total_steps", "steps of the run (`num_train_epochs`, `max_steps`)"),
     Fact("global_batch", "rows of a step: batch size x accumulation x processes"),
@@ -80,7 +86,7 @@ FREE = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "ddp_tim
 """Arguments that say where a run is and how long it waits: not compared when it goes on, but among its processes."""
 TRACKING = ("report_to", "run_name", "swanlab")
 """Arguments of trackers, which the main process alone has."""
-COVERED = ("num_train_epochs", "max_steps", "bf16", "fp16")
+COVERED = ("num_train_epochs", "max_steps", "bf16", "fp16", *MIXTURE_KEYS)
 """Arguments that other facts stand for."""
 
 _NEUTRAL = """
@@ -121,7 +127,7 @@ def compare(noted: Mapping[str, Any], facts: Mapping[str, Any]) -> Differences:
         if fact.key not in facts:
             continue
         if fact.key not in noted:
-            if fact.decides:
+            if fact.decides and facts[fact.key] not in (None, {}):  # what an earlier version could not have
                 found.unknown.append(fact.key)
             continue
         for name, old, new in _changes(fact, noted[fact.key], facts[fact.key]):

@@ -21,6 +21,7 @@ class RunState:
         round: Round of the current selection, 0 before the first.
         indices: Positions that the current round selected.
         selector: State of the selector.
+        component: State of a mixer or a weighter, and what its curriculum notes beside it.
         scheduler: State of the learning-rate scheduler.
         scaler: State of the fp16 gradient scaler.
         history: Log entries.
@@ -37,6 +38,7 @@ class RunState:
     round: int = 0
     indices: list[int] = field(default_factory=list)
     selector: dict[str, Any] = field(default_factory=dict)
+    component: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -50,11 +52,13 @@ class RunState:
     def note_curriculum(self, stored: Mapping[str, Any]) -> None:
         """Take over what the curriculum says of itself."""
         self.round, self.indices, self.selector = stored["round"], stored["indices"], stored["selector"]
+        self.component = stored.get("component", {})
 
     @property
     def curriculum(self) -> dict[str, Any]:
         """What :meth:`note_curriculum` took."""
-        return {"round": self.round, "indices": self.indices, "selector": self.selector}
+        kept = {"round": self.round, "indices": self.indices, "selector": self.selector}
+        return {**kept, "component": self.component} if self.component else kept
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` takes back."""

@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dataflex.data.collate import collate
+from dataflex.curriculum.step import RowLosses, StepWork
+from dataflex.data.collate import Batch, collate
 from dataflex.data.dataset import Example
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import TrainingError
-from dataflex.models.losses import summed_loss
+from dataflex.models.losses import label_log_probs, summed_loss
 from dataflex.models.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 from dataflex.utils.distributed import Ranks
@@ -59,28 +61,32 @@ class Stepper:
         self._pad_token_id = pad_token_id
         self._wrapped, self._optimizer = self._prepare(model, optimizer)
 
-    def step(self, examples: Sequence[Example], number: int) -> dict[str, float]:
+    def step(self, examples: Sequence[Example], number: int, work: StepWork | None = None) -> dict[str, float]:
         """One step.
 
         Args:
             examples: The global batch, the same on every rank.
             number: Number of this step, for messages.
+            work: Gives weights to the rows and is told their losses; None: all rows alike, and only their sum counts.
 
         Returns:
-            Loss a token of the global batch (nats), learning rate and gradient norm.
+            Loss a token of the global batch (nats, before any weight), learning rate and gradient norm.
 
         Raises:
             TrainingError: The loss is not finite.
         """
         self._wrapped.train()
-        tokens = sum(sum(label != IGNORE_INDEX for label in example.labels[1:]) for example in examples)
-        loss = self._backward(examples, tokens)
+        tokens = [sum(label != IGNORE_INDEX for label in example.labels[1:]) for example in examples]
+        rows = None if work is None else _Rows(len(examples), work)
+        loss = self._backward(examples, sum(tokens), rows)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss of step {number} is {loss}; samples: {listed(example.sample.id for example in examples)}",
                 hint="a smaller learning rate, bf16 in place of fp16, or a look at these samples",
             )
-        values = {"loss": loss / tokens, "learning_rate": float(self._scheduler.get_last_lr()[0])}
+        values = {"loss": loss / sum(tokens), "learning_rate": float(self._scheduler.get_last_lr()[0])}
+        if work is not None and rows is not None:
+            values |= work.done(RowLosses(rows.sums, np.array(tokens, dtype=np.int64), rows.factors))
         norm = self._step()
         if norm is not None:
             values["grad_norm"] = norm
@@ -116,18 +122,60 @@ class Stepper:
         self._optimizer.zero_grad()
         return norm
 
-    def _backward(self, examples: Sequence[Example], tokens: int) -> float:
+    def _backward(self, examples: Sequence[Example], tokens: int, rows: _Rows | None) -> float:
         """Gradients of the global batch into ``.grad``; returns its summed loss."""
         size = self._args.per_device_train_batch_size
-        micro = [examples[start : start + size] for start in range(0, len(examples), size)]
-        own = self._ranks.share(micro)
+        own = self._ranks.share([range(at, min(at + size, len(examples))) for at in range(0, len(examples), size)])
         total = 0.0
-        for number, part in enumerate(own, start=1):
+        for number, places in enumerate(own, start=1):
             last = number == len(own)
             with self._accumulating(last):
+                part = [examples[place] for place in places]
                 batch = collate(part, self._pad_token_id).to(self._accelerator.device)
                 with self._accelerator.autocast():
-                    loss, _ = summed_loss(self._wrapped, batch)
+                    if rows is None:
+                        loss, _ = summed_loss(self._wrapped, batch)
+                    else:
+                        loss = rows.loss(self._wrapped, batch, places)
                 self._backpropagate(loss * (self._ranks.count / tokens))
             total += float(loss.detach())
-        return self._ranks.sum([total])[0]
+        return self._ranks.sum([total])[0] if rows is None else rows.gather(self._ranks)
+
+
+class _Rows:
+    """Losses and weights of the rows of one step.
+
+    Attributes:
+        sums: ``(B,)`` float64, summed token losses.
+        factors: ``(B,)`` float64, weights.
+    """
+
+    def __init__(self, count: int, work: StepWork) -> None:
+        self.sums, self.factors = np.zeros(count), np.ones(count)
+        self._work = work
+
+    def loss(self, model: nn.Module, batch: Batch, places: Sequence[int]) -> Tensor:
+        """The weighted sum of a micro-batch's token losses.
+
+        Args:
+            model: Wrapped model.
+            batch: b rows.
+            places: Their places in the global batch.
+        """
+        log_probs, counts = label_log_probs(model, batch)
+        sums = -log_probs  # (b,)
+        found = sums.detach().double().cpu().numpy()
+        self.sums[list(places)] = found
+        weights = self._work.weights(places, found / counts.cpu().numpy())
+        if weights is None:
+            return sums.sum()
+        self.factors[list(places)] = weights
+        return (sums * torch.as_tensor(weights, dtype=sums.dtype, device=sums.device)).sum()
+
+    def gather(self, ranks: Ranks) -> float:
+        """Take over the other ranks' rows; returns the summed loss of all, before any weight."""
+        if ranks.count > 1:
+            own = torch.from_numpy(np.stack([self.sums, self.factors - 1]))  # zero where the rows are another rank's
+            total = torch.stack(ranks.gather_tensors(own)).sum(dim=0).numpy()
+            self.sums, self.factors = total[0], total[1] + 1
+        return float(self.sums.sum())

@@ -10,14 +10,17 @@ from dataflex.utils.progress import duration
 
 
 def log_line(entry: Mapping[str, Any]) -> str | None:
-    """A log entry of a step or an evaluation as a line; None for one of a selection, which says more about itself."""
+    """A log entry of a step or an evaluation as a line; None for selections and mixtures, which say more."""
     step, total = entry["current_steps"], entry["total_steps"]
-    if "selection_round" in entry:
+    if "selection_round" in entry or "mixture_round" in entry:
         return None
     if "loss" in entry:
         parts = [f"loss {number_text(entry['loss'])}", f"learning rate {entry['learning_rate']:.3g}"]
         if "grad_norm" in entry:
             parts.append(f"gradient norm {number_text(entry['grad_norm'])}")
+        if "weight_max" in entry:
+            low, middle, high = (number_text(entry[f"weight_{name}"]) for name in ("min", "median", "max"))
+            parts.append(f"weights {low} to {high}, median {middle}")
         if entry.get("remaining_time") is not None and step < total:
             parts.append(f"{duration(entry['remaining_time'])} left")
         return f"step {step:,} of {total:,}: {', '.join(parts)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,17 +21,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.config.idle import is_written
-from dataflex.curriculum.checks import selection_problems
-from dataflex.curriculum.curriculum import Curriculum, Loop
+from dataflex.curriculum.curriculum import Loop
 from dataflex.curriculum.schedule import Phase, Schedule
-from dataflex.curriculum.story import plan_line
 from dataflex.errors import TrainingError
+from dataflex.mixers.base import Mixer
 from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
 from dataflex.selectors.base import Selector
 from dataflex.training import facts, preflight, story
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.checkpointer import Checkpointer
+from dataflex.training.component import Component, build_curriculum, component_problems
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.folder import check_output_dir, exclusive, folders_of, prepare_output_dir
 from dataflex.training.inputs import TrainingInputs, as_schedule
@@ -51,6 +52,7 @@ from dataflex.utils.aliases import also_called
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.going_on import going_on
 from dataflex.utils.progress import Stopwatch, progress_bar
+from dataflex.weighters.base import Weighter
 
 if TYPE_CHECKING:
     import transformers
@@ -68,7 +70,11 @@ class Trainer:
         eval_dataset: q samples for evaluation and for selectors with a target, or None.
         selector: Picks the samples of each phase but the first: one that is built, or the name of one with its
             defaults; None trains on random samples throughout.
-        schedule: When to select; None, without a selector, is one pass over the data an epoch.
+        mixer: In its place, gives the shares of the data's domains in each phase but the first, likewise.
+        weighter: In its place, gives each sample of a step its weight, from the schedule's warm-up on, likewise.
+        mixer_eval_dataset: Rows that a mixer measures domains by; None: the candidates.
+        domains: Names of the domains, in the order of ``init_mixture_proportions``; None: in order of appearance.
+        schedule: When to select or to mix; None, without selector and mixer, is one pass over the data an epoch.
         args: Hyper-parameters: dataflex's, or transformers' (what has no counterpart and would change the training is
             an error; with a schedule, the default of their ``num_train_epochs`` does not count).
 
@@ -91,13 +97,26 @@ class Trainer:
         eval_dataset: Any = None,
         selector: Selector[Any] | str | None = None,
         *,
+        mixer: Mixer[Any] | str | None = None,
+        weighter: Weighter[Any] | str | None = None,
+        mixer_eval_dataset: Any = None,
+        domains: Sequence[str] | None = None,
         schedule: Schedule | None = None,
         args: TrainingArguments | transformers.TrainingArguments,
     ) -> None:
         given = TrainingInputs.read(
-            model, processing_class, train_dataset, eval_dataset, selector, args, scheduled=schedule is not None
+            model,
+            processing_class,
+            train_dataset,
+            eval_dataset,
+            Component.read(selector, mixer, weighter),
+            args,
+            scheduled=schedule is not None,
+            mixer_eval_dataset=mixer_eval_dataset,
+            domains=domains or (),
         )
-        self.selector, self.tokenizer, self.template = given.selector, given.tokenizer, given.template
+        self.component, self.tokenizer, self.template = given.component, given.tokenizer, given.template
+        self.selector = self.component.selector
         self.train_dataset, self.eval_dataset = given.train_dataset, given.eval_dataset
         args = given.args
         check_trackers(args.report_to)
@@ -107,19 +126,16 @@ class Trainer:
             args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         )
         self.schedule, self.args = as_schedule(
-            schedule, args, len(self.train_dataset), self.global_batch, selects=self.selector is not None
+            schedule, args, len(self.train_dataset), self.global_batch, self.component
         )
-        self.curriculum = Curriculum(
+        self.curriculum = build_curriculum(
+            self.component,
             self.schedule,
-            self.selector,
+            self.args,
             self.train_dataset,
             self.eval_dataset,
-            num_train_epochs=self.args.num_train_epochs,
             global_batch=self.global_batch,
-            seed=self.args.seed,
-            output_dir=self.args.output_dir,
-            shuffle=not self.args.disable_shuffling,
-            task_column=self.args.task_column,
+            mixture=given.mixture,
         )
         self.phases, self.total_steps = self.curriculum.phases, self.curriculum.total_steps
         self.metric = AnswerMetric.from_params(
@@ -156,12 +172,12 @@ class Trainer:
                     logger.warning("%s: %s", key, text)
         noted = facts.run_facts(self)
         check_ranks({**noted, **facts.places(self.args)}, self.ranks)
-        with exclusive(folders_of(self.args.output_dir, self.selector), self.ranks), going_on(self._way_on):
+        with exclusive(folders_of(self.args.output_dir, self.component.found), self.ranks), going_on(self._way_on):
             self.ranks.on_main(lambda: check_output_dir(self.args))
             self.curriculum.check(self._loop(self.optimizer))
             self._start(noted)
             if self.ranks.is_main:
-                logger.info("%s", plan_line(self.phases, self.global_batch, len(self.train_dataset)))
+                logger.info("%s", self.curriculum.plan())
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -204,7 +220,7 @@ class Trainer:
         self.state.facts = noted
         self.state.date = self.state.date or self.template.now.isoformat()
         self._begun = time.perf_counter() - self.state.runtime
-        self.ranks.on_main(lambda: write_config(self.run_config, self.args, self.schedule, self.selector, self.model))
+        self.ranks.on_main(lambda: write_config(self.run_config, self.args, self.schedule, self.component, self.model))
         self.log = RunLog(self.args.output_dir, self.accelerator, self.total_steps, self.state.history)
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **noted}
         start_trackers(self.accelerator, self.args, self.ranks, scalars(settings), self.state.step)
@@ -232,7 +248,7 @@ class Trainer:
 
     def idle_settings(self) -> list[tuple[str, str]]:
         """Arguments that never act in this run: the argument, and why."""
-        return preflight.idle_settings(self.args, self.schedule)
+        return preflight.idle_settings(self.args, self.curriculum)
 
     def _check(self, model: nn.Module) -> None:
         """Everything that can be known to go wrong before the first step, at once."""
@@ -240,14 +256,13 @@ class Trainer:
             model, self.tokenizer, self.template, self.train_dataset, self.eval_dataset, self.metric
         )
         problems = [
-            *selection_problems(
+            *component_problems(
+                self.component,
                 self.schedule,
-                self.selector,
+                self.args,
                 len(self.train_dataset),
                 self.eval_dataset,
                 self.global_batch,
-                num_train_epochs=self.args.num_train_epochs,
-                repeats=self.args.selection_repeats,
             ),
             *preflight.evaluation_problems(self.args, self.eval_dataset, self.metric),
             *preflight.sharding_problems(self.args, self.ranks.count),
@@ -273,7 +288,8 @@ class Trainer:
             before = self.watch.seconds.get("training", 0.0)
             with self.watch.phase("training"):
                 examples = [self.train_dataset[row] for row in self.curriculum.rows(self.state.step)]
-                values = self.stepper.step(examples, self.state.step + 1)
+                work = self.curriculum.step_work(self.state.step, examples, self._loop(self.optimizer))
+                values = self.stepper.step(examples, self.state.step + 1, work)
             self.state.step += 1
             self.state.loss_sum += values["loss"]
             self.state.loss_steps += 1
@@ -298,7 +314,7 @@ class Trainer:
     def _evaluation_due(self, step: int, last: bool) -> bool:
         if self.args.eval_strategy == "no":
             return False
-        every = self.args.eval_steps if self.args.eval_strategy == "steps" else self.schedule.cycle_steps
+        every = self.args.eval_steps if self.args.eval_strategy == "steps" else self.curriculum.epoch_steps
         return last or step % every == 0
 
     def _evaluate_and_compare(self) -> None:
@@ -340,6 +356,7 @@ class Trainer:
             self.state,
             self.log.history,
             total_steps=self.total_steps,
+            made=self.curriculum.made,
             global_batch=self.global_batch,
             datasets={"training": self.train_dataset, "evaluation": self.eval_dataset},
             of_best=self.args.load_best_model_at_end,
