@@ -51,6 +51,8 @@ def test_both_plugins_are_found_and_the_broken_one_breaks_nothing(environment: E
     found = json.loads(environment.run(["dataflex", "plugins", "list", "--json"], tmp_path).stdout)
     origins = {(row["kind"], row["name"]): (row["plugin"], row["version"]) for row in found["components"]}
     assert origins["selector", "k_center"] == ("dataflex-example-plugin", "0.1.0")
+    for kind, name in (("mixer", "tempered"), ("weighter", "per_sample")):
+        assert origins[kind, name] == ("dataflex-example-plugin", "0.1.0")
     assert origins["reward", "unit_tests"] == ("dataflex-example-plugin", "0.1.0")
     assert origins["selector", "nice"][0] == "dataflex-sdk"
     [broken] = found["broken"]

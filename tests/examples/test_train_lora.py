@@ -55,6 +55,33 @@ def test_the_small_variant_trains(selector: str, work: Path) -> None:
         assert (work / "merged" / "model.safetensors").is_file()
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("doremi", ["mixtures/step-0.json", "mixtures/step-2.json", "mixtures/step-4.json"]), ("weights", [])],
+)
+def test_the_small_variant_mixes_or_weighs(name: str, left: list[str], work: Path) -> None:
+    out = work / name
+    command = ["train", f"examples/train_lora/cpu/{name}.yaml", f"model_name_or_path={work}/model"]
+    done = CliRunner().invoke(cli, [*command, f"output_dir={out}"])
+    assert done.exit_code == 0, done.output
+    assert "has no effect" not in done.stderr
+    assert "beyond the run" not in done.stderr
+    assert [path for path in left if not (out / path).is_file()] == []
+    log = (out / "trainer_log.jsonl").read_text(encoding="utf-8")
+    assert log.count('"weight_median"') == (4 if name == "weights" else 0)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert ("weights of samples" if name == "weights" else "doremi: 2 mixtures") in page
+
+
+@pytest.mark.parametrize("path", ["mixers/doremi", "weighters/loss"])
+def test_the_documented_mixer_and_weighter_load_without_a_warning(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(f"examples/train_lora/{path}.yaml", check_component=True)
+    assert config.warnings() == []
+    assert config.component().name == Path(path).name
+
+
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_the_documented_variant_loads_without_a_warning(
     selector: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -88,5 +115,9 @@ def test_merges_load_and_name_what_the_runs_leave(name: str) -> None:
 
 def test_the_page_names_every_file() -> None:
     folder = EXAMPLES / "train_lora"
-    linked = set(re.findall(r"\(((?:selectors|cpu)/\w+\.yaml)\)", (folder / "README.md").read_text(encoding="utf-8")))
+    linked = set(
+        re.findall(
+            r"\(((?:selectors|mixers|weighters|cpu)/\w+\.yaml)\)", (folder / "README.md").read_text(encoding="utf-8")
+        )
+    )
     assert linked == {str(path.relative_to(folder)) for path in folder.rglob("*.yaml")}

@@ -1,1 +1,1 @@
-"""A plugin of dataflex: the selector ``k_center`` and the reward backend ``unit_tests``."""
+"""A plugin of dataflex: ``k_center``, ``tempered``, ``per_sample`` and the reward backend ``unit_tests``."""

@@ -24,6 +24,18 @@ def register_selectors(register: Register) -> None:
 
 
 @hookimpl
+def register_mixers(register: Register) -> None:
+    """The mixer of this package."""
+    register("tempered", "dataflex_example.tempered:TemperedMixer", summary="shares by a power of the domains' sizes")
+
+
+@hookimpl
+def register_weighters(register: Register) -> None:
+    """The weighter of this package."""
+    register("per_sample", "dataflex_example.per_sample:PerSampleWeighter", summary="samples count alike, not tokens")
+
+
+@hookimpl
 def register_reward_backends(register: Register) -> None:
     """The reward backend of this package."""
     register(
