@@ -1,12 +1,19 @@
-"""Settings of all tests: no hub, and no limit on how long a generated example may take."""
+"""Settings of all tests: no hub, nothing in the home folder, no limit on how long a generated example may take."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if "DATAFLEX_CACHE" not in os.environ:  # processes that a test starts inherit it, and remove nothing
+    os.environ["DATAFLEX_CACHE"] = tempfile.mkdtemp(prefix="dataflex-tests-")
+    atexit.register(shutil.rmtree, os.environ["DATAFLEX_CACHE"], ignore_errors=True)
 
 # The machine may be busy: time is never a reason to fail.
 settings.register_profile("dataflex", deadline=None)

@@ -121,4 +121,10 @@ class RewardRequest:
 
 def group_names(samples: Sequence[Sample], column: str) -> list[str | None]:
     """The value of ``column`` of each sample as text, None where a sample has none."""
-    return [None if (value := sample.metadata.get(column)) is None else str(value) for sample in samples]
+    return [group_name(sample.metadata, column) for sample in samples]
+
+
+def group_name(metadata: Mapping[str, Any], column: str) -> str | None:
+    """The value of ``column`` as text, None where there is none."""
+    value = metadata.get(column)
+    return None if value is None else str(value)

@@ -55,6 +55,7 @@ def test_a_sound_run_passes_everything() -> None:
             "labels",
             "evaluation set",
             "schedule",
+            "candidates",
             "model",
             "tokens and positions",
             "memory",

@@ -3,12 +3,14 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from dataflex.data.collate import collate
+from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import GradientError
 from dataflex.gradients.features import report_broken
 from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel, parameter_slots
@@ -153,7 +155,9 @@ def test_a_gradient_that_is_not_finite_spoils_its_own_row_only(tmp_path, caplog,
     expected = plain(context, gradient_type=gradient_type)
     others = {t for row, e in enumerate(context.train_dataset) if row != broken for t in e.input_ids}
     unique = next(token for token in range(380) if token not in others)
-    context.train_dataset[broken].input_ids[0] = unique
+    examples = list(context.train_dataset)
+    examples[broken] = replace(examples[broken], input_ids=[unique, *examples[broken].input_ids[1:]])
+    context = replace(context, train_dataset=TokenizedDataset(examples))
     with torch.no_grad():
         context.model.get_input_embeddings().weight[unique] = float("nan")
     store = compute(context, gradient_type=gradient_type).fill(tmp_path / "f", shard_rows=12, description="gradients")

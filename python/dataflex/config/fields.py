@@ -124,11 +124,14 @@ class RunFields(FileConfig):
     template: Text | None = Field(default=None, description="chat template by name; null: the tokenizer's own")
     cutoff_len: Int = Field(default=2048, ge=2, description="longest sample, in tokens; longer ones are cut")
     max_samples: Int | None = Field(default=None, ge=1, description="use the first rows of each dataset only")
-    overwrite_cache: bool = Field(
-        default=False, description="accepted: nothing tokenised is kept between runs, so there is nothing to overwrite"
+    cache_dir: Text | None = Field(
+        default=None,
+        description="folder of tokenised data, for any run; null: $DATAFLEX_CACHE or ~/.cache/dataflex, for data of "
+        "2,000 rows and more",
     )
+    overwrite_cache: bool = Field(default=False, description="tokenise again what the cache has")
     preprocessing_num_workers: Int | None = Field(
-        default=None, ge=1, description="accepted: the tokenizer uses all cores already, in threads"
+        default=None, ge=1, description="processes that tokenise, at most one a core; null: one, with threads"
     )
     dataloader_num_workers: Int = Field(
         default=0, ge=0, description="accepted: batches come from memory, there is nothing to load"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 _MODEL = """
-adapter_folder add_special_tokens add_tokens audio_sampling_rate block_diag_attn cache_dir compute_dtype
+adapter_folder add_special_tokens add_tokens audio_sampling_rate block_diag_attn compute_dtype
 crop_to_patches device_map disable_gradient_checkpointing double_quantization enable_liger_kernel export_device
 export_dir export_hub_model_id export_legacy_format export_quantization_bit export_quantization_dataset
 export_quantization_maxlen export_quantization_nsamples export_size flash_attn fp8 fp8_backend

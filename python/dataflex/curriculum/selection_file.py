@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.selectors.base import Selection
-from dataflex.types import Sample, group_names
+from dataflex.types import Sample
 from dataflex.utils.files import atomic_path
 
 SELECTION_METADATA = b"dataflex"
@@ -38,19 +38,18 @@ def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset,
     rank: list[int | None] = [None] * n
     for place, index in reversed(list(enumerate(selection.indices.tolist()))):
         rank[index] = place
-    samples = dataset.samples
     facts = {
         **{key: getattr(selection, key) for key in ("selector", "step", "round")},
         "report": selection.report,
-        "excerpts": excerpts(selection, samples),
+        "excerpts": excerpts(selection, dataset.samples),
     }
     table = pa.table(
         {
             "index": pa.array(range(n), pa.int64()),
-            "row": pa.array([sample.row for sample in samples], pa.int64()),
-            "id": pa.array([sample.id for sample in samples], pa.string()),
-            "task": pa.array(group_names(samples, task_column), pa.string()),
-            "source": pa.array([sample.source or None for sample in samples], pa.string()),
+            "row": pa.array(dataset.row_numbers(), pa.int64()),
+            "id": pa.array(dataset.ids(), pa.string()),
+            "task": pa.array(dataset.groups(task_column), pa.string()),
+            "source": pa.array([source or None for source in dataset.sources()], pa.string()),
             "tokens": pa.array(dataset.lengths, pa.int64()),
             "score": _score_column(selection, n),
             "chosen": pa.array([place is not None for place in rank], pa.bool_()),

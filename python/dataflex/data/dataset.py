@@ -4,61 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dataflex.data.encoding import IGNORE_INDEX
-from dataflex.data.notes import counted, sentences
+from dataflex.data.examples import ArrayRows, ChosenSamples, ExampleRows, TokenisedRows
+from dataflex.data.examples import Example as Example
+from dataflex.data.notes import sentences
 from dataflex.data.plain import plain
 from dataflex.data.problems import Problems
+from dataflex.data.row_store import StoredSamples
+from dataflex.data.sample_reader import PART
 from dataflex.data.templates import ChatTemplate
+from dataflex.data.token_rows import TokenPart, joined
 from dataflex.errors import DataError
-from dataflex.types import Sample
+from dataflex.types import Sample, group_name
 from dataflex.utils.notebook import SHOWN_ROWS, html_table
 from dataflex.utils.progress import progress_bar
-from dataflex.utils.shown import listed, quoted
+from dataflex.utils.shown import listed
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-_BATCH = 256
-"""Samples a call of the tokenizer: enough to keep its threads busy, few enough for a moving progress bar."""
 _COLUMNS = ("id", "row", "source", "tokens", "learnt", "truncated", "prompt", "answer")
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Example:
-    """A tokenised sample.
-
-    Attributes:
-        sample: Where it comes from.
-        input_ids: t token ids.
-        labels: t labels, -100 where there is no loss.
-        truncated: Tokens were cut to fit ``cutoff_len``.
-        notes: What stands out in it, see :mod:`dataflex.data.notes`.
-    """
-
-    sample: Sample
-    input_ids: list[int]
-    labels: list[int]
-    truncated: bool = False
-    notes: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        cut = ", cut" if self.truncated else ""
-        return f"Example({quoted(self.sample.id)}, {len(self.input_ids):,} tokens, {self.num_labels:,} learnt{cut})"
-
-    @property
-    def num_labels(self) -> int:
-        """Tokens that carry loss; a label on the first token does not: nothing before it could predict it."""
-        predicted = self.labels[1:]
-        return len(predicted) - predicted.count(IGNORE_INDEX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +77,39 @@ class TokenizedDataset(Sequence[Example]):
     Args:
         examples: The samples, tokenised.
         dropped: How many more there were without a label token, for the report.
-
-    Attributes:
-        report: Counts, including the samples that were dropped.
     """
 
     def __init__(self, examples: Iterable[Example], *, dropped: int = 0) -> None:
-        self._examples = list(examples)
-        kept = len(self._examples)
-        self.report = TokenizationReport(
-            total=kept + dropped,
-            kept=kept,
-            truncated=sum(example.truncated for example in self._examples),
-            dropped=dropped,
-            tokens=sum(len(example.input_ids) for example in self._examples),
-            label_tokens=sum(example.num_labels for example in self._examples),
-            notes=counted(example.notes for example in self._examples),
+        self._rows: TokenisedRows = ExampleRows(examples)
+        self._places: NDArray[np.int64] | None = None
+        self._dropped = dropped
+
+    @classmethod
+    def of_rows(
+        cls, rows: TokenisedRows, places: NDArray[np.int64] | None = None, *, dropped: int = 0
+    ) -> TokenizedDataset:
+        """Some rows of a collection, or all of them.
+
+        Args:
+            rows: The collection.
+            places: ``(n,)`` int64 positions in it; None: all, in their order.
+            dropped: As above.
+        """
+        made = cls((), dropped=dropped)
+        made._rows, made._places = rows, places
+        return made
+
+    @cached_property
+    def report(self) -> TokenizationReport:
+        """Counts, including the samples that were dropped."""
+        return TokenizationReport(
+            total=len(self) + self._dropped,
+            kept=len(self),
+            truncated=int(self._taken(self._rows.truncated()).sum()),
+            dropped=self._dropped,
+            tokens=int(self._taken(self._rows.lengths()).sum()),
+            label_tokens=int(self.label_counts.sum()),
+            notes=self._rows.count_notes(self._places),
         )
 
     @classmethod
@@ -147,29 +140,75 @@ class TokenizedDataset(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | TokenizedDataset:
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
-        return self._examples[index]
+        place = range(len(self))[index]
+        return self._rows.example(place if self._places is None else int(self._places[place]))
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._rows) if self._places is None else len(self._places)
 
     @property
-    def samples(self) -> list[Sample]:
-        """The sample of each example."""
-        return [example.sample for example in self._examples]
+    def samples(self) -> Sequence[Sample]:
+        """The sample of each example; those of data on disk are read when they are asked for."""
+        return self._rows.samples if self._places is None else ChosenSamples(self._rows.samples, self._places)
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
-        return [len(example.input_ids) for example in self._examples]
+        found: list[int] = self._taken(self._rows.lengths()).tolist()
+        return found
+
+    @property
+    def label_counts(self) -> NDArray[np.int64]:
+        """``(n,)`` int64: tokens of each example that carry loss (:attr:`Example.num_labels`)."""
+        return self._taken(self._rows.counts())
+
+    def row_numbers(self) -> list[int]:
+        """``Sample.row`` of each example."""
+        return self._of_samples(lambda stored: self._taken(stored.rows).tolist(), lambda sample: sample.row)
+
+    def ids(self) -> list[str]:
+        """``Sample.id`` of each example."""
+        return self._of_samples(lambda stored: [*map(stored.id, self._each())], lambda sample: sample.id)
+
+    def sources(self) -> list[str]:
+        """``Sample.source`` of each example."""
+        return self._of_samples(lambda stored: [*map(stored.source, self._each())], lambda sample: sample.source)
+
+    def groups(self, column: str) -> list[str | None]:
+        """The value of a column of each example as text; see :func:`dataflex.types.group_names`."""
+
+        def of_stored(stored: StoredSamples) -> list[str | None]:
+            return [group_name(stored.metadata(place), column) for place in self._each()]
+
+        return self._of_samples(of_stored, lambda sample: group_name(sample.metadata, column))
+
+    def _each(self) -> Iterable[int]:
+        return range(len(self)) if self._places is None else self._places.tolist()
+
+    def _of_samples(self, stored: Callable[[StoredSamples], list[T]], single: Callable[[Sample], T]) -> list[T]:
+        """Something of each sample: without its texts, where these would have to be read."""
+        samples = self._rows.samples
+        return stored(samples) if isinstance(samples, StoredSamples) else [single(sample) for sample in self.samples]
+
+    @property
+    def id_bounds(self) -> tuple[int, int]:
+        """No token id, and no label of a token that carries loss, is below the first or above the second."""
+        return self._rows.id_bounds
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the token ids and labels of all examples in their order, in hex."""
+        known = self._rows.known_fingerprint(self._places)
+        if known is not None:
+            return known
         digest = hashlib.sha256()
-        for example in self._examples:
+        for example in self:
             digest.update(len(example.input_ids).to_bytes(8, "little"))
             digest.update(np.asarray([example.input_ids, example.labels], dtype="<i8").tobytes())  # (2, t)
         return digest.hexdigest()
+
+    def _taken(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values if self._places is None else values[self._places]
 
     def to_pandas(self) -> DataFrame:
         """A row a sample.
@@ -179,18 +218,19 @@ class TokenizedDataset(Sequence[Example]):
         """
         import pandas as pd
 
-        return pd.DataFrame([_described(example) for example in self._examples], columns=_COLUMNS)
+        return pd.DataFrame([_described(example) for example in self], columns=_COLUMNS)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.report.describe()})"
 
     def _repr_html_(self) -> str:
-        rows = [list(_described(example).values()) for example in self._examples[:SHOWN_ROWS]]
+        rows = [list(_described(example).values()) for example in self[:SHOWN_ROWS]]
         return html_table(repr(self), _COLUMNS, rows, len(self))
 
     def select(self, indices: Iterable[int]) -> TokenizedDataset:
         """The examples at ``indices``, in that order; a position may occur more than once."""
-        return TokenizedDataset(self._examples[int(index)] for index in indices)
+        wanted = np.fromiter((range(len(self))[int(index)] for index in indices), dtype=np.int64)
+        return TokenizedDataset.of_rows(self._rows, self._taken(np.arange(len(self._rows)))[wanted])
 
 
 _MASKS = ("completion_mask", "assistant_masks")
@@ -266,21 +306,39 @@ def tokenize(
     Raises:
         DataError: Samples cannot be rendered (all of them are counted), or none is left.
     """
-    examples = []
+    parts = []
     problems = Problems()
     with progress_bar(len(samples), "tokenising", unit="sample", disable=not progress) as bar:
-        for start in range(0, len(samples), _BATCH):
-            part = samples[start : start + _BATCH]
-            encoded = template.encode_batch(part, cutoff_len, problems)
-            for sample, row in zip(part, encoded, strict=not problems.count):
-                example = Example(sample, row.input_ids, row.labels, row.truncated, row.notes)
-                if keep_unlabelled or example.num_labels:
-                    examples.append(example)
+        for start in range(0, len(samples), PART):
+            part = samples[start : start + PART]
+            parts.append(TokenPart.of(template.encode_batch(part, cutoff_len, problems)))
             bar.update(len(part))
     template.raise_refused(problems, len(samples))
-    if not examples:
-        raise _nothing_left(samples)
-    dataset = TokenizedDataset(examples, dropped=len(samples) - len(examples))
+    return kept_dataset(ArrayRows(joined(parts), samples), keep_unlabelled=keep_unlabelled, name=name)
+
+
+def kept_dataset(
+    rows: TokenisedRows, places: NDArray[np.int64] | None = None, *, keep_unlabelled: bool, name: str
+) -> TokenizedDataset:
+    """The dataset of those rows that can be learnt from; what stands out in them is warned about.
+
+    Args:
+        rows: Tokenised rows.
+        places: Positions of those that are meant; None: all.
+        keep_unlabelled: As for :func:`tokenize`.
+        name: As for :func:`tokenize`.
+
+    Raises:
+        DataError: None is left.
+    """
+    whole = TokenizedDataset.of_rows(rows, places)
+    kept = whole.label_counts > 0
+    dataset = whole
+    if not keep_unlabelled and not kept.all():
+        chosen = np.flatnonzero(kept) if places is None else places[kept]
+        dataset = TokenizedDataset.of_rows(rows, chosen, dropped=len(whole) - len(chosen))
+    if not dataset:
+        raise _nothing_left(whole.samples)
     for line in dataset.report.warnings():
         logger.warning("%s: %s", name, line)
     return dataset
@@ -292,7 +350,8 @@ def check_labels(dataset: TokenizedDataset) -> None:
     Raises:
         DataError: Some have no token that carries loss; they are counted, and a few are named.
     """
-    without = [example.sample.id for example in dataset if not example.num_labels]
+    places = np.flatnonzero(dataset.label_counts == 0).tolist()
+    without = [dataset[place].sample.id for place in places]
     if without:
         raise DataError(
             f"{len(without)} of {len(dataset)} samples have no token that carries loss: {listed(without, 5)}",

@@ -53,13 +53,14 @@ class Refused:
     problems: Problems = field(default_factory=Problems)
     total: int = 0
 
-    def add(self, other: Refused) -> None:
-        """Add what is wrong with rows further on."""
+    def add(self, other: Refused) -> Refused:
+        """Add what is wrong with rows further on; returns itself."""
         self.media.add(other.media)
         self.unknown = self.unknown or other.unknown
         self.columns |= other.columns
         self.problems.extend(other.problems)
         self.total += other.total
+        return self
 
 
 class RowConverter:

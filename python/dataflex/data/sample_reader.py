@@ -114,7 +114,7 @@ class SampleReader(Sequence[Sample]):
             for part in self.parts(place):
                 samples, wrong = self.read(part)
                 found += samples
-                refused = wrong if refused is None else add_refused(refused, wrong)
+                refused = wrong if refused is None else refused.add(wrong)
             self.refuse(place, refused, whole=True)
         return iter(unique_ids(found))
 
@@ -231,12 +231,6 @@ class SampleReader(Sequence[Sample]):
             (first,) = own.rows.take(own.numbers[:1])
             self._converters[source] = RowConverter(first, own.where, own.layout)
         return self._converters[source]
-
-
-def add_refused(found: Refused, more: Refused) -> Refused:
-    """``found`` with what is wrong further on."""
-    found.add(more)
-    return found
 
 
 def _self_contained(row: OriginalRow, layout: Layout) -> OriginalRow:

@@ -83,6 +83,11 @@ class ChatTemplate:
         return cls(source.name, source.text, tokenizer, now)
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that encodes its text."""
+        return self._tokenizer
+
+    @property
     def prints_date(self) -> bool:
         """Whether its text can depend on the date (``strftime_now``, as in Llama's templates)."""
         return "strftime_now" in self.source

@@ -46,8 +46,8 @@ MANY = 0.1
 class _Data:
     """The rows of the run and what was seen of them."""
 
-    training: list[Sample]
-    evaluation: list[Sample] | None
+    training: Sequence[Sample]
+    evaluation: Sequence[Sample] | None
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate
     looks: dict[str, Look]
@@ -199,7 +199,7 @@ def _data(config: RunConfig) -> Generator[Check, None, _Data | None]:
     return _Data(training, evaluation, tokenizer, template, looks) if TRAINING in looks else None
 
 
-def _counted(rows: tuple[list[Sample], list[Sample] | None]) -> str:
+def _counted(rows: tuple[Sequence[Sample], Sequence[Sample] | None]) -> str:
     training, evaluation = rows
     held_out = "none" if evaluation is None else f"{len(evaluation):,}"
     return f"{len(training):,} for training, {held_out} for evaluation"
@@ -207,7 +207,7 @@ def _counted(rows: tuple[list[Sample], list[Sample] | None]) -> str:
 
 def _labels(
     name: str,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     template: ChatTemplate,
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase | None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from dataflex.data.dataset import Example
+    from dataflex.data.dataset import TokenizedDataset
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ _RESIZE = (
 
 
 def examine(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, sets: Mapping[str, Sequence[Example] | None]
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, sets: Mapping[str, TokenizedDataset | None]
 ) -> Findings:
     """Which rows of tokenised sets do not fit the model.
 
@@ -184,10 +184,15 @@ def examine(
     found.check_padding(bounds, tokenizer)
     for what, examples in sets.items():
         if examples:
-            found.check_ids(bounds, tokenizer, what, examples, [example.sample.id for example in examples])
-            lengths = [len(example.input_ids) for example in examples]
-            found.check_lengths(bounds, what, lengths, f"cutoff_len: {bounds.positions} cuts them")
+            if _outside({*examples.id_bounds}, _least(bounds)):  # else no row has to be looked at
+                found.check_ids(bounds, tokenizer, what, examples, [example.sample.id for example in examples])
+            found.check_lengths(bounds, what, examples.lengths, f"cutoff_len: {bounds.positions} cuts them")
     return found
+
+
+def _least(bounds: Bounds) -> int | None:
+    """The smaller of embedding and head."""
+    return min((rows for rows in (bounds.inputs, bounds.outputs) if rows is not None), default=None)
 
 
 def _outside(ids: set[int], limit: int | None) -> set[int]:

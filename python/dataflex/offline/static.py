@@ -33,7 +33,7 @@ class _State:
     step: int
     train: FeatureStore
     evaluation: FeatureStore
-    samples: list[Sample]
+    samples: Sequence[Sample]
 
 
 def score_checkpoints(

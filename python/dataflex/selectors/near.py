@@ -189,7 +189,7 @@ class NearSelector(Selector[NearSelectorConfig]):
 
 def _positions(dataset: TokenizedDataset) -> dict[int, int]:
     """Position of each row number in a dataset."""
-    return {sample.row: position for position, sample in enumerate(dataset.samples)}
+    return {row: position for position, row in enumerate(dataset.row_numbers())}
 
 
 def _check_range(neighbors: NDArray[np.int64], samples: Sequence[Sample], path: Path) -> None:

@@ -16,8 +16,9 @@ from transformers import TrainingArguments as TransformersArguments
 
 from dataflex.curriculum.mixing import Mixture
 from dataflex.curriculum.schedule import Schedule
-from dataflex.data.dataset import TokenizedDataset, check_labels, tokenize
-from dataflex.data.sources import load_samples
+from dataflex.data.dataset import TokenizedDataset, check_labels, kept_dataset
+from dataflex.data.prepare import tokenised_rows
+from dataflex.data.sources import open_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, ModelError, TrainingError
 from dataflex.training.arguments import TrainingArguments
@@ -206,6 +207,6 @@ def as_dataset(
         if not keep_unlabelled:
             check_labels(data)
         return data
-    samples = load_samples(data, dataset_dir=dataset_dir)
     name = "evaluation set" if keep_unlabelled else "training set"
-    return tokenize(samples, template, cutoff_len, keep_unlabelled=keep_unlabelled, name=name)
+    rows = tokenised_rows(open_samples(data, dataset_dir=dataset_dir), template, cutoff_len, name=name)
+    return kept_dataset(rows, keep_unlabelled=keep_unlabelled, name=name)

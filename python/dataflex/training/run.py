@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from accelerate.utils import set_seed
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,8 +20,12 @@ from dataflex.config.checks import asks_component
 from dataflex.config.idle import is_written
 from dataflex.config.values import whole_steps
 from dataflex.curriculum.schedule import Schedule
-from dataflex.data.dataset import TokenizedDataset, tokenize
-from dataflex.data.sources import load_samples
+from dataflex.data.cache import CacheSettings
+from dataflex.data.dataset import TokenizedDataset, kept_dataset
+from dataflex.data.examples import ArrayRows, ChosenSamples
+from dataflex.data.prepare import tokenised_rows
+from dataflex.data.sample_reader import SampleReader
+from dataflex.data.sources import open_samples
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
 from dataflex.models.adapters import load_adapter
@@ -35,6 +41,8 @@ from dataflex.types import Sample
 from dataflex.utils.launch import is_main_process, process_count
 
 logger = logging.getLogger(__name__)
+
+TRAINING, EVALUATION, MIXER = "training set", "evaluation set", "rows of mixer_eval_dataset"
 
 
 def train(config: str | Path | RunConfig, *overrides: str) -> dict[str, Any]:
@@ -137,23 +145,31 @@ def add_new_adapter(base: PreTrainedModel, config: RunConfig) -> PeftModel:
     )
 
 
-def load_rows(config: RunConfig) -> tuple[list[Sample], list[Sample] | None]:
-    """Training and evaluation rows; ``val_size`` splits the latter off the former."""
-    samples = _load(config, config.dataset)
+def load_rows(config: RunConfig) -> tuple[Sequence[Sample], Sequence[Sample] | None]:
+    """Training and evaluation rows; ``val_size`` splits the latter off the former. They are read one by one."""
+    samples = _open(config, config.dataset)
     if config.val_size > 0:
-        return split_samples(samples, config.val_size, config.seed)
-    return samples, None if config.eval_dataset is None else _load(config, config.eval_dataset)
+        training, held_out = split_places(len(samples), config.val_size, config.seed)
+        return ChosenSamples(samples, training), ChosenSamples(samples, held_out)
+    return samples, None if config.eval_dataset is None else _open(config, config.eval_dataset)
 
 
 def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedDataset, TokenizedDataset | None]:
     """Tokenised training and evaluation sets; see :func:`load_rows`."""
-    samples, evaluation = load_rows(config)
-    training = tokenize(samples, template, config.cutoff_len, name="training set")
-    logger.info("training set: %s", training.report.describe())
-    if evaluation is None:
-        return training, None
-    held_out = tokenize(evaluation, template, config.cutoff_len, keep_unlabelled=True, name="evaluation set")
-    logger.info("evaluation set: %s", held_out.report.describe())
+    rows = _tokenised(config, config.dataset, template, TRAINING)
+    held_out = None
+    if config.val_size > 0:
+        places, others = split_places(len(rows), config.val_size, config.seed)
+        training = kept_dataset(rows, places, keep_unlabelled=False, name=TRAINING)
+        held_out = kept_dataset(rows, others, keep_unlabelled=True, name=EVALUATION)
+    else:
+        training = kept_dataset(rows, keep_unlabelled=False, name=TRAINING)
+        if config.eval_dataset is not None:
+            found = _tokenised(config, config.eval_dataset, template, EVALUATION)
+            held_out = kept_dataset(found, keep_unlabelled=True, name=EVALUATION)
+    for name, dataset in ((TRAINING, training), (EVALUATION, held_out)):
+        if dataset is not None:
+            logger.info("%s: %s", name, dataset.report.describe())
     return training, held_out
 
 
@@ -161,9 +177,9 @@ def load_measured(config: RunConfig, template: ChatTemplate) -> TokenizedDataset
     """The rows that ``mixer_eval_dataset`` names, tokenised; None: a mixer measures domains by the training rows."""
     if config.train_type != "dynamic_mix" or config.mixer_eval_dataset is None or not asks_component(config):
         return None
-    samples = _load(config, config.mixer_eval_dataset)
-    measured = tokenize(samples, template, config.cutoff_len, name="rows of mixer_eval_dataset")
-    logger.info("rows of mixer_eval_dataset: %s", measured.report.describe())
+    rows = _tokenised(config, config.mixer_eval_dataset, template, MIXER)
+    measured = kept_dataset(rows, keep_unlabelled=False, name=MIXER)
+    logger.info("%s: %s", MIXER, measured.report.describe())
     return measured
 
 
@@ -175,27 +191,27 @@ def domain_names(config: RunConfig) -> list[str]:
 def evaluation_samples(config: RunConfig) -> list[Sample] | None:
     """The evaluation rows of :func:`load_rows`; the training rows are read only where ``val_size`` splits them."""
     if config.val_size > 0:
-        return load_rows(config)[1]
-    return None if config.eval_dataset is None else _load(config, config.eval_dataset)
+        samples = list(_open(config, config.dataset))
+        return [samples[place] for place in split_places(len(samples), config.val_size, config.seed)[1]]
+    return None if config.eval_dataset is None else list(_open(config, config.eval_dataset))
 
 
-def split_samples(samples: list[Sample], val_size: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Training and evaluation samples, drawn by seed and kept in their order.
+def split_places(total: int, val_size: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the training and of the evaluation samples, drawn at random by seed.
 
     Args:
-        samples: All samples.
+        total: Number of all samples.
         val_size: Share of the evaluation set below 1, or its number of samples.
         seed: Seed of the draw.
 
     Raises:
         ConfigError: Nothing would be left on one of the sides.
     """
-    count = math.ceil(val_size * len(samples)) if val_size < 1 else int(val_size)
-    if not 0 < count < len(samples):
-        raise ConfigError(f"val_size {val_size} would take {count} of {len(samples)} samples")
-    held_out = set(np.random.default_rng([seed, 2]).choice(len(samples), size=count, replace=False).tolist())
-    training = [sample for index, sample in enumerate(samples) if index not in held_out]
-    return training, [samples[index] for index in sorted(held_out)]
+    count = math.ceil(val_size * total) if val_size < 1 else int(val_size)
+    if not 0 < count < total:
+        raise ConfigError(f"val_size {val_size} would take {count} of {total} samples")
+    held_out = np.sort(np.random.default_rng([seed, 2]).choice(total, size=count, replace=False))
+    return np.setdiff1d(np.arange(total), held_out, assume_unique=True), held_out
 
 
 def build_schedule(config: RunConfig, num_samples: int) -> Schedule:
@@ -239,11 +255,17 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     )
 
 
-def _load(config: RunConfig, names: list[str]) -> list[Sample]:
+def _open(config: RunConfig, names: list[str]) -> SampleReader:
     folder = config.origin.folder
-    return load_samples(
+    return open_samples(
         names,
         dataset_dir=Path(config.locate(config.dataset_dir)),
         max_samples=config.max_samples,
         base_dirs=(folder,) if folder else (),
     )
+
+
+def _tokenised(config: RunConfig, names: list[str], template: ChatTemplate, what: str) -> ArrayRows:
+    folder = None if config.cache_dir is None else Path(config.cache_dir)
+    settings = CacheSettings(folder, config.overwrite_cache, config.preprocessing_num_workers)
+    return tokenised_rows(_open(config, names), template, config.cutoff_len, settings, name=what)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ LOCK_FILE = ".dataflex.lock"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What disks answer that know no locks (some mounts of networks)."""
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
+_POLL_SECONDS = 0.1
 
 
 @contextmanager
@@ -52,12 +54,35 @@ def locked(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _acquire(file: Path) -> int:
+@contextmanager
+def waiting_lock(file: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a file of its own while the block runs; where another process holds it, wait for as long.
+
+    Args:
+        file: The file, which is removed at the end.
+        what: What is going on meanwhile, for the log.
+
+    Raises:
+        DataflexError: The file cannot be written.
+    """
+    with foreign(DataflexError, f"cannot use the folder {file.parent}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(file, what)
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _acquire(file: Path, waiting: str | None = None) -> int:
     """An open file that holds the lock, with this process written in it."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor, file)
+            _wait_for(descriptor, file, waiting) if waiting else _lock(descriptor, file)
             if not _is_at(descriptor, file):  # the last holder removed it between the two calls
                 os.close(descriptor)
                 continue
@@ -84,6 +109,24 @@ def _lock(descriptor: int, file: Path) -> None:
             ) from error
         else:
             raise
+
+
+def _wait_for(descriptor: int, file: Path, what: str) -> None:
+    """Take the lock once nobody else has it; asked for again and again, for a wait in the system could not be ended."""
+    told = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _BUSY:
+                _lock(descriptor, file)
+                return
+        else:
+            return
+        if not told:
+            logger.info("%s by another process (%s): waiting for it", what, _holder(os.pread(descriptor, 4096, 0)))
+            told = True
+        time.sleep(_POLL_SECONDS)
 
 
 def _is_at(descriptor: int, file: Path) -> bool:

@@ -300,7 +300,9 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         )
         return features, dataset
 
-    def reference_features(self, context: SelectionContext, projector: Projector) -> tuple[FeatureStore, list[Sample]]:
+    def reference_features(
+        self, context: SelectionContext, projector: Projector
+    ) -> tuple[FeatureStore, Sequence[Sample]]:
         """Features of the reference answers.
 
         Returns:

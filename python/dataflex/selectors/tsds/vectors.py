@@ -258,7 +258,7 @@ def _report(
     }
 
 
-def _texts(what: str, samples: list[Sample], template: str | None) -> list[str]:
+def _texts(what: str, samples: Sequence[Sample], template: str | None) -> list[str]:
     """The samples' texts.
 
     Raises:
