@@ -70,6 +70,7 @@ def settings(output_dir: Path) -> dict[str, Any]:
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
         "seed": 3,
+        "accelerator_config": {"dispatch_batches": False},
     }
 
 

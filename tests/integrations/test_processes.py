@@ -32,7 +32,6 @@ def test_two_processes_with_accumulation_and_workers_train_on_the_selections_lik
         "per_device_train_batch_size": 2,  # of all processes
         "gradient_accumulation_steps": 4,
         "dataloader_num_workers": 2,
-        "accelerator_config": {"dispatch_batches": False},
     }
     whole = tmp_path / "one"
     launch(1, str(SCRIPT), str(whole), json.dumps(settings), timeout=280)

@@ -43,10 +43,11 @@ def _process_problems(args: Any) -> Iterator[str]:
         yield "auto_find_batch_size=True changes the number of rows in a step; a schedule counts steps of equal size"
     if getattr(config, "split_batches", False):
         yield "accelerator_config split_batches=True: per_device_train_batch_size has to be that of a device"
-    if args.world_size > 1 and getattr(config, "dispatch_batches", None) is not False:
+    if getattr(config, "dispatch_batches", None) is not False:
         yield (
-            "one process would read the rows of all, and cannot join batches of different lengths: "
-            'accelerator_config={"dispatch_batches": False}'
+            "accelerator_config has to say that each process reads its own rows, "
+            'accelerator_config={"dispatch_batches": False}: by default one reads for all where a data set has no '
+            "length, which cannot join batches of different lengths, nor end where nothing is left to read"
         )
     kind = getattr(args.distributed_state.distributed_type, "name", "NO") if args.distributed_state else "NO"
     if kind in SHARDED or getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):

@@ -29,10 +29,13 @@ class RowStream:
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]]) -> None:
-        self._data: Any = data
+        self._data: Any = ()  # datasets hashes what a data set is made of, row by row
         self._order: NDArray[np.int64] | None = None
         self.read = 0
         """Rows that were read in this process."""
+        self.dataset = IterableDataset.from_generator(_read, gen_kwargs={"stream": self})
+        """The stream as trainers take it; it has no length, and one worker process at most reads it."""
+        self._data = data
 
     def show(self, data: Sequence[Mapping[str, Any]], order: Iterable[int]) -> None:
         """From the next iteration on, yield these rows of ``data``."""
@@ -58,10 +61,6 @@ class RowStream:
         for position in order.tolist():
             self.read += 1
             yield dict(data[position])
-
-    def dataset(self) -> IterableDataset:
-        """The stream as trainers take it; it has no length, and one worker process at most reads it."""
-        return IterableDataset.from_generator(_read, gen_kwargs={"stream": self})
 
 
 def _read(stream: RowStream) -> Iterator[dict[str, Any]]:

@@ -59,16 +59,10 @@ class Run:
 
         Raises:
             CheckpointError: The checkpoint is of a trainer without a curriculum.
-            TrainingError: It belongs to another run, or is the end of this one; or the processes differ.
+            TrainingError: It belongs to another run, or the processes differ.
         """
         found = self._facts()
         check_ranks(found, self._ranks)
-        if state.global_step >= self.curriculum.total_steps:
-            raise TrainingError(
-                f"the checkpoint of step {state.global_step} is the end of the run, which has "
-                f"{self.curriculum.total_steps} steps",
-                hint="there is nothing left to train",
-            )
         if state.global_step > 0:
             check_same(noted, found, state.global_step)
             self.curriculum.load_state_dict(noted["curriculum"])
@@ -82,6 +76,9 @@ class Run:
     def enter(self, state: Any, model: torch.nn.Module, optimizer: Any) -> None:
         """Select where the next phase wants it, and let the trainer's next reading be the phase's (remaining) rows."""
         step = state.global_step
+        if step >= self.curriculum.total_steps:  # a finished run that is resumed: its only reading is empty
+            self._stream.show(self._data, [])
+            return
         phase = self.curriculum.phase(step)
         if self.curriculum.wants_selection(phase):
             statistics = self.curriculum.select(phase, self._loop(model, optimizer), step)

@@ -13,6 +13,7 @@ Why this is right, by the source of transformers 5.19 (``Trainer._inner_training
 - accelerate gives process r the r-th batch of every group (``IterableDatasetShard``), so that consecutive rows are the
   global batch of a step, whatever the processes, the batch size and the accumulation are.
 - No sampler is involved, and nothing shuffles.
+- A finished run that is resumed reads once more, finds nothing, and ends.
 - A resumed trainer takes its first epoch for the whole run, and skips as many micro-batches as steps were taken: the
   first reading begins with as many rows that are thrown away (none with ``ignore_data_skip=True``, which is as exact,
   and faster). Random number generators are restored after the selection, by the trainer.
@@ -78,8 +79,9 @@ class Curriculum:
 
     Example:
         >>> curriculum = Curriculum(rows, targets, selector="less", schedule=df.Schedule(10, 10, 2))
+        >>> args = TrainingArguments(max_steps=30, accelerator_config={"dispatch_batches": False})
         >>> trainer = Trainer(model, args, train_dataset=curriculum.train_dataset, callbacks=[curriculum.callback],
-        ...                   processing_class=tokenizer)  # args: max_steps=30
+        ...                   processing_class=tokenizer)
         >>> trainer.train()
     """
 
@@ -112,7 +114,7 @@ class Curriculum:
         self._template, self._cutoff_len, self._task_column = template, cutoff_len, task_column
         self._repeats = selection_repeats
         self._stream = RowStream(train_dataset)
-        self.train_dataset: IterableDataset = self._stream.dataset()
+        self.train_dataset: IterableDataset = self._stream.dataset
         self.callback = CurriculumCallback(self)
 
     def begin(self, args: Any, state: Any, model: Any, optimizer: Any, processing_class: Any, loader: Any) -> Run:
