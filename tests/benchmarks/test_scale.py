@@ -1,0 +1,33 @@
+"""The benchmark of data by their size, on a few rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import scale
+
+
+def test_what_is_measured_of_a_size(tmp_path: Path) -> None:
+    scale.write_rows(tmp_path / "rows.jsonl", 40)
+    first = scale.start(tmp_path / "rows.jsonl", tmp_path / "c", None, None)
+    again = scale.start(tmp_path / "rows.jsonl", tmp_path / "c", None, None)
+    assert (first.rows, again.rows) == (40, 40)
+    assert first.tokens == again.tokens > 40 * scale.WORDS
+    assert len([*(tmp_path / "c" / "tokenized").iterdir()]) == 1
+    other = scale.mapped(tmp_path / "rows.jsonl", tmp_path / "m", None)
+    assert (other.rows, other.tokens) == (40, first.tokens)
+
+
+def test_goals_are_judged_at_the_largest_size() -> None:
+    good = scale.Start(100.0, 50.0, 1000, 234_000, 1000)
+    small = scale.Scale(1000, good, replace(good, wall=1.0, cpu=0.01), replace(good, cpu=60.0), 1_000_000, 900_000)
+    large = replace(small, rows=10_000, first=replace(good, cpu=500.0, tokens=2_340_000), token_bytes=9_000_000)
+    found = {name: (value, met) for name, value, _, met in scale.outcomes([small, large])}
+    assert found["first start, CPU s a 1,000 rows"] == (50.0, False)
+    assert found["second start over the first, wall"] == (pytest.approx(0.01), True)
+    assert found["bytes of tokens a row of 234"] == (pytest.approx(900), True)
+    assert found["growth of the first start (1: a straight line)"] == (pytest.approx(1.0), True)
+    assert scale.exponent((10, 1.0), (100, 100.0)) == pytest.approx(2.0)
