@@ -52,13 +52,13 @@ def excess_losses(
     places = [int(row) for own in rows for row in own]
     shared = context.ranks.share(_batches(context.measured_dataset, places))
     found: dict[int, tuple[float, int]] = {}
-    quiet = not context.ranks.is_main
-    with undisturbed(context.model), progress_bar(len(shared), "losses of domains", unit="batch", disable=quiet) as bar:
+    quiet, total = not context.ranks.is_main, sum(len(numbers) for numbers in shared)
+    with undisturbed(context.model), progress_bar(total, "losses of domains", unit="row", disable=quiet) as bar:
         for numbers in shared:
             excess, learnt = _excess(context, reference, [places[number] for number in numbers])
             for number, value, tokens in zip(numbers, excess.tolist(), learnt.tolist(), strict=True):
                 found[number] = (value, tokens)
-            bar.update()
+            bar.update(len(numbers))
     gathered = context.ranks.gather(sorted((number, *values) for number, values in found.items()))
     values = {number: (value, tokens) for own in gathered for number, value, tokens in own}
     means, first = np.full(len(rows), np.nan), 0
