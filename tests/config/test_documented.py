@@ -63,11 +63,13 @@ def test_near_loads_with_the_packaged_file_once_the_offline_step_has_left_its_ma
     assert config.component().params == {"indices_path": str(Path("top_indices.npy").absolute()), "cache_dir": None}
 
 
-def test_the_packaged_components_are_those_printed_but_for_the_cache() -> None:
+def test_the_packaged_components_are_those_printed_but_for_the_cache_and_the_measured_temperature() -> None:
     printed = yaml.safe_load(COMPONENTS.read_text())["nice"]
     packaged = yaml.safe_load(packaged_file().read_text())["selectors"]["nice"]
     assert packaged["params"].pop("cache_dir") is None
     assert printed["params"].pop("cache_dir") is not None
+    assert packaged["params"].pop("generation_temperature") == 1.0  # docs/efficacy.md
+    assert printed["params"].pop("generation_temperature") == 0.7
     assert packaged == printed
 
 

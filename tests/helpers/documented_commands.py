@@ -12,6 +12,7 @@ import click
 
 from dataflex.cli import cli
 from dataflex.config import ExportConfig, NearConfig, RunConfig
+from efficacy import __main__ as efficacy
 from helpers.pages import Block
 from helpers.scripts import ROOT
 
@@ -70,6 +71,8 @@ def _python(words: list[str]) -> None:
         dataflex(words[2:])
     elif words[:3] == ["-m", "pip", "install"]:
         _pip(words[2:])
+    elif words[:2] == ["-m", "benchmarks.efficacy"]:
+        efficacy.parse(words[2:])
     elif words[0] == "-m":
         assert words[1] in ("venv", "pytest", "sphinx"), words
     else:

@@ -35,7 +35,7 @@ class NiceConfig(GradientConfig):
     )
     mc_samples: int = Field(4, ge=1, description="answers M sampled for each evaluation prompt")
     max_new_tokens: int = Field(512, ge=1, description="longest answer, in tokens")
-    generation_temperature: float = Field(0.7, gt=0, description="temperature T of the sampled distribution")
+    generation_temperature: float = Field(1.0, gt=0, description="temperature T of the sampled distribution")
     generation_top_p: float = Field(1.0, gt=0, le=1, description="nucleus truncation; below 1 it biases the gradient")
     generation_top_k: int = Field(0, ge=0, description="top-k truncation; above 0 it biases the gradient")
     max_prompt_length: int = Field(4096, ge=1, description="longest prompt in tokens; cut from the left")

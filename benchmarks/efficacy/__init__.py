@@ -1,0 +1,1 @@
+"""Does it select well? Pools with planted rows, every method on them, one table."""

@@ -1,0 +1,81 @@
+"""The vocabulary of the planted pools: things by their kind, and words that stand for nothing of these kinds."""
+
+from __future__ import annotations
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """Read ``key:value key:value``."""
+    return tuple((key, value) for key, value in (pair.split(":") for pair in text.split()))
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "bird": _words(
+        "sparrow eagle robin pigeon parrot penguin ostrich falcon raven magpie pelican flamingo heron stork "
+        "peacock canary woodpecker vulture seagull nightingale"
+    ),
+    "fish": _words(
+        "salmon trout herring mackerel sardine anchovy haddock halibut sturgeon catfish swordfish goldfish "
+        "barracuda piranha cod tuna eel minnow flounder tilapia"
+    ),
+    "flower": _words(
+        "tulip daisy lily orchid sunflower daffodil lavender marigold jasmine carnation peony hyacinth begonia "
+        "petunia dahlia poppy primrose geranium magnolia chrysanthemum"
+    ),
+    "fruit": _words(
+        "apple banana cherry grape mango papaya pineapple strawberry raspberry blueberry apricot lemon melon pear "
+        "plum coconut kiwi fig pomegranate watermelon"
+    ),
+    "tool": _words(
+        "hammer screwdriver wrench pliers chisel drill shovel rake axe crowbar saw spade hatchet pickaxe trowel "
+        "mallet sledgehammer hoe sickle tongs"
+    ),
+    "instrument": _words(
+        "violin guitar piano trumpet flute clarinet saxophone trombone cello harp banjo mandolin accordion "
+        "xylophone tuba oboe bassoon ukulele harmonica tambourine"
+    ),
+    "vehicle": _words(
+        "car truck bus bicycle motorcycle tram lorry scooter tractor ambulance limousine taxi submarine "
+        "helicopter ferry canoe yacht airplane minivan locomotive"
+    ),
+    "garment": _words(
+        "shirt trousers skirt jacket sweater coat dress blouse cardigan jeans shorts scarf pyjamas vest sock "
+        "glove hat raincoat kilt tunic"
+    ),
+}
+"""Label -> things of that kind. No word stands twice, and none occurs in another family."""
+
+PLAIN = _words(
+    "anchor autumn basket blanket bottle branch bridge button candle carpet castle circle corner cotton "
+    "dragon engine feather forest garden harbour island kitchen ladder lantern marble meadow mirror mountain "
+    "needle painter pencil planet pocket rabbit ribbon river saddle shadow silver spider summer ticket tunnel "
+    "valley velvet village window winter yellow barrel chimney curtain desert diamond doctor farmer hospital "
+    "lawyer magnet market museum orchard oxygen palace parcel pepper powder prison puzzle sailor school "
+    "sister statue sugar teacher temple thunder travel"
+)
+"""Words for families about letters."""
+
+OPPOSITES = _pairs(
+    "hot:cold big:small fast:slow happy:sad light:dark early:late rich:poor strong:weak high:low old:young "
+    "empty:full open:closed wet:dry hard:soft up:down good:bad near:far loud:quiet clean:dirty sweet:sour "
+    "thick:thin long:short wide:narrow deep:shallow cheap:expensive brave:cowardly rough:smooth sharp:blunt "
+    "top:bottom left:right true:false first:last day:night buy:sell push:pull win:lose start:finish love:hate "
+    "friend:enemy arrive:depart"
+)
+
+CAPITALS = _pairs(
+    "Albania:Tirana Angola:Luanda Australia:Canberra Austria:Vienna Belgium:Brussels Bulgaria:Sofia "
+    "Canada:Ottawa Chile:Santiago China:Beijing Croatia:Zagreb Cuba:Havana Denmark:Copenhagen Ecuador:Quito "
+    "Egypt:Cairo Estonia:Tallinn Finland:Helsinki France:Paris Germany:Berlin Ghana:Accra Greece:Athens "
+    "Hungary:Budapest Iceland:Reykjavik Iran:Tehran Iraq:Baghdad Ireland:Dublin Italy:Rome Jamaica:Kingston "
+    "Japan:Tokyo Jordan:Amman Kenya:Nairobi Latvia:Riga Lebanon:Beirut Lithuania:Vilnius Morocco:Rabat "
+    "Nepal:Kathmandu Norway:Oslo Peru:Lima Poland:Warsaw Portugal:Lisbon Romania:Bucharest"
+)
+
+WEEKDAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+ORDINALS = _words("first second third fourth fifth")
+CONSONANTS = "bcdfghjklmnpqrstvwxz"
+UNITS = (("minutes", "hours", 60), ("metres", "kilometres", 1000), ("days", "weeks", 7), ("inches", "feet", 12))
