@@ -67,7 +67,7 @@ class Job:
             return torch.zeros(self.rows, dtype=torch.int32)
         limit = LIMITS[self.kind]
         if self.adam is None:
-            return (fixed_point.row_exponents(self.grads, limit) + self.finer).clamp(max=127).int()
+            return (fixed_point.raw_exponents(self.grads, limit) + self.finer).clamp(max=127).int()
         exponent = fixed_point.adam_exponent(self.adam.effective_betas, limit) + self.finer
         return torch.full((self.rows,), exponent, dtype=torch.int32)
 

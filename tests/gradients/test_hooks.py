@@ -51,6 +51,7 @@ def test_tied_weights_and_narrow_blocks(family, monkeypatch):
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     expected = one_by_one(model, examples())
     monkeypatch.setattr(gradient_hooks, "BLOCK_VALUES", 1000)
+    monkeypatch.setattr(gradient_hooks, "SECTION_VALUES", 64)
     widths = []
     with undisturbed(model):
         BatchedGradients(model).run(

@@ -3,8 +3,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -102,10 +103,9 @@ def test_native_and_torch_agree_for_any_shape(
 ) -> None:
     projector = Projector(16 * sparsity * segments, seed=seed, sparsity=sparsity)
     grads, adam = gradients(rows, count).to(dtype), adam_for(count, variant)
-    exponents = projector.row_exponents(grads) if adam is None else None
 
     def features() -> Tensor:
-        accumulator = projector.accumulator(rows, exponents=exponents)
+        accumulator = projector.accumulator(rows)
         accumulator.add(grads, offset, adam)
         return accumulator.features()
 
@@ -136,20 +136,81 @@ def test_features_do_not_depend_on_the_batch(backend: str, variant: AdamVariant 
     assert torch.equal(projector.project(grads[order], adam), whole[order])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("cuts", [(0, 3001), (0, 1, 17, 1000, 3001), (0, 16, 32, 2048, 2999, 3001)])
-def test_features_do_not_depend_on_the_split_in_blocks(
-    backend: str, variant: AdamVariant | None, cuts: tuple[int, ...]
-) -> None:
-    grads, adam, projector = gradients(3, 3001), adam_for(3001, variant), Projector(256)
-    blocks = list(itertools.pairwise(cuts))
-    exponents = None
-    if adam is None:
-        exponents = torch.stack([projector.row_exponents(grads[:, start:stop]) for start, stop in blocks]).amin(dim=0)
-    accumulator = projector.accumulator(3, exponents=exponents)
-    for start, stop in reversed(blocks):
+CUTS = [(0, 3001), (0, 1, 17, 1000, 3001), (0, 16, 32, 2048, 2999, 3001)]
+
+
+def in_blocks(
+    projector: Projector, grads: Tensor, adam: AdamMoments | None, blocks: Iterable[tuple[int, int]]
+) -> Tensor:
+    """Features of gradients that come block by block."""
+    accumulator = projector.accumulator(grads.shape[0])
+    for start, stop in blocks:
         accumulator.add(grads[:, start:stop], start, adam.slice(start, stop) if adam else None)
-    assert torch.equal(accumulator.features(), projector.project(grads, adam))
+    return accumulator.features()
+
+
+@pytest.mark.parametrize("variant", ["adamw", "less"])
+@pytest.mark.parametrize("cuts", CUTS)
+def test_features_on_one_grid_do_not_depend_on_the_split_in_blocks(
+    backend: str, variant: AdamVariant, cuts: tuple[int, ...]
+) -> None:
+    grads, adam, projector = gradients(3, 3001), moments(3001, variant), Projector(256)
+    blocks = list(itertools.pairwise(cuts))
+    assert torch.equal(in_blocks(projector, grads, adam, reversed(blocks)), projector.project(grads, adam))
+
+
+def scaled(
+    rows: int, sizes: Sequence[int], variant: AdamVariant | None, seed: int = 0
+) -> tuple[Tensor, AdamMoments | None]:
+    """Gradients (and moments) of parameters whose u differ in scale by 1e6, 1e-20 in one of them."""
+    count = sum(sizes)
+    grads, adam = gradients(rows, count, seed), adam_for(count, variant)
+    start = 0
+    for size, scale in zip(sizes, itertools.cycle((1.0, 1e6, 1e-20, 1e-3)), strict=False):
+        grads[:, start : start + size] *= scale
+        if adam is not None:
+            adam.exp_avg_sq[start : start + size] *= max(scale, 1e-3) ** 2
+        start += size
+    return grads, adam
+
+
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
+@pytest.mark.parametrize("variant", [None, "second_moment"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_grids_of_blocks_add_up_in_any_order_and_batch(
+    backend: str, kind: str, variant: AdamVariant | None, seed: int
+) -> None:
+    sizes = [700, 1, 1500, 800]
+    grads, adam = scaled(5, sizes, variant, seed)
+    grads[3] = 0
+    projector = Projector(256, kind=kind)
+    blocks = list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+    whole = in_blocks(projector, grads, adam, blocks)
+    generator = random.Random(seed)
+    for _ in range(5):
+        assert torch.equal(in_blocks(projector, grads, adam, generator.sample(blocks, len(blocks))), whole)
+    for row in range(5):
+        assert torch.equal(in_blocks(projector, grads[row : row + 1], adam, blocks)[0], whole[row])
+    with torch_only():
+        assert torch.equal(in_blocks(projector, grads, adam, blocks), whole)
+    assert not whole[3].any()
+
+
+@pytest.mark.parametrize("variant", [None, "second_moment"])
+def test_parameters_of_any_scale_keep_their_precision(backend: str, variant: AdamVariant | None) -> None:
+    sizes = [7000, 5000, 6000, 2000]
+    grads, adam = scaled(3, sizes, variant)
+    projector = Projector(1024)
+    blocks = list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
+    for number, (start, stop) in enumerate(blocks):  # each alone, within what its own size allows
+        alone = torch.zeros_like(grads)
+        alone[:, start:stop] = grads[:, start:stop]
+        expected = exact(projector, alone, adam)
+        error = (in_blocks(projector, alone, adam, blocks) - expected).norm(dim=1) / expected.norm(dim=1)
+        assert error.max() < 1e-5, number
+    expected = exact(projector, grads, adam)
+    error = (in_blocks(projector, grads, adam, blocks) - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() < 1e-5
 
 
 @needs_native
@@ -324,13 +385,6 @@ def test_values_beyond_the_grid_are_counted_and_warned_about(backend: str) -> No
     assert torch.equal(features[:1], Projector(128).project(clamped))
 
 
-def test_exponents_that_do_not_fit_are_warned_about(backend: str) -> None:
-    accumulator = Projector(128).accumulator(1, exponents=torch.tensor([23], dtype=torch.int32))
-    accumulator.add(torch.tensor([[1.0, 1.5, -1.5]]), 0)
-    with pytest.warns(RuntimeWarning, match="2 values in 1 of 1 rows lie beyond .* exponents do not fit"):
-        accumulator.features()
-
-
 def test_moments_of_the_run_do_not_saturate(backend: str) -> None:
     # The largest value that the bound allows: one large gradient after many that were small.
     steps, (b1, b2) = 3000, (0.9, 0.999)
@@ -355,7 +409,7 @@ def test_identity_features_are_the_values() -> None:
     grads, adam, projector = gradients(3, 40).bfloat16(), moments(40), Projector(40, kind="identity")
     assert torch.equal(projector.project(grads), grads.float())
     assert torch.equal(projector.project(grads, adam), adam_normalize(grads, adam))
-    accumulator = projector.accumulator(3, exponents=projector.row_exponents(grads))
+    accumulator = projector.accumulator(3)
     accumulator.add(grads[:, 10:], 10)
     accumulator.add(grads[:, :10], 0)
     assert torch.equal(accumulator.features(), grads.float())

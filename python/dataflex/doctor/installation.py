@@ -81,13 +81,14 @@ def _reference(kind: str, block: Block) -> Tensor:
         gaussian.accumulate_reference(block, sums, not_finite, seed=0)
         return sums / math.sqrt(DIM)
     limit, scale = (sjlt.LIMIT, 8**-0.5) if kind == "sjlt" else (rademacher.LIMIT, DIM**-0.5)
-    exponents = torch.full((ROWS,), fixed_point.adam_exponent((0.9, 0.999), limit), dtype=torch.int32)
+    exponent = fixed_point.adam_exponent((0.9, 0.999), limit)
+    exponents = torch.full((ROWS,), exponent, dtype=torch.int32)
     integers, saturated = torch.zeros(ROWS, DIM, dtype=torch.int64), torch.zeros(ROWS, dtype=torch.int64)
     if kind == "sjlt":
         sjlt.accumulate_reference(block, exponents, integers, not_finite, saturated, seed=0, sparsity=8)
     else:
         rademacher.accumulate_reference(block, exponents, integers, not_finite, saturated, seed=0)
-    return fixed_point.features(integers, not_finite, exponents, scale).double()
+    return fixed_point.features(integers, not_finite, exponent, scale).double()
 
 
 def _threads() -> Check:

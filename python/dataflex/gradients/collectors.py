@@ -1,21 +1,26 @@
 """What becomes of the gradients of items that are computed together, while they stream by in blocks of parameters.
 
-Raw gradients that are projected are held whole for one batch, b x p of at most :data:`RAW_BLOCK_VALUES`: the
-fixed-point grid of a row depends on its largest entry, which is known only after the backward pass. A second backward
-pass would double the cost, and a grid from an upper bound would lose precision; a batch of fewer rows costs neither.
+Projected features keep nothing but the sums: b x k numbers, whatever p is. That holds for raw gradients as well, whose
+fixed-point grid is found from their largest values: each row has a grid of its own in every *section* (a parameter, or
+2^17 values of a larger one, :func:`dataflex.gradients.hooks.section_rows`), and a section is there as a whole when its
+grid is needed. The sections' integer sums are added exactly
+(:mod:`dataflex.projection.kernels.binned`), so that neither their order nor the batch changes a bit. Other ways were
+left: one grid a row needs the whole row, b x p, or a second backward pass; one a parameter needs a second pass over the
+blocks of a large one. Finer grids cost nothing but the additions, and lose less where parameters differ in scale.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dataflex.projection.kernels.fixed_point import shares_grid
 from dataflex.projection.projector import AdamMoments, Projector
-
-RAW_BLOCK_VALUES = 1 << 26
-"""Most values (b x p) of raw gradients that are held at once, 256 MiB; a single row may be larger."""
 
 
 class Collector(Protocol):
@@ -26,7 +31,7 @@ class Collector(Protocol):
 
         Args:
             block: ``(g, n)``, float32 or wider, on the model's device; blocks come in any order, every parameter once.
-            offset: Parameter index of the first column; no block crosses from one parameter into another.
+            offset: Parameter index of the first column; a block is made of whole sections of one parameter.
         """
 
     def result(self) -> Tensor:
@@ -54,36 +59,41 @@ class WholeRows:
         return self._values
 
 
-class RawFeatures(WholeRows):
-    """Projects gradients as they are: ``(g, k)`` float32; arguments as for :class:`WholeRows`, and the projection."""
-
-    def __init__(self, rows: int, num_parameters: int, device: torch.device, projector: Projector) -> None:
-        super().__init__(rows, num_parameters, device)
-        self._projector = projector
-
-    def result(self) -> Tensor:
-        """The features."""
-        return self._projector.project(super().result())
-
-
-class AdamFeatures:
-    """Projects Adam-normalised gradients: ``(g, k)`` float32.
+class ProjectedFeatures:
+    """Projects gradients, Adam-normalised or as they are: ``(g, k)`` float32.
 
     Args:
         rows: g.
         device: Of the blocks.
         projector: P.
-        adam: Moments of all p parameters.
+        adam: Moments of all p parameters; None: raw gradients.
+        sections: Where the model's sections start (:func:`dataflex.gradients.hooks.section_starts`).
     """
 
-    def __init__(self, rows: int, device: torch.device, projector: Projector, adam: AdamMoments) -> None:
+    def __init__(
+        self,
+        rows: int,
+        device: torch.device,
+        projector: Projector,
+        adam: AdamMoments | None,
+        sections: Sequence[int],
+    ) -> None:
         self._accumulator = projector.accumulator(rows, device=device)
         self._adam = adam
+        self._sections = sections
 
     def add(self, block: Tensor, offset: int) -> None:
-        """Normalise, project and add the block."""
-        self._accumulator.add(block.float(), offset, self._adam.slice(offset, offset + block.shape[1]))
+        """Normalise, project and add the block, section by section where each has grids of its own."""
+        for start, stop in self._parts(offset, offset + block.shape[1]):
+            moments = None if self._adam is None else self._adam.slice(start, stop)
+            self._accumulator.add(block[:, start - offset : stop - offset].float(), start, moments)
 
     def result(self) -> Tensor:
         """The features."""
         return self._accumulator.features()
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        if shares_grid(self._adam):
+            return iter([(start, stop)])
+        first, last = bisect_right(self._sections, start), bisect_left(self._sections, stop)
+        return pairwise([start, *self._sections[first:last], stop])

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from dataflex.errors import GradientError
 from dataflex.gradients.check import VERDICTS, Verdict, compared, without_zeros
-from dataflex.gradients.collectors import RAW_BLOCK_VALUES, AdamFeatures, Collector, RawFeatures
+from dataflex.gradients.collectors import Collector, ProjectedFeatures
 from dataflex.gradients.context import GradientContext
 from dataflex.gradients.filling import fill_store
-from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel
+from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel, section_starts
 from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
 from dataflex.gradients.store import FeatureDtype, FeatureStore
 from dataflex.models.model import recomputing, trainable_parameters, undisturbed
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GradientType = Literal["adam", "sgd"]
-FEATURE_VERSION = 2
+FEATURE_VERSION = 3
 """Grows when the same inputs give other features."""
 CHECKED_ITEMS = 2
 EXAMINED_ITEMS = 32
@@ -86,7 +86,7 @@ class GradientFeatures(ABC):
         self._projector = projector
         self._adam = adam
         self._device = next(context.model.parameters()).device
-        self._num_parameters = sum(parameter.numel() for _, parameter in trainable_parameters(context.model))
+        self._sections = section_starts(context.model)
         self._batch_tokens = batch_tokens
         self._rule: BatchedGradients | None = None
         self._announced = False
@@ -200,8 +200,7 @@ class GradientFeatures(ABC):
 
     def batches(self, items: list[int]) -> list[list[int]]:
         """Items that are computed together: neighbours in length and of one length class, within the token budget."""
-        most_items = max(1, RAW_BLOCK_VALUES // self._num_parameters) if self._adam is None else len(items)
-        return [[item for (item,) in batch] for batch in self.batches_of([[item] for item in items], most_items)]
+        return [[item for (item,) in batch] for batch in self.batches_of([[item] for item in items], len(items))]
 
     def batches_of(self, groups: list[list[int]], most_items: int) -> list[list[list[int]]]:
         """As :meth:`batches`, for groups of items of one length class that stay together.
@@ -230,9 +229,7 @@ class GradientFeatures(ABC):
         return max(map(self._length, items))
 
     def _collector(self, rows: int) -> Collector:
-        if self._adam is None:
-            return RawFeatures(rows, self._num_parameters, self._device, self._projector)
-        return AdamFeatures(rows, self._device, self._projector, self._adam)
+        return ProjectedFeatures(rows, self._device, self._projector, self._adam, self._sections)
 
     def _collect_alone(self, item: int, collector: Collector) -> Tensor:
         """What comes of an item's plain gradient, a parameter at a time."""

@@ -34,7 +34,9 @@ Sink = Callable[[Tensor, int], None]
 ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None]
 
 BLOCK_VALUES = 1 << 24
-"""Most gradients (b x n) that a rule makes at once: 64 MiB in float32."""
+"""Most gradients (b x n) that a rule makes at once: 64 MiB in float32 (a section of many rows may be larger)."""
+SECTION_VALUES = 1 << 17
+"""Most values of a section, unless a single row of the parameter has more. LoRA matrices are whole up to this size."""
 
 
 class UnsupportedModel(Exception):  # noqa: N818 -- control flow between two paths, never shown as an error
@@ -216,8 +218,8 @@ class _Pass:
             return torch.zeros(self._rows, stop - start, width, device=parameter.device)
 
         pieces = self._pieces.pop(parameter) or [nothing]
-        # Ranges that end with a piece leave nothing over for exact inner products to copy.
-        step = whole_pieces(max(1, BLOCK_VALUES // (self._rows * width)), width)
+        section = section_rows(parameter)
+        step = max(1, BLOCK_VALUES // (self._rows * width * section)) * section
         for start in range(0, length, step):
             stop = min(start + step, length)
             block = reduce(torch.add, (piece(start, stop).flatten(1) for piece in pieces))  # (b, n)
@@ -234,6 +236,26 @@ def parameter_slots(model: nn.Module) -> dict[nn.Parameter, Slot]:
         slots[parameter] = Slot(name, end)
         end += parameter.numel()
     return slots
+
+
+def section_rows(parameter: Tensor) -> int:
+    """Rows of a parameter's first dimension in each of its sections, of which the last may be shorter.
+
+    A block that reaches a sink is made of whole sections. Where they end depends on the parameter's shape alone, so
+    that what is rounded section by section (grids of raw gradients) or summed piece by piece has the same bits in any
+    batch.
+    """
+    width = parameter[0].numel()
+    return whole_pieces(max(1, SECTION_VALUES // width), width)
+
+
+def section_starts(model: nn.Module) -> list[int]:
+    """Parameter index of the first value of every section, in ascending order."""
+    starts: list[int] = []
+    for parameter, slot in parameter_slots(model).items():
+        size = section_rows(parameter) * parameter[0].numel()
+        starts.extend(range(slot.offset, slot.offset + parameter.numel(), size))
+    return starts
 
 
 def _tapped_modules(model: nn.Module, slots: dict[nn.Parameter, Slot]) -> list[TappedModule]:

@@ -203,11 +203,11 @@ def normalize(grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, constants: Seq
     mean = c1 * g if variant == "second_moment" else b1 * exp_avg + c1 * g
     square = b2 * exp_avg_sq + (c2 * g) * g
     numerator = mean * r1 if variant == "adamw" else mean
-    denominator = _sqrt(square + eps) if variant == "less" else _sqrt(square * r2) + eps
+    denominator = square_root(square + eps) if variant == "less" else square_root(square * r2) + eps
     return (numerator / denominator).masked_fill_(denominator.isinf(), math.nan)
 
 
-def _sqrt(values: Tensor) -> Tensor:
+def square_root(values: Tensor) -> Tensor:
     """Correctly rounded float32 square root.
 
     torch's own differs from IEEE in the last bit of 0.7 % of values on the CPU (a vector library). Through float64

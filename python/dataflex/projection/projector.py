@@ -7,14 +7,15 @@ function of (seed, parameter index, output index), so gradients may arrive whole
     features = projector.project(grads, adam=moments)               # (b, p) -> (b, 4096)
 
     accumulator = projector.accumulator(rows=b)
-    for offset, block, moments in blocks:                           # the same features, bit for bit
+    for offset, block, moments in blocks:                           # the same features
         accumulator.add(block, offset, moments)
     features = accumulator.features()
 
 The relative error of inner products is about 1/sqrt(k) with every kind: ``sjlt`` (sparse, the default), ``rademacher``
-and ``gaussian`` (dense); ``identity`` does not project. The first two give the same bits for any batch, block split,
-number of threads and device (:mod:`dataflex.projection.kernels.fixed_point`). Kinds of other packages are subclasses of
-:class:`ProjectionKind` registered by the hook ``register_projections``.
+and ``gaussian`` (dense); ``identity`` does not project. The first two give the same bits for any batch, order of
+blocks, number of threads and device, ``adamw`` and ``less`` also for any division in blocks; that of raw gradients and
+of ``second_moment`` is part of the rounding (:mod:`dataflex.projection.kernels.fixed_point`). Kinds of other packages
+are subclasses of :class:`ProjectionKind` registered by the hook ``register_projections``.
 """
 
 from __future__ import annotations
@@ -82,29 +83,14 @@ class Projector:
         check_two_dimensions(grads)
         return self.kind.project(grads, adam)
 
-    def accumulator(
-        self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
-    ) -> Accumulator:
+    def accumulator(self, rows: int, *, device: torch.device | str = "cpu") -> Accumulator:
         """Start the features of ``rows`` rows whose gradients arrive in blocks of parameters.
 
         Args:
             rows: b.
             device: Where the blocks will lie.
-            exponents: ``(b,)`` int32, for raw gradients: :meth:`row_exponents` of the whole rows (the minimum over
-                their blocks), since the fixed-point grid must be known before the first block. None with Adam moments.
         """
-        return self.kind.accumulator(rows, device=device, exponents=exponents)
-
-    def row_exponents(self, grads: Tensor) -> Tensor | None:
-        """What :meth:`accumulator` must know of raw gradients beforehand.
-
-        Args:
-            grads: ``(b, p)`` float32, bfloat16 or float16.
-
-        Returns:
-            ``(b,)`` int32, or None if the kind needs nothing.
-        """
-        return self.kind.row_exponents(grads)
+        return self.kind.accumulator(rows, device=device)
 
     def spec(self) -> dict[str, Any]:
         """JSON-able facts that fix the matrix, for fingerprints."""

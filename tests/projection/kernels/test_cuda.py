@@ -224,7 +224,7 @@ def test_gpu_kernels_run_on_the_current_stream(kind: str) -> None:
         block = torch.zeros_like(grads, device=GPU)
         torch.cuda._sleep(200_000_000)  # cycles
         block.copy_(host, non_blocking=True)
-        accumulator = projector.accumulator(4, device=GPU, exponents=projector.row_exponents(block))
+        accumulator = projector.accumulator(4, device=GPU)
         accumulator.add(block, 0, None)
         found = accumulator.features()
     stream.synchronize()

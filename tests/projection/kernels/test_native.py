@@ -172,10 +172,9 @@ def test_every_instruction_set_gives_the_bits_of_the_reference(
     projector = Projector(16 * sparsity * 5, seed=11, sparsity=sparsity)
     grads = gradients(rows, count)
     adam = None if variant is None else moments(count, variant)
-    exponents = projector.row_exponents(grads) if adam is None else None
 
     def features() -> Tensor:
-        accumulator = projector.accumulator(rows, exponents=exponents)
+        accumulator = projector.accumulator(rows)
         accumulator.add(grads, offset, adam)
         return accumulator.features()
 

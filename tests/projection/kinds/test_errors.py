@@ -89,18 +89,6 @@ def test_blocks_must_share_their_settings() -> None:
         accumulator.add(torch.zeros(1, 4), 4)
 
 
-def test_raw_blocks_need_exponents_and_others_none() -> None:
-    projector = Projector(128)
-    with pytest.raises(ProjectionError, match="started without exponents and got raw gradients") as caught:
-        projector.accumulator(1).add(torch.zeros(1, 4), 0)
-    assert "row_exponents" in str(caught.value.hint)
-    exponents = projector.row_exponents(torch.zeros(1, 4))
-    with pytest.raises(ProjectionError, match="started with exponents and got gradients with moments"):
-        projector.accumulator(1, exponents=exponents).add(torch.zeros(1, 4), 0, moments(4))
-    with pytest.raises(ProjectionError, match=r"exponents must be int32 of shape \(2,\), got torch.int32 \(1,\)"):
-        projector.accumulator(2, exponents=exponents)
-
-
 def test_betas_without_a_bound_are_refused() -> None:
     adam = AdamMoments(torch.zeros(4), torch.zeros(4), 1, (0.9, 0.5), 1e-8)
     with pytest.raises(GradientError, match=r"only if beta1\^2 < beta2"):

@@ -47,6 +47,10 @@ class Accumulator(ABC):
     def add(self, block: Tensor, offset: int, adam: AdamMoments | None = None) -> None:
         """Add the gradients of parameters ``offset`` to ``offset + n``.
 
+        Raw gradients, and those over the root of a second moment, have no size known beforehand: a kind may round the
+        values of a row in a block by their own largest. The features' last bits then depend on where blocks are cut
+        (not on their order, nor on other rows), so cut them at places that the parameters' shapes fix.
+
         Args:
             block: ``(b, n)`` float32, bfloat16 or float16; rows may be strided, values of a row are contiguous.
             offset: Parameter index of the first column.
@@ -88,28 +92,13 @@ class ProjectionKind(Configurable[ConfigT], ABC):
     version: ClassVar[int] = 1
 
     @abstractmethod
-    def accumulator(
-        self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
-    ) -> Accumulator:
+    def accumulator(self, rows: int, *, device: torch.device | str = "cpu") -> Accumulator:
         """Start the features of some rows.
 
         Args:
             rows: b.
             device: Where the blocks will lie.
-            exponents: ``(b,)`` int32 that :meth:`row_exponents` gave, or None.
         """
-
-    def row_exponents(self, grads: Tensor) -> Tensor | None:
-        """What the kind must know of raw gradients before their first block.
-
-        Args:
-            grads: ``(b, p)`` float32, bfloat16 or float16.
-
-        Returns:
-            ``(b,)`` int32, or None if it needs nothing.
-        """
-        del grads
-        return None
 
     def project(self, grads: Tensor, adam: AdamMoments | None = None) -> Tensor:
         """Project whole rows.
@@ -124,8 +113,7 @@ class ProjectionKind(Configurable[ConfigT], ABC):
         Raises:
             ProjectionError: Shapes, dtypes or devices do not fit.
         """
-        exponents = self.row_exponents(grads) if adam is None else None
-        accumulator = self.accumulator(grads.shape[0], device=grads.device, exponents=exponents)
+        accumulator = self.accumulator(grads.shape[0], device=grads.device)
         accumulator.add(grads, 0, adam)
         return accumulator.features()
 

@@ -1,4 +1,4 @@
-"""Projections whose sums are integers: the same bits for any batch, block split, number of threads and device."""
+"""Projections whose sums are integers: the same bits for any batch, order, number of threads and device."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from dataflex.errors import ProjectionError
 from dataflex.plugins.configurable import ConfigT
 from dataflex.projection.adam import AdamMoments
 from dataflex.projection.kernels import fixed_point, rademacher, sjlt
+from dataflex.projection.kernels.binned import BinnedSums
 from dataflex.projection.kernels.block import arguments, signed_seed
-from dataflex.projection.kinds.base import Accumulator, ProjectionConfig, ProjectionKind, check_two_dimensions
+from dataflex.projection.kinds.base import Accumulator, ProjectionConfig, ProjectionKind
 
 
 class FixedPointProjection(ProjectionKind[ConfigT]):
@@ -28,16 +29,9 @@ class FixedPointProjection(ProjectionKind[ConfigT]):
 
     limit: ClassVar[int]
 
-    def accumulator(
-        self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
-    ) -> FixedPointAccumulator:
-        """Start the features of ``rows`` rows; without ``exponents`` every block needs moments."""
-        return FixedPointAccumulator(self, rows, device, exponents)
-
-    def row_exponents(self, grads: Tensor) -> Tensor:
-        """The grid of raw gradients: :func:`dataflex.projection.kernels.fixed_point.row_exponents`."""
-        check_two_dimensions(grads)
-        return fixed_point.row_exponents(grads, self.limit)
+    def accumulator(self, rows: int, *, device: torch.device | str = "cpu") -> FixedPointAccumulator:
+        """Start the features of ``rows`` rows."""
+        return FixedPointAccumulator(self, rows, device)
 
     @property
     @abstractmethod
@@ -116,58 +110,49 @@ class RademacherProjection(FixedPointProjection[ProjectionConfig]):
 
 
 class FixedPointAccumulator(Accumulator):
-    """Integer sums of features in the making."""
+    """Integer sums of features in the making: on one grid, or on one a row and block that are added exactly."""
 
-    def __init__(
-        self,
-        kind: FixedPointProjection[Any],
-        rows: int,
-        device: torch.device | str,
-        exponents: Tensor | None,
-    ) -> None:
+    def __init__(self, kind: FixedPointProjection[Any], rows: int, device: torch.device | str) -> None:
         super().__init__(rows, kind.config.dim, device)
-        if exponents is not None and (exponents.shape != (rows,) or exponents.dtype != torch.int32):
-            raise ProjectionError(
-                f"exponents must be int32 of shape ({rows},), got {exponents.dtype} {tuple(exponents.shape)}"
-            )
         self._kind = kind
-        self._raw = exponents is not None
-        self._exponents = exponents if exponents is None else exponents.to(self.device)
         self._sums = torch.zeros((rows, self.dim), dtype=torch.int64, device=self.device)
         self._not_finite = torch.zeros(rows, dtype=torch.uint8, device=self.device)
         self._saturated = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self._exponent = 0  # of the one grid
+        self._binned: BinnedSums | None = None  # sums of blocks with grids of their own, which `_sums` holds in turn
 
     def _add(self, block: Tensor, offset: int, adam: AdamMoments | None) -> None:
-        results = (self._grid(adam), self._sums, self._not_finite, self._saturated)
+        exponents = self._common_grid(adam) if fixed_point.shares_grid(adam) else self._own_grids(block, adam)
+        results = (exponents, self._sums, self._not_finite, self._saturated)
         self._kind.accumulate(arguments(block, offset, adam), results)
+        if not fixed_point.shares_grid(adam):
+            self._binned = self._binned or BinnedSums(self.rows, self.dim, self.device)
+            self._binned.add(self._sums, exponents)
 
-    def _grid(self, adam: AdamMoments | None) -> Tensor:
-        """(b,) int32 exponents of the rows' grids."""
-        if adam is not None and not self._raw:
-            gradients = None if adam.variant == "less" else adam.step + 1
-            exponent = fixed_point.adam_exponent(adam.effective_betas, self._kind.limit, adam.largest_rate, gradients)
-            self._exponents = torch.full((self.rows,), exponent, dtype=torch.int32, device=self.device)
-        elif adam is not None or self._exponents is None:
-            got = "raw gradients" if adam is None else "gradients with moments"
-            raise ProjectionError(
-                f"this accumulator was started {'with' if self._raw else 'without'} exponents and got {got}",
-                hint="raw gradients need their grid before the first block: accumulator(rows, "
-                "exponents=projector.row_exponents(grads)); gradients with moments need none: accumulator(rows)",
-            )
-        return self._exponents
+    def _common_grid(self, adam: AdamMoments | None) -> Tensor:
+        """(b,) int32 exponents, all the same."""
+        assert adam is not None
+        gradients = None if adam.variant == "less" else adam.step + 1
+        limit, rate = self._kind.limit, adam.largest_rate
+        self._exponent = fixed_point.adam_exponent(adam.effective_betas, limit, rate, gradients)
+        return torch.full((self.rows,), self._exponent, dtype=torch.int32, device=self.device)
+
+    def _own_grids(self, block: Tensor, adam: AdamMoments | None) -> Tensor:
+        """(b,) int32 exponents, of a row in this block."""
+        if adam is None:
+            return fixed_point.raw_exponents(block, self._kind.limit)
+        return fixed_point.second_moment_exponents(block, adam, self._kind.limit)
 
     def features(self) -> Tensor:
         """``(b, k)`` float32; NaN rows where values are not finite; warns of values beyond the grid."""
-        if self._exponents is None:
-            return torch.zeros((self.rows, self.dim), dtype=torch.float32, device=self.device)
         saturated = self._saturated[self._not_finite == 0]
         if (count := int(saturated.sum())) > 0:
             rows = int((saturated > 0).sum())
-            cause = "the exponents do not fit the rows" if self._raw else "the moments are not those of one Adam run"
             warnings.warn(
                 f"{self._kind.name}: {count} values in {rows} of {self.rows} rows lie beyond the fixed-point grid and "
-                f"were clamped: {cause}",
+                f"were clamped: the moments are not those of one Adam run",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return fixed_point.features(self._sums, self._not_finite, self._exponents, self._kind.scale)
+        sums = self._sums if self._binned is None else self._binned.total()
+        return fixed_point.features(sums, self._not_finite, self._exponent, self._kind.scale)

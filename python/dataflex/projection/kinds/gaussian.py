@@ -23,11 +23,8 @@ class GaussianProjection(ProjectionKind[ProjectionConfig]):
     name = "gaussian"
     Config = ProjectionConfig
 
-    def accumulator(
-        self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
-    ) -> GaussianAccumulator:
-        """Start the features of ``rows`` rows; ``exponents`` are not needed."""
-        del exponents
+    def accumulator(self, rows: int, *, device: torch.device | str = "cpu") -> GaussianAccumulator:
+        """Start the features of ``rows`` rows."""
         return GaussianAccumulator(self.config, rows, device)
 
 

@@ -19,11 +19,8 @@ class IdentityProjection(ProjectionKind[ProjectionConfig]):
     name = "identity"
     Config = ProjectionConfig
 
-    def accumulator(
-        self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
-    ) -> IdentityAccumulator:
-        """Start the features of ``rows`` rows; ``exponents`` are not needed."""
-        del exponents
+    def accumulator(self, rows: int, *, device: torch.device | str = "cpu") -> IdentityAccumulator:
+        """Start the features of ``rows`` rows."""
         return IdentityAccumulator(rows, self.config.dim, device)
 
     def project(self, grads: Tensor, adam: AdamMoments | None = None) -> Tensor:
