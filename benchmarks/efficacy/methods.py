@@ -15,7 +15,7 @@ from .pools import RIGHT
 from .protocol import METRIC, Protocol
 
 OLD = {"baseline": "none", "reference_answer": "none"}
-"""NICE's defaults until 0.4: the rule of the paper's code."""
+"""NICE's defaults in 0.1.0: the rule of the paper's code."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ BUILDERS: dict[str, Callable[..., df.Selector[Any]]] = {
 }
 
 COOL = {"generation_temperature": 0.7}
-"""The temperature of the answers until 0.4."""
+"""The temperature of the answers in 0.1.0."""
 
 METHODS: dict[str, Method] = {
     "then: random": Method("random", trains="after"),
