@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import shutil
@@ -107,3 +108,6 @@ if __name__ == "__main__":
         more["ddp_backend"] = "gloo"
     run = train_sft if more.pop("sft", False) else train
     run(Path(sys.argv[1]), **more)
+    if torch.distributed.is_initialized():  # gloo's threads have to end before the interpreter does
+        gc.collect()  # DistributedDataParallel goes before its group
+        torch.distributed.destroy_process_group()

@@ -217,5 +217,5 @@ def test_select_takes_a_lambda_and_scores_nothing_twice(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    assert len(calls) == 6
+    assert len(calls) == 2 * (3 + 1)  # the answers of two prompts, and their references
     assert list(found[0].indices) == list(found[1].indices)

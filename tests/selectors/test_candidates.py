@@ -302,7 +302,7 @@ def test_a_dry_run_plans_the_prefilter_and_the_rows_that_are_left(tmp_path):
         ("evaluation gradients", 3),
     ]
     counted = dry_run(less(prefilter={"name": "nice", "keep": 0.5, "params": {"reward": "exact_match"}}), context)
-    assert counted.counts == {"prefilter: reward calls": 12}
+    assert counted.counts == {"prefilter: reward calls": 3 * 4 + 3}  # answers of three prompts, and their references
 
 
 def test_selection_without_training(tmp_path):

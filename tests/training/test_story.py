@@ -25,7 +25,8 @@ def story(trainer, caplog, level: int) -> list[str]:
 
 def test_a_run_from_python_tells_its_story(tmp_path, caplog):
     told = story(tiny_trainer(tmp_path, eval_strategy="steps", eval_steps=8), caplog, logging.INFO)
-    lines = [line for line in told if not line.startswith("reliability of the target")]  # a selector's own line
+    own = ("reliability of the target", "scoring: ")  # a selector's own lines
+    lines = [line for line in told if not line.startswith(own)]
     assert lines[0] == "training on 24 rows: 8 steps of 4; selections at steps 2, 5"
     kinds = [line.split(" ")[0] for line in lines[1:]]
     assert kinds == [
