@@ -30,7 +30,7 @@ from dataflex.selectors.candidates import CandidateSelector
 from dataflex.selectors.draw import weighted_draw
 from dataflex.selectors.plan import Plan
 from dataflex.selectors.tsds.config import GRADIENT_KEYS, TsdsConfig
-from dataflex.selectors.tsds.vectors import Neighborhood, TargetGradients, by_embedding
+from dataflex.selectors.tsds.vectors import GradientVectors, Neighborhood, by_embedding
 from dataflex.utils.progress import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,12 @@ class TsdsSelector(CandidateSelector[TsdsConfig]):
         return (*super().reads_text, *own)
 
     @cached_property
-    def gradients(self) -> TargetGradients | None:
+    def gradients(self) -> GradientVectors | None:
         """What computes gradient features; None where rows are compared by an encoder's vectors."""
         config = self.config
         if config.representation == "embedding":
             return None
-        return TargetGradients(cache_dir=config.cache_dir, **{key: getattr(config, key) for key in GRADIENT_KEYS})
+        return GradientVectors(cache_dir=config.cache_dir, **{key: getattr(config, key) for key in GRADIENT_KEYS})
 
     def check(self, context: SelectionContext) -> None:
         """See that sizes fit, and that the encoder can be loaded or gradients be taken.

@@ -29,7 +29,6 @@ from dataflex.retrieval.transport import densities
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.gradient import EVALUATION, TRAINING, GradientSelector, split_answered, target_note
 from dataflex.selectors.gradient.config import GradientConfig
-from dataflex.selectors.gradient.targets import Targets
 from dataflex.selectors.plan import Plan
 from dataflex.types import Sample
 from dataflex.utils.progress import Stopwatch
@@ -97,8 +96,12 @@ def by_embedding(
     )
 
 
-class TargetGradients(GradientSelector[GradientConfig]):
-    """Gradient features of candidates and reference answers, as the selectors by gradients have them."""
+class GradientVectors(GradientSelector[GradientConfig]):
+    """Gradient features of candidates and reference answers, made, checked and planned as by any selector by gradients.
+
+    It is asked for their neighbourhood, never to select: the transport compares with each target by itself and has no
+    directions, so that neither ``target_gradients`` nor ``targets`` has a meaning here.
+    """
 
     name: ClassVar[str] = "tsds"
     Config = GradientConfig
@@ -121,10 +124,6 @@ class TargetGradients(GradientSelector[GradientConfig]):
         features, dataset = self.reference_gradients(context, self.projector())
         parts = [*super().plan(context).parts, self.planned(context, EVALUATION, features, dataset.lengths)]
         return Plan(parts, notes=[target_note(dataset.samples, "reference answers", "mean", "")])
-
-    def targets(self, context: SelectionContext, *others: Any) -> Targets:
-        """Not asked for: the transport compares with each target by itself."""
-        raise NotImplementedError("tsds has no directions of its targets")
 
     def neighborhood(
         self, context: SelectionContext, widths: tuple[int, int], sigma: float, watch: Stopwatch
