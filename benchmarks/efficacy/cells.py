@@ -116,6 +116,20 @@ class _Cell:
         """What the methods of a seed share: features, answers, the state after the warm-up."""
         return self.bench.folder / "work" / f"shared-{cell_key(self.bench.protocol, self.pool, self.bench.model, {})}"
 
+    def _arguments(self, work: Path, **more: Any) -> df.TrainingArguments:
+        """How every cell trains."""
+        return df.TrainingArguments(
+            output_dir=work,
+            overwrite_output_dir=True,
+            seed=self.seed,
+            template=TEMPLATE,
+            cutoff_len=CUTOFF,
+            learning_rate=self.bench.protocol.learning_rate,
+            per_device_train_batch_size=self.bench.protocol.batch,
+            plot_loss=False,
+            **more,
+        )
+
     def _trained(self, model: Any, tokenizer: PreTrainedTokenizerBase, work: Path) -> Result:
         protocol = self.bench.protocol
         trainer = df.Trainer(
@@ -125,16 +139,7 @@ class _Cell:
             self.pool.prompts,
             self.method.build(protocol, self._shared),
             schedule=df.Schedule(protocol.warmup_step, protocol.update_step, 1),
-            args=df.TrainingArguments(
-                output_dir=work,
-                overwrite_output_dir=True,
-                seed=self.seed,
-                template=TEMPLATE,
-                cutoff_len=CUTOFF,
-                learning_rate=protocol.learning_rate,
-                per_device_train_batch_size=protocol.batch,
-                plot_loss=False,
-            ),
+            args=self._arguments(work),
         )
         begun = time.perf_counter()
         trainer.train()
@@ -159,22 +164,12 @@ class _Cell:
 
     def _trained_after(self, tokenizer: PreTrainedTokenizerBase, work: Path) -> Result:
         """Select after the warm-up, then train a new adapter on the choice alone, every row in each epoch."""
-        protocol, found = self.bench.protocol, self._chosen(self._adapted(), tokenizer)
+        found = self._chosen(self._adapted(), tokenizer)
         trainer = df.Trainer(
             self._adapted(),
             tokenizer,
             [self.pool.rows[place] for place in found["indices"]],
-            args=df.TrainingArguments(
-                output_dir=work,
-                overwrite_output_dir=True,
-                seed=self.seed,
-                template=TEMPLATE,
-                cutoff_len=CUTOFF,
-                learning_rate=protocol.learning_rate,
-                per_device_train_batch_size=protocol.batch,
-                num_train_epochs=EPOCHS,
-                plot_loss=False,
-            ),
+            args=self._arguments(work, num_train_epochs=EPOCHS),
         )
         trainer.train()
         return {**found, **self._tested(trainer.model, tokenizer)}

@@ -9,8 +9,8 @@ from typing import Any
 from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
-from dataflex.training.arguments import TrainingArguments
 from dataflex.training.trainer import Trainer
+from helpers.runs import tiny_arguments
 
 SIZES = {"a": 12, "b": 8, "c": 4}
 
@@ -39,16 +39,6 @@ def domain_trainer(
     **args: Any,
 ) -> Trainer:
     """A trainer over 24 rows of three domains: 2 steps on the initial mixture, then 2 phases of 3 steps."""
-    defaults: dict[str, Any] = {
-        "output_dir": output_dir,
-        "template": "chatml",
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "logging_steps": 1,
-        "plot_loss": False,
-        "seed": 3,
-    }
     if schedule is None and mixer is not None:
         schedule = Schedule(2, 3, 2)
     return Trainer(
@@ -61,5 +51,5 @@ def domain_trainer(
         mixer_eval_dataset=mixer_eval_dataset,
         domains=domains,
         schedule=schedule,
-        args=TrainingArguments(**(defaults | args)),
+        args=tiny_arguments(output_dir, **args),
     )

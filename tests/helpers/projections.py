@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.projection.adam import AdamMoments, AdamVariant
-from dataflex.projection.kernels import native
+from dataflex.projection.adam import AdamMoments, AdamVariant, adam_normalize
+from dataflex.projection.kernels import native, sjlt
+from dataflex.projection.projector import Projector
+
+VARIANTS: list[AdamVariant | None] = [None, "adamw", "less", "second_moment"]
 
 
 @contextmanager
@@ -43,3 +47,25 @@ def moments(count: int, variant: AdamVariant = "adamw", steps: int = 5, seed: in
         exp_avg = 0.9 * exp_avg + 0.1 * gradient
         exp_avg_sq = 0.999 * exp_avg_sq + 0.001 * gradient**2
     return AdamMoments(exp_avg, exp_avg_sq, step=steps, betas=(0.9, 0.999), eps=1e-8, variant=variant)
+
+
+def adam_for(count: int, variant: AdamVariant | None) -> AdamMoments | None:
+    """Moments for a variant; None for raw gradients."""
+    return None if variant is None else moments(count, variant)
+
+
+def by_torch(projector: Projector, grads: Tensor, adam: AdamMoments | None = None) -> Tensor:
+    """Features without the native kernels."""
+    with torch_only():
+        return projector.project(grads, adam)
+
+
+def exact(projector: Projector, grads: Tensor, adam: AdamMoments | None, sparsity: int = 8) -> Tensor:
+    """P u in float64, without a grid."""
+    values = (grads if adam is None else adam_normalize(grads, adam)).double()
+    spec, features = projector.spec(), torch.zeros(grads.shape[0], projector.dim, dtype=torch.float64)
+    for output, negative in sjlt.placements(
+        0, grads.shape[1], dim=projector.dim, sparsity=sparsity, seed=int(spec["seed"])
+    ):
+        features.index_add_(1, output, torch.where(negative, -values, values))
+    return features / math.sqrt(sparsity)

@@ -27,10 +27,8 @@ def tiny_nice(**params: Any) -> NiceSelector:
     return NiceSelector(**(defaults | params))
 
 
-def tiny_trainer(
-    output_dir: Path, *, model: Any = None, selector: Any = None, schedule: Schedule | None = None, **args: Any
-) -> Trainer:
-    """A trainer over 24 candidates and 4 evaluation samples: 2 random steps, then 2 selections of 3 steps."""
+def tiny_arguments(output_dir: Path, **changes: Any) -> TrainingArguments:
+    """Global batches of four rows, and nothing drawn."""
     defaults: dict[str, Any] = {
         "output_dir": output_dir,
         "template": "chatml",
@@ -41,6 +39,13 @@ def tiny_trainer(
         "plot_loss": False,
         "seed": 3,
     }
+    return TrainingArguments(**(defaults | changes))
+
+
+def tiny_trainer(
+    output_dir: Path, *, model: Any = None, selector: Any = None, schedule: Schedule | None = None, **args: Any
+) -> Trainer:
+    """A trainer over 24 candidates and 4 evaluation samples: 2 random steps, then 2 selections of 3 steps."""
     return Trainer(
         tiny_lora(tiny_model()) if model is None else model,
         tiny_tokenizer(),
@@ -48,5 +53,5 @@ def tiny_trainer(
         tiny_dataset(4, seed=50),
         tiny_nice() if selector is None else selector,
         schedule=schedule or Schedule(warmup_step=2, update_step=3, update_times=2),
-        args=TrainingArguments(**(defaults | args)),
+        args=tiny_arguments(output_dir, **args),
     )

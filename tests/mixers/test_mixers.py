@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,38 +13,23 @@ import torch
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import DataError, ModelError
 from dataflex.mixers.base import DomainLosses, MixtureContext
-from dataflex.mixers.domains import Domain
 from dataflex.mixers.doremi import DoReMiMixer
 from dataflex.mixers.odm import OdmMixer, exploration
 from dataflex.mixers.random import RandomMixer
 from dataflex.mixers.static import StaticMixer
-from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
+from dataflex.testing import tiny_dataset, tiny_lora, tiny_mixture_context, tiny_model
 
 
-def context(folder, *, model=None, sizes=(5, 4, 3), **changes) -> MixtureContext:
-    ends = np.cumsum(sizes)
-    found = tuple(
-        Domain(f"d{number}", np.arange(end - size, end))
-        for number, (size, end) in enumerate(zip(sizes, ends, strict=True))
-    )
-    dataset = changes.pop("dataset", None) or tiny_dataset(int(ends[-1]), distinct=True)
+def context(folder, *, model=None, sizes=(5, 4, 3), dataset=None, **changes) -> MixtureContext:
+    """As the tiny one, with an adapter that does something and nothing trained on yet."""
     fields = {
         "model": model if model is not None else trained(tiny_lora(tiny_model())),
-        "tokenizer": tiny_tokenizer(),
-        "train_dataset": dataset,
-        "measured_dataset": dataset,
-        "domains": found,
-        "measured_domains": found,
-        "proportions": np.array(sizes) / sum(sizes),
         "losses": DomainLosses(np.zeros(len(sizes)), np.zeros(len(sizes), dtype=np.int64)),
         "step": 10,
-        "round": 1,
-        "num_rounds": 3,
-        "seed": 0,
-        "output_dir": folder,
-        "autocast": nullcontext,
     }
-    return MixtureContext(**(fields | changes))
+    if dataset is not None:
+        fields |= {"train_dataset": dataset, "measured_dataset": dataset}
+    return tiny_mixture_context(folder, sizes=sizes, **(fields | changes))
 
 
 def trained(model: torch.nn.Module, seed: int = 5, size: float = 0.3) -> torch.nn.Module:

@@ -1,11 +1,10 @@
+"""The same bits whatever computes them, and in whatever order."""
+
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import random
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,53 +15,13 @@ from torch import Tensor
 
 from dataflex.errors import ProjectionError
 from dataflex.projection.adam import AdamMoments, AdamVariant, adam_normalize
-from dataflex.projection.kernels import native, rademacher, sjlt
 from dataflex.projection.kernels.native import native_status
-from dataflex.projection.projector import Accumulator, ProjectionConfig, ProjectionKind, Projector
-from helpers.projections import gradients, moments, torch_only
+from dataflex.projection.projector import Projector
+from helpers.projections import VARIANTS, adam_for, by_torch, exact, gradients, moments, torch_only
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-VARIANTS: list[AdamVariant | None] = [None, "adamw", "less", "second_moment"]
 
 needs_native = pytest.mark.skipif(native_status().module is None, reason=f"no native kernels: {native_status().reason}")
-
-
-@pytest.fixture(params=["native", "torch"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "native":
-        if native_status().module is None:
-            pytest.skip(f"no native kernels: {native_status().reason}")
-        yield request.param
-    else:
-        with torch_only():
-            yield request.param
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def adam_for(count: int, variant: AdamVariant | None) -> AdamMoments | None:
-    return None if variant is None else moments(count, variant)
-
-
-def by_torch(projector: Projector, grads: Tensor, adam: AdamMoments | None = None) -> Tensor:
-    with torch_only():
-        return projector.project(grads, adam)
-
-
-def exact(projector: Projector, grads: Tensor, adam: AdamMoments | None, sparsity: int = 8) -> Tensor:
-    """P u in float64, without a grid."""
-    values = (grads if adam is None else adam_normalize(grads, adam)).double()
-    spec, features = projector.spec(), torch.zeros(grads.shape[0], projector.dim, dtype=torch.float64)
-    for output, negative in sjlt.placements(
-        0, grads.shape[1], dim=projector.dim, sparsity=sparsity, seed=int(spec["seed"])
-    ):
-        features.index_add_(1, output, torch.where(negative, -values, values))
-    return features / math.sqrt(sparsity)
 
 
 # Native against reference
@@ -263,222 +222,6 @@ def test_autograd_and_inference_mode_do_not_matter(backend: str) -> None:
     assert torch.equal(projector.project(grads.clone().requires_grad_()), expected)
     with torch.inference_mode():
         assert torch.equal(projector.project(gradients(2, 100)), expected)
-
-
-# Accuracy
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_features_are_the_projection_in_float64(backend: str, variant: AdamVariant | None) -> None:
-    grads, adam, projector = gradients(3, 20000), adam_for(20000, variant), Projector(1024, seed=5)
-    expected = exact(projector, grads, adam)
-    error = (projector.project(grads, adam) - expected).norm(dim=1) / expected.norm(dim=1)
-    assert error.max() < 1e-5
-
-
-def test_norms_are_kept_on_average(backend: str) -> None:
-    grads = torch.randn(40, 3000, generator=torch.Generator().manual_seed(0))
-    ratio = Projector(1024).project(grads).norm(dim=1) / grads.norm(dim=1)
-    assert ratio.square().mean().item() == pytest.approx(1, abs=5 * math.sqrt(2 / 1024 / 40))
-
-
-def test_rows_of_zeros_and_no_rows_and_no_columns(backend: str) -> None:
-    projector = Projector(128)
-    assert torch.equal(projector.project(torch.zeros(2, 50)), torch.zeros(2, 128))
-    assert projector.project(torch.zeros(0, 50)).shape == (0, 128)
-    assert torch.equal(projector.project(torch.zeros(2, 0)), torch.zeros(2, 128))
-    assert torch.equal(projector.accumulator(2).features(), torch.zeros(2, 128))
-
-
-@pytest.mark.parametrize("scale", [1e-37, 1e-34, 5e-32, 1e-30, 1e30])
-def test_extreme_scales_of_raw_gradients(backend: str, scale: float) -> None:
-    grads, projector = gradients(1, 500).abs().clamp(1e-3, 1) * scale, Projector(256)
-    expected = exact(projector, grads, None)
-    error = (projector.project(grads).double() - expected).norm() / expected.norm()
-    assert error < (1e-5 if scale >= 2.0**-104 else 1e-3 if scale > 1e-35 else 1e-1)  # the grid ends at 2^-104
-
-
-@pytest.mark.parametrize("steps", [10, 1000])
-@pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
-def test_a_second_beta_close_to_one_costs_no_accuracy(backend: str, kind: str, steps: int) -> None:
-    """The limit of the bound is 2294 for 0.99999999; a grid for that had an error of 5e-4 (sjlt) and 0.1."""
-    generator = torch.Generator().manual_seed(steps)
-    betas = (0.9, 1 - 1e-8)
-    mean = square = torch.zeros(5000)
-    for _ in range(steps):
-        gradient = torch.randn(5000, generator=generator)
-        mean, square = 0.9 * mean + 0.1 * gradient, betas[1] * square + 1e-8 * gradient**2
-    adam = AdamMoments(mean, square, steps, betas, 1e-8)
-    grads = torch.randn(2, 5000, generator=generator)
-    projector = Projector(256, kind=kind)
-    matrix = 1 - 2 * rademacher.negative_signs(0, 5000, dim=256, seed=0).double()  # (k, p)
-    dense = adam_normalize(grads, adam).double() @ matrix.T / 16
-    expected = exact(projector, grads, adam) if kind == "sjlt" else dense
-    error = (projector.project(grads, adam).double() - expected).norm() / expected.norm()
-    assert error < (1e-5 if kind == "sjlt" else 5e-4)
-
-
-# What TRAK's own tests expect of a projector (docs/kernels.md)
-
-
-@pytest.mark.parametrize("kind", ["sjlt", "rademacher", "gaussian"])
-def test_how_many_outputs_a_single_entry_reaches(kind: str) -> None:
-    grads = torch.zeros(6, 10_001)
-    grads[range(6), [0, 1, 17, 5000, 9999, 10_000]] = torch.tensor([1.0, -3.0, 0.25, 1.0, 2.0, 1.0])
-    features = Projector(2048, kind=kind).project(grads)
-    assert (features != 0).sum(dim=1).tolist() == [8 if kind == "sjlt" else 2048] * 6
-    norms = grads.norm(dim=1)
-    tolerance = 0.15 if kind == "gaussian" else 1e-4
-    assert ((features.norm(dim=1) - norms).abs() <= tolerance * norms).all()
-
-
-@pytest.mark.parametrize("count", [10_240, 10_241])
-def test_sums_of_signs_have_the_parity_of_their_number(count: int) -> None:
-    grads = torch.ones(1, count)
-    dense = Projector(1024, kind="rademacher").project(grads) * 1024**0.5
-    assert (dense.round() % 2 == count % 2).all()
-    sparse = Projector(1024).project(grads) * 8**0.5
-    assert set((sparse.round() % 2).flatten().tolist()) == {0.0, 1.0}
-
-
-@pytest.mark.parametrize("kind", ["sjlt", "rademacher", "gaussian"])
-def test_norms_products_and_right_angles_are_kept(kind: str) -> None:
-    rows = torch.rand(16, 10_001, generator=torch.Generator().manual_seed(3)) * 18 - 9
-    rows[-1] -= rows[0] @ rows[-1] / rows[0].square().sum() * rows[0]
-    features = Projector(2048, kind=kind).project(rows).double()
-    cosines = torch.nn.functional.cosine_similarity
-    errors = cosines(features[:, None], features[None], dim=2) - cosines(rows[:, None], rows[None], dim=2)
-    assert errors.abs().max() < 5 / 2048**0.5
-    apart, kept = torch.pdist(rows.double()), torch.pdist(features)
-    assert ((kept - apart).abs() < 5 / 4096**0.5 * apart).all()
-
-
-# Values that cannot be used
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_row_that_is_not_finite_is_nan_and_alone(backend: str, variant: AdamVariant | None, value: float) -> None:
-    grads, adam, projector = gradients(3, 200), adam_for(200, variant), Projector(128)
-    expected = projector.project(grads, adam)
-    grads[1, 77] = value
-    features = projector.project(grads, adam)
-    assert features[1].isnan().all()
-    assert torch.equal(features[[0, 2]], expected[[0, 2]])
-
-
-def test_overflow_in_adam_is_not_finite(backend: str) -> None:
-    grads = torch.ones(2, 20)
-    grads[0, 3] = 1e30
-    features = Projector(128).project(grads, moments(20))
-    assert features[0].isnan().all()
-    assert features[1].isfinite().all()
-
-
-def test_values_beyond_the_grid_are_counted_and_warned_about(backend: str) -> None:
-    adam = AdamMoments(torch.full((50,), 100.0), torch.full((50,), 1e-4), 1000, (0.9, 0.999), 1e-8)
-    grads = torch.zeros(3, 50)
-    grads[2, 7] = math.nan
-    with pytest.warns(RuntimeWarning, match="100 values in 2 of 3 rows lie beyond .* not those of one Adam run"):
-        features = Projector(128).project(grads, adam)
-    clamped = torch.full((1, 50), 2.0**3)
-    assert torch.equal(features[:1], Projector(128).project(clamped))
-
-
-def test_moments_of_the_run_do_not_saturate(backend: str) -> None:
-    # The largest value that the bound allows: one large gradient after many that were small.
-    steps, (b1, b2) = 3000, (0.9, 0.999)
-    mean = square = torch.zeros(1, dtype=torch.float64)
-    for step in range(steps):
-        gradient = (b2 / b1) ** (step - steps)
-        mean, square = b1 * mean + (1 - b1) * gradient, b2 * square + (1 - b2) * gradient**2
-    adam = AdamMoments(mean.float(), square.float(), steps, (b1, b2), 0.0)
-    grads = torch.ones(1, 1)
-    assert adam_normalize(grads, adam).item() > 7
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert Projector(128).project(grads, adam).isfinite().all()
-        fast = replace(adam, largest_rate=31.0, rates=((1, 31.0),))
-        assert Projector(128).project(grads, fast).isfinite().all()
-
-
-# Identity, spec, fallback
-
-
-def test_identity_features_are_the_values() -> None:
-    grads, adam, projector = gradients(3, 40).bfloat16(), moments(40), Projector(40, kind="identity")
-    assert torch.equal(projector.project(grads), grads.float())
-    assert torch.equal(projector.project(grads, adam), adam_normalize(grads, adam))
-    accumulator = projector.accumulator(3)
-    accumulator.add(grads[:, 10:], 10)
-    accumulator.add(grads[:, :10], 0)
-    assert torch.equal(accumulator.features(), grads.float())
-
-
-def test_identity_marks_rows_like_the_other_kinds_and_checks_sizes() -> None:
-    grads, projector = torch.ones(2, 4), Projector(4, kind="identity")
-    grads[0, 0] = math.nan
-    assert projector.project(grads).isnan().all(dim=1).tolist() == [True, False]
-    with pytest.raises(ProjectionError, match="dim must be the number of parameters 5, got 4"):
-        projector.project(torch.ones(2, 5))
-    with pytest.raises(ProjectionError, match="parameters 3 to 5 do not fit in dim 4"):
-        projector.accumulator(1).add(torch.ones(1, 2), 3)
-
-
-def test_spec_fixes_the_matrix_in_json() -> None:
-    projector = Projector(256, seed=2**64 - 1, sparsity=4)
-    expected = {"kind": "sjlt", "version": 1, "dim": 256, "seed": 2**64 - 1, "sparsity": 4}
-    assert json.loads(json.dumps(projector.spec())) == expected
-    assert projector.dim == 256
-
-
-class FoldAccumulator(Accumulator):
-    """Adds parameter d to output d mod k."""
-
-    def __init__(self, rows: int, dim: int, device: torch.device | str) -> None:
-        super().__init__(rows, dim, device)
-        self.sums = torch.zeros(rows, dim)
-
-    def _add(self, block: Tensor, offset: int, adam: AdamMoments | None) -> None:
-        outputs = torch.arange(offset, offset + block.shape[1]) % self.dim
-        self.sums.index_add_(1, outputs, block.float() if adam is None else adam_normalize(block, adam))
-
-    def features(self) -> Tensor:
-        return self.sums
-
-
-class FoldProjection(ProjectionKind[ProjectionConfig]):
-    name = "fold"
-    version = 3
-    Config = ProjectionConfig
-
-    def accumulator(
-        self, rows: int, *, device: torch.device | str = "cpu", exponents: Tensor | None = None
-    ) -> FoldAccumulator:
-        return FoldAccumulator(rows, self.config.dim, device)
-
-
-def test_a_kind_of_another_package_needs_an_accumulator_only() -> None:
-    kind, grads = FoldProjection(dim=4, seed=9), gradients(2, 10)
-    padded = torch.cat([grads, torch.zeros(2, 2)], dim=1)
-    torch.testing.assert_close(kind.project(grads), padded.reshape(2, 3, 4).sum(dim=1))
-    torch.testing.assert_close(
-        kind.project(grads, moments(10))[:, 3], adam_normalize(grads, moments(10))[:, 3::4].sum(1)
-    )
-    assert kind.spec() == {"kind": "fold", "version": 3, "dim": 4, "seed": 9}
-    with pytest.raises(ProjectionError, match="moments of 9 parameters do not fit gradients of 10"):
-        kind.project(grads, moments(9))
-
-
-def test_the_slow_path_is_announced_once() -> None:
-    with torch_only(), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        native.announce.cache_clear()
-        Projector(128).project(torch.ones(1, 4))
-        Projector(128).project(torch.ones(1, 4))
-    (announcement,) = caught
-    assert announcement.category is RuntimeWarning
-    assert "plain torch, about 10 times slower than the native kernel: DATAFLEX_NATIVE=0" in str(announcement.message)
 
 
 @pytest.mark.gpu

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,26 +11,14 @@ import torch
 
 from dataflex.errors import TrainingError
 from dataflex.models.model import base_model
-from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
+from dataflex.testing import tiny_global_batch, tiny_lora, tiny_model
 from dataflex.weighters.adapt import AdaptWeighter
 from dataflex.weighters.base import GlobalBatch, normalised
 from dataflex.weighters.loss import LossWeighter, loss_weights
 
 
 def batch(**changes) -> GlobalBatch:
-    dataset = tiny_dataset(6, distinct=True)
-    fields = {
-        "examples": [dataset[row] for row in range(6)],
-        "step": 3,
-        "total_steps": 10,
-        "model": tiny_lora(tiny_model()),
-        "tokenizer": tiny_tokenizer(),
-        "eval_dataset": tiny_dataset(4, seed=100, distinct=True),
-        "seed": 0,
-        "micro_batch": 2,
-        "autocast": nullcontext,
-    }
-    return GlobalBatch(**(fields | changes))
+    return tiny_global_batch(**({"step": 3} | changes))
 
 
 def loss_by_hand(model, example) -> float:
