@@ -240,7 +240,7 @@ def _self_contained(row: OriginalRow, layout: Layout) -> OriginalRow:
     options: dict[str, Any] = {"numbers": [row.number]}
     absent = dict.fromkeys((layout.columns or {}).values())  # columns that other rows of the source have
     (sample,) = convert_rows([absent | dict(row.value)], row.where, layout=layout, **options)
-    with suppress(DataError):
+    with suppress(DataError):  # it needs the mapping, then
         if convert_rows([row.value], row.where, layout=Layout(), **options) == [sample]:
             return row
     return OriginalRow(row.where, row.number, as_row(sample, row.value), None)

@@ -19,17 +19,6 @@ kernels = native.native_status().module
 needs_native = pytest.mark.skipif(kernels is None, reason=f"no native kernels: {native.native_status().reason}")
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("DATAFLEX_ISA", request.param)
-    try:
-        assert kernels is not None
-        assert kernels.isa() == request.param
-    except ValueError:
-        pytest.skip(f"this processor has no {request.param}")
-    return str(request.param)
-
-
 def summed_in_order(products: Tensor) -> float:
     """The sum of one row's products, one addition of Python floats after the other."""
     total = 0.0

@@ -152,17 +152,6 @@ def test_a_stale_extension_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reinstall dataflex-sdk" in status.reason
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("DATAFLEX_ISA", request.param)
-    try:
-        assert kernels is not None
-        assert kernels.isa() == request.param
-    except ValueError:
-        pytest.skip(f"this processor has no {request.param}")
-    return str(request.param)
-
-
 @needs_native
 @pytest.mark.parametrize("variant", [None, "adamw", "less", "second_moment"])
 @pytest.mark.parametrize(("rows", "count", "offset", "sparsity"), [(1, 9000, 3, 8), (7, 4001, 16, 3), (33, 250, 0, 1)])
