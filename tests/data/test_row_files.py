@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataflex.data import row_files
@@ -74,6 +74,7 @@ def test_rows_of_a_file_in_any_order(tmp_path: Path, write: Callable[[Path], Pat
 
 
 @given(text=st.text("\n\r\t \u00a0\u2028\x1c\x85{}", max_size=30))
+@example("{}\r\x85")  # a carriage return alone ends no line
 def test_lines_are_those_that_the_reader_of_whole_files_sees(tmp_path_factory: Any, text: str) -> None:
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_bytes(text.encode())

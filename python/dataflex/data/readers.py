@@ -181,8 +181,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    with foreign(DataError, f"cannot read {path}", FILES):
-        return path.read_text(encoding="utf-8-sig")
+    with foreign(DataError, f"cannot read {path}", FILES), path.open(encoding="utf-8-sig", newline="") as file:
+        return file.read()
 
 
 def _kinds() -> str:
