@@ -15,6 +15,7 @@ import torch
 
 from .cells import Bench, Result
 from .methods import METHODS
+from .pools import Sizes
 from .protocol import Protocol
 from .tables import markdown, report
 
@@ -28,6 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "efficacy", help="cache (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--test-rows", type=int, default=Sizes().test, help="of a pool (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own number")
     parser.add_argument("--quick", action="store_true", help="one seed, the first methods")
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    bench = Bench(Protocol(), options.model, options.folder)
+    bench = Bench(Protocol(Sizes(test=options.test_rows)), options.model, options.folder)
     results = measure(options, bench)
     table = markdown(results)
     print(f"\n{table}")

@@ -38,6 +38,8 @@ from .protocol import CUTOFF, EPOCHS, METRIC, TEMPLATE, Protocol, cell_key
 
 logger = logging.getLogger(__name__)
 
+DRAW = 1000
+"""Between the seeds of two draws of a selection, further apart than the seeds of pools."""
 Result = dict[str, Any]
 
 
@@ -75,7 +77,8 @@ class Bench:
 def resolved(method: Method, protocol: Protocol) -> dict[str, Any]:
     """A method with all parameters that hold, so that another default is another cell."""
     config = method.build(protocol, Path()).config.model_dump(mode="json") if method.selector else {}
-    return {"selector": method.selector, "trains": method.trains, "params": {**config, "cache_dir": None}}
+    facts = {"selector": method.selector, "trains": method.trains, "params": {**config, "cache_dir": None}}
+    return {**facts, "draw": method.draw} if method.draw else facts
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class _Cell:
             checkpoint=checkpoint,
             template=TEMPLATE,
             cutoff_len=CUTOFF,
-            seed=self.seed,
+            seed=self.seed + DRAW * self.method.draw,
         )
         scores = None if found.scores is None else found.scores.tolist()
         indices = found.indices.tolist()

@@ -27,11 +27,13 @@ class Method:
         params: Its parameters beside the reward and the folder of its features.
         trains: Whether the model goes on with the choice; ``after``: a new adapter is trained on it; no: the choice
             alone is measured.
+        draw: Number of the selection's own draw, for methods that draw: pool, warm-up and training stay the seed's.
     """
 
     selector: str
     params: dict[str, Any] = field(default_factory=dict)
     trains: bool | Literal["after"] = True
+    draw: int = 0
 
     @property
     def asks(self) -> bool:
@@ -74,9 +76,12 @@ COOL = {"generation_temperature": 0.7}
 
 METHODS: dict[str, Method] = {
     "then: random": Method("random", trains="after"),
+    "then: random, second draw": Method("random", trains="after", draw=1),
+    "then: random, third draw": Method("random", trains="after", draw=2),
     "then: oracle": Method("oracle", trains="after"),
     "then: less": Method("less", trains="after"),
     "then: nice": Method("nice", trains="after"),
+    "then: nice, second_moment": Method("nice", {"adam_variant": "second_moment"}, trains="after"),
     "zero-shot": Method(""),
     "random": Method("random"),
     "oracle": Method("oracle"),
