@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,9 +77,11 @@ def test_cells_are_computed_once_and_give_the_table(tmp_path, monkeypatch, capsy
     tiny_tokenizer().save_pretrained(folder)
     sizes = Sizes(right=2, wrong=2, family=2, noise=2, prompts=2, test=2)
     protocol = Protocol(sizes=sizes, rank=2, batch=1, warmup_step=1, update_step=2, max_new_tokens=40)
-    monkeypatch.setattr(program, "Protocol", lambda: protocol)
-    cache, names = tmp_path / "cache", ["zero-shot", "random", "oracle", "nice", "nice, no baseline"]
-    arguments = ["--model", str(folder), "--folder", str(cache), "--seeds", "1", "--methods", *names]
+    monkeypatch.setattr(program, "Protocol", lambda asked: replace(protocol, sizes=replace(sizes, test=asked.test)))
+    draws = ["then: random", "then: random, second draw", "then: random, third draw"]
+    cache, names = tmp_path / "cache", ["zero-shot", "random", "oracle", "nice", "nice, no baseline", *draws]
+    arguments = ["--model", str(folder), "--folder", str(cache), "--seeds", "1", "--test-rows", "2", "--methods"]
+    arguments += names
     assert program.main([*arguments, "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]) == 0
     table = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out
@@ -86,6 +89,7 @@ def test_cells_are_computed_once_and_give_the_table(tmp_path, monkeypatch, capsy
     found = {name: bench.cell(name, 1, only_cached=True) for name in names}
     assert found["oracle"]["share_right"] == 1.0
     assert found["random"]["chosen"] == 2
+    assert len({tuple(found[name]["indices"]) for name in draws}) > 1
     assert "auc" not in found["random"]
     assert 0 <= found["nice"]["auc"] <= 1
     assert found["nice"]["prompts"]["with_reference"] == 2
