@@ -13,9 +13,14 @@ import transformers
 from torch import nn
 from transformers import DataCollatorForSeq2Seq
 
-from dataflex.curriculum.schedule import random_order
+from dataflex.curriculum.schedule import Schedule, random_order
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.integrations.transformers import Curriculum
+from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
+
+SCHEDULE = Schedule(warmup_step=2, update_step=3, update_times=2)
+"""When a tiny run selects."""
 
 
 def columns(dataset: TokenizedDataset) -> list[dict[str, Any]]:
@@ -97,6 +102,22 @@ def trainer(
         "callbacks": list(callbacks),
     }
     return transformers.Trainer(**(parts | changes))
+
+
+def curriculum(selector: Any = None, **changes: Any) -> Curriculum:
+    """24 candidates and 4 targets on the schedule of a tiny run; rows are selected at random unless it is said how."""
+    parts: dict[str, Any] = {"selector": selector or RandomSelector(), "schedule": SCHEDULE}
+    return Curriculum(rows(), targets(), **(parts | changes))
+
+
+def inside(found: Curriculum, args: transformers.TrainingArguments, **changes: Any) -> transformers.Trainer:
+    """The trainer of :func:`trainer` with a curriculum."""
+    return trainer(args, found.train_dataset, [found.callback], **changes)
+
+
+def targets() -> list[dict[str, Any]]:
+    """4 tokenised target rows."""
+    return columns(tiny_dataset(4, seed=50))
 
 
 def rows(n: int = 24, seed: int = 0) -> list[dict[str, Any]]:

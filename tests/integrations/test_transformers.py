@@ -25,26 +25,12 @@ from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_samples, 
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.trainer import Trainer
 from helpers import foreign
+from helpers.foreign import curriculum, inside
 from helpers.runs import tiny_nice
-
-SCHEDULE = Schedule(warmup_step=2, update_step=3, update_times=2)
 
 
 def less(**params: Any) -> LessSelector:
     return LessSelector(**({"proj_dim": 256} | params))
-
-
-def targets() -> list[dict[str, Any]]:
-    return foreign.columns(tiny_dataset(4, seed=50))
-
-
-def curriculum(selector: Any = None, **changes: Any) -> Curriculum:
-    parts: dict[str, Any] = {"selector": selector or RandomSelector(), "schedule": SCHEDULE}
-    return Curriculum(foreign.rows(), targets(), **(parts | changes))
-
-
-def inside(found: Curriculum, args: transformers.TrainingArguments, **changes: Any) -> transformers.Trainer:
-    return foreign.trainer(args, found.train_dataset, [found.callback], **changes)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -96,7 +82,7 @@ def test_every_round_selects_what_the_own_trainer_selects(tmp_path: Path, make: 
         train,
         held_out,
         make(),
-        schedule=SCHEDULE,
+        schedule=foreign.SCHEDULE,
         args=TrainingArguments(
             output_dir=tmp_path / "ours",
             template="chatml",
@@ -199,7 +185,7 @@ def test_the_selector_works_in_the_trainers_precision(tmp_path: Path) -> None:
 
 
 def test_evaluations_and_a_phase_as_the_trainers_epoch(tmp_path: Path) -> None:
-    held_out = Dataset.from_list(targets())
+    held_out = Dataset.from_list(foreign.targets())
     args = foreign.arguments(tmp_path, eval_strategy="epoch")
     trainer = inside(curriculum(less()), args, eval_dataset=held_out)
     trainer.train()

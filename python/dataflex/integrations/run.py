@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -36,7 +37,13 @@ STATE_KEY = "dataflex_curriculum"
 
 
 class Run:
-    """One call of the trainer's ``train``: its curriculum, and how far the trainer's first reading has to skip."""
+    """One call of the trainer's ``train``: its curriculum, and how far the trainer's first reading has to skip.
+
+    Attributes:
+        curriculum: Its curriculum.
+        leave: Frees what the selector holds, once; the rows are no trainer's any more. A run that nobody leaves,
+            since its trainer raised, does it when nothing refers to it, or when the process ends.
+    """
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class Run:
         self._noted: dict[str, Any] = {}
         self._ranks = ranks()
         self._autocast = autocast()
+        self.leave = weakref.finalize(self, _leave, curriculum, stream)
 
     def go_on(self, noted: Mapping[str, Any], args: Any, state: Any, model: torch.nn.Module, optimizer: Any) -> None:
         """Note the facts of the run; where it goes on, compare them and take over the state of the curriculum.
@@ -73,12 +81,17 @@ class Run:
         self._keep(state)
         self.curriculum.check(self._loop(model, optimizer))
 
-    def enter(self, state: Any, model: torch.nn.Module, optimizer: Any) -> None:
-        """Select where the next phase wants it, and let the trainer's next reading be the phase's (remaining) rows."""
+    def enter(self, state: Any, model: torch.nn.Module, optimizer: Any) -> Mapping[str, float | int]:
+        """Select where the next phase wants it, and let the trainer's next reading be the phase's (remaining) rows.
+
+        Returns:
+            Numbers about the selection; none where there was none.
+        """
         step = state.global_step
         if step >= self.curriculum.total_steps:  # a finished run that is resumed: its only reading is empty
             self._stream.show(self._data, [])
-            return
+            return {}
+        statistics: Mapping[str, float | int] = {}
         phase = self.curriculum.phase(step)
         if self.curriculum.wants_selection(phase):
             statistics = self.curriculum.select(phase, self._loop(model, optimizer), step)
@@ -88,11 +101,12 @@ class Run:
         thrown_away = self.curriculum.rows(step)[:1] * self._skipped
         self._skipped = 0
         self._stream.show(self._data, chain(thrown_away, rows))
+        return statistics
 
-    def leave(self) -> None:
-        """Free what the selector holds; the rows are no trainer's any more."""
-        self.curriculum.close()
-        self._stream.close()
+    def selects_next(self, state: Any) -> bool:
+        """Whether the trainer has taken the last step before a selection."""
+        step, curriculum = state.global_step, self.curriculum
+        return step < curriculum.total_steps and curriculum.wants_selection(curriculum.phase(step))
 
     def _keep(self, state: Any) -> None:
         state.stateful_callbacks[STATE_KEY] = {**self._noted, "curriculum": self.curriculum.state_dict()}
@@ -114,6 +128,11 @@ class Run:
                 "seed": curriculum.seed,
             }
         )
+
+
+def _leave(curriculum: Curriculum, stream: RowStream) -> None:
+    curriculum.close()
+    stream.close()
 
 
 def noted_state(state: Any) -> Mapping[str, Any]:

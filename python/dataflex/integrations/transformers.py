@@ -27,11 +27,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from datasets import IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 from dataflex.curriculum import curriculum as core
 from dataflex.curriculum.checks import selection_problems
@@ -72,10 +73,14 @@ class Curriculum:
             tokenise them.
         task_column: Column that is noted as a row's task in ``selections/``.
         selection_repeats: A selection may be larger than the data: its rows are then trained on again.
+        save_before_selection: The trainer saves a checkpoint before each selection, whatever its ``save_strategy`` is.
 
     Attributes:
         train_dataset: The data set to hand to the trainer.
         callback: The callback to hand to the trainer.
+
+    As a context it frees what the selector holds at its end, also where training raised: a trainer tells no callback
+    that it did.
 
     Example:
         >>> curriculum = Curriculum(rows, targets, selector="less", schedule=df.Schedule(10, 10, 2))
@@ -98,6 +103,7 @@ class Curriculum:
         cutoff_len: int = 2048,
         task_column: str = "task",
         selection_repeats: bool = False,
+        save_before_selection: bool = False,
     ) -> None:
         check_rows(train_dataset, "training set")
         if eval_dataset is not None:
@@ -113,9 +119,27 @@ class Curriculum:
         self._raw = {"training set": train_rows, "evaluation set": eval_rows}
         self._template, self._cutoff_len, self._task_column = template, cutoff_len, task_column
         self._repeats = selection_repeats
+        self.save_before_selection = save_before_selection
         self._stream = RowStream(train_dataset)
         self.train_dataset: IterableDataset = self._stream.dataset
         self.callback = CurriculumCallback(self)
+
+    def report_to(self, trainer: Any) -> None:
+        """Let the trackers of a trainer (its ``report_to``, its progress bar) have the numbers of each selection.
+
+        A trainer's callbacks do not know one another: without this the numbers stand in ``log_history`` alone.
+        """
+        self.callback.handler = trainer.callback_handler
+
+    def close(self) -> None:
+        """Free what the selector holds; a run that ends does it by itself, one that raises may leave it to do."""
+        self.callback.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def begin(self, args: Any, state: Any, model: Any, optimizer: Any, processing_class: Any, loader: Any) -> Run:
         """What the steps of one call of ``train`` consult, checked and, where the trainer resumes, gone on with."""
@@ -142,7 +166,11 @@ class Curriculum:
         )
         self._check(curriculum, model, tokenizer, state.max_steps)
         run = Run(curriculum, tokenizer, template, self._stream, self._data["training set"])
-        run.go_on(noted, args, state, model, optimizer)
+        try:
+            run.go_on(noted, args, state, model, optimizer)
+        except BaseException:
+            run.leave()
+            raise
         return run
 
     def _samples(self, what: str) -> tuple[list[Sample], bool]:
@@ -202,11 +230,16 @@ class Curriculum:
 
 
 class CurriculumCallback(TrainerCallback):
-    """What a trainer calls: checks its arguments, begins a run, and selects between phases."""
+    """What a trainer calls: checks its arguments, begins a run, and selects between phases.
+
+    Attributes:
+        handler: Tells a trainer's other callbacks what is logged; None: they are not told.
+    """
 
     def __init__(self, curriculum: Curriculum) -> None:
         self._curriculum = curriculum
         self._run: Run | None = None
+        self.handler: CallbackHandler | None = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse arguments that would train on other rows than the selected ones."""
@@ -224,6 +257,7 @@ class CurriculumCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Prepare the candidates as the trainer does, check everything, go on from a checkpoint."""
+        self.end()
         self._run = self._curriculum.begin(args, state, model, optimizer, processing_class, train_dataloader)
         if state.is_world_process_zero:
             found = self._run.curriculum
@@ -234,10 +268,25 @@ class CurriculumCallback(TrainerCallback):
     ) -> None:
         """Open the next phase."""
         assert self._run is not None
-        self._run.enter(state, model, optimizer)
+        try:
+            statistics = self._run.enter(state, model, optimizer)
+        except BaseException:
+            self.end()
+            raise
+        if statistics and self.handler is not None:
+            self.handler.on_log(args, state, control, dict(statistics))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint where a selection comes next and the user wants one before it."""
+        if self._curriculum.save_before_selection and self._run is not None and self._run.selects_next(state):
+            control.should_save = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Free what the selector holds."""
-        if self._run is not None:
-            self._run.leave()
-            self._run = None
+        self.end()
+
+    def end(self) -> None:
+        """Leave the run, if there is one."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.leave()
