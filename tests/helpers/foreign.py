@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,12 @@ def rows(n: int = 24, seed: int = 0) -> list[dict[str, Any]]:
 def losses(trained: transformers.Trainer) -> list[float]:
     """The loss of each step."""
     return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
+
+
+def own_losses(output_dir: Path) -> list[float]:
+    """The loss of each step of a run of this package's trainer."""
+    entries = map(json.loads, (output_dir / "trainer_log.jsonl").read_text().splitlines())
+    return [entry["loss"] for entry in entries if "loss" in entry]
 
 
 def weights(trained: transformers.Trainer) -> dict[str, torch.Tensor]:

@@ -46,16 +46,26 @@ def data(form: Any, n: int = 24, seed: int = 0, *, distinct: bool = True) -> Dat
     return Dataset.from_list([form(sample) for sample in tiny_samples(n, seed, distinct=distinct)])
 
 
-def trainer(found: Curriculum, output_dir: Path, **changes: Any) -> Any:
-    """An unmodified SFTTrainer of a tiny model with a new adapter."""
+def lora() -> LoraConfig:
+    """A small adapter of all linear layers."""
+    return LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def settings(output_dir: Path) -> dict[str, Any]:
+    """Those of a tiny run, without TRL's own defaults that need a GPU or recompute."""
+    return foreign.settings(output_dir) | {"bf16": False, "gradient_checkpointing": False, "max_length": 64}
+
+
+def trainer(found: Curriculum, output_dir: Path, parts: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """An unmodified SFTTrainer of a tiny model with a new adapter, or of other ``parts``."""
     import trl
 
-    settings = foreign.settings(output_dir) | {"bf16": False, "gradient_checkpointing": False, "max_length": 64}
-    return trl.SFTTrainer(
-        tiny_model(),
-        trl.SFTConfig(**(settings | changes)),
-        train_dataset=found.train_dataset,
-        processing_class=tiny_tokenizer(chat_template=CHAT_TEMPLATE),
-        callbacks=[found.callback],
-        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
+    given: dict[str, Any] = {
+        "model": tiny_model(),
+        "args": trl.SFTConfig(**(settings(output_dir) | changes)),
+        "train_dataset": found.train_dataset,
+        "processing_class": tiny_tokenizer(chat_template=CHAT_TEMPLATE),
+        "callbacks": [found.callback],
+        "peft_config": lora(),
+    }
+    return trl.SFTTrainer(**(given | (parts or {})))

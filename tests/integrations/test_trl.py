@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from peft import get_peft_model
 
-from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import ConfigError, DataError
 from dataflex.integrations.transformers import Curriculum
+from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.nice import NiceSelector
-from dataflex.testing import tiny_samples
+from dataflex.testing import tiny_model, tiny_samples
+from dataflex.training.arguments import TrainingArguments
+from dataflex.training.trainer import Trainer
 from helpers import foreign
-from helpers.sft import conversational, data, plain_prompt_completion, prompt_completion, text
+from helpers.sft import conversational, data, lora, plain_prompt_completion, prompt_completion, text
 from helpers.sft import trainer as trainer_of
 
 pytest.importorskip("trl", reason="TRL is not installed (the dev extra brings it)")
-
-SCHEDULE = Schedule(warmup_step=2, update_step=3, update_times=2)
 
 
 def watched(trainer: Any, found: Curriculum, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def test_every_form_of_rows_is_selected_as_it_is_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any, settings: dict[str, Any], learnt: str | None
 ) -> None:
     found = Curriculum(
-        data(form), data(form, 4, 50, distinct=False), selector=LessSelector(proj_dim=256), schedule=SCHEDULE
+        data(form), data(form, 4, 50, distinct=False), selector=LessSelector(proj_dim=256), schedule=foreign.SCHEDULE
     )
     trainer = trainer_of(found, tmp_path, **settings)
     seen = watched(trainer, found, monkeypatch)
@@ -91,7 +92,7 @@ def test_nice_with_a_python_function_takes_prompts_from_the_raw_rows(
 ) -> None:
     nice = NiceSelector(reward=reward, proj_dim=256, mc_samples=3, max_new_tokens=6, generation_temperature=1.0)
     prompts = Dataset.from_list([{"messages": [dict(each.messages[0])]} for each in tiny_samples(4, 50)])
-    found = Curriculum(data(conversational), prompts, selector=nice, schedule=SCHEDULE)
+    found = Curriculum(data(conversational), prompts, selector=nice, schedule=foreign.SCHEDULE)
     trainer = trainer_of(found, tmp_path, assistant_only_loss=True, dataloader_num_workers=workers)
     seen = watched(trainer, found, monkeypatch)
     trainer.train()
@@ -101,10 +102,57 @@ def test_nice_with_a_python_function_takes_prompts_from_the_raw_rows(
     ]
 
 
+@pytest.mark.parametrize("name", ["less", "nice", "delta_loss"])
+def test_every_round_selects_what_the_own_trainer_selects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def parts() -> dict[str, Any]:
+        makers: dict[str, Any] = {
+            "less": lambda: LessSelector(proj_dim=256),
+            "nice": lambda: NiceSelector(reward=reward, proj_dim=256, mc_samples=3, max_new_tokens=6),
+            "delta_loss": DeltaLossSelector,
+        }
+        rows = data(conversational), data(conversational, 4, 50, distinct=False)
+        return {
+            "train_dataset": rows[0],
+            "eval_dataset": rows[1],
+            "selector": makers[name](),
+            "schedule": foreign.SCHEDULE,
+        }
+
+    found = Curriculum(**parts())
+    theirs = trainer_of(found, tmp_path / "theirs", assistant_only_loss=True)
+    model = get_peft_model(tiny_model(), lora())
+    model.load_state_dict(theirs.model.state_dict())
+    ours = Trainer(
+        model,
+        theirs.processing_class,
+        args=TrainingArguments(
+            output_dir=tmp_path / "ours",
+            cutoff_len=64,
+            learning_rate=1e-2,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            plot_loss=False,
+            seed=3,
+            logging_steps=1,
+            lr_scheduler_type="linear",
+        ),
+        **parts(),
+    )
+    seen = watched(theirs, found, monkeypatch)
+    theirs.train()
+    mine = foreign.Seen(ours.model, foreign.columns(ours.train_dataset))
+    ours.train()
+    assert foreign.chosen(tmp_path / "theirs") == foreign.chosen(tmp_path / "ours")
+    assert seen["rows"].steps(2) == mine.steps(2)
+    assert foreign.losses(theirs) == pytest.approx(foreign.own_losses(tmp_path / "ours"), rel=1e-4)
+
+
 def test_rows_that_the_trainer_would_leave_out_are_named(tmp_path: Path) -> None:
     rows = data(prompt_completion).to_list()
     rows[5]["prompt"][0]["content"] = "What is the capital? " * 40
-    found = Curriculum(Dataset.from_list(rows), selector="random", schedule=SCHEDULE)
+    found = Curriculum(Dataset.from_list(rows), selector="random", schedule=foreign.SCHEDULE)
     with pytest.raises(DataError, match=r"training set: the trainer leaves out 1 of 24 rows.*: rows 5\n"):
         trainer_of(found, tmp_path).train()
 
@@ -119,7 +167,7 @@ def test_rows_that_the_trainer_would_leave_out_are_named(tmp_path: Path) -> None
 def test_settings_that_would_train_on_other_rows_are_refused(
     tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    found = Curriculum(data(text), selector="random", schedule=SCHEDULE)
+    found = Curriculum(data(text), selector="random", schedule=foreign.SCHEDULE)
     with pytest.raises(ConfigError, match=message):
         trainer_of(found, tmp_path, **settings)
 
@@ -130,7 +178,7 @@ def test_a_checkpoint_of_sfttrainer_goes_on_exactly(tmp_path: Path, monkeypatch:
             data(conversational),
             data(conversational, 4, 50, distinct=False),
             selector=LessSelector(proj_dim=256),
-            schedule=SCHEDULE,
+            schedule=foreign.SCHEDULE,
         )
         trainer = trainer_of(found, folder, save_strategy="steps", save_steps=1)
         seen = watched(trainer, found, monkeypatch)
