@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
+from dataflex.config.deepspeed import conflicts
 from dataflex.config.fields import RunFields
 from dataflex.config.values import COMPONENT_KINDS, evaluated_keys, whole_steps
 from dataflex.utils.messages import LITERAL_SECRET, literal_secrets
@@ -92,8 +93,7 @@ def _check_precision(config: RunFields) -> Iterator[Problem]:
 
 
 def _check_deepspeed(config: RunFields) -> Iterator[Problem]:
-    if config.deepspeed is not None and config.fp16:
-        yield "fp16", "deepspeed scales no loss here: use bf16 in place of fp16"
+    yield from conflicts(config.deepspeed, fp16=config.fp16, optim=config.optim)
 
 
 def _check_val_size(config: RunFields) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.config.paths import read_text, resolve_path
+from dataflex.config.values import ADAMW
 from dataflex.errors import ConfigError
 from dataflex.utils.messages import shown
 
@@ -15,6 +16,16 @@ _OURS = {
     "optimizer": "the optimizer is AdamW with the run's own keys (learning_rate, adam_beta1, weight_decay, ...)",
     "scheduler": "the schedule is the run's own (lr_scheduler_type, warmup_ratio)",
 }
+
+
+def conflicts(settings: Mapping[str, Any] | str | None, *, fp16: bool, optim: str) -> Iterator[tuple[str, str]]:
+    """Keys of a run that do not go together with ``deepspeed``, and why."""
+    if settings is None:
+        return
+    if fp16:
+        yield "fp16", "deepspeed scales no loss here: use bf16 in place of fp16"
+    if optim not in ADAMW:
+        yield "optim", f"deepspeed shards the moments of torch's AdamW ({' or '.join(ADAMW)}), got {optim}"
 
 
 def read_deepspeed(value: str | Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:

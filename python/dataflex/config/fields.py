@@ -25,6 +25,7 @@ from dataflex.config.values import (
     LoraTarget,
     MixtureRule,
     Names,
+    Optim,
     Resume,
     Seconds,
     Text,
@@ -182,8 +183,17 @@ class RunFields(FileConfig):
     # Optimization
     per_device_train_batch_size: Int = Field(default=8, ge=1, description="samples of one forward pass on one device")
     gradient_accumulation_steps: Int = Field(default=1, ge=1, description="forward passes of one optimizer step")
-    learning_rate: Float = Field(default=5e-5, gt=0, description="peak learning rate of AdamW")
-    weight_decay: Float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    optim: Optim = Field(
+        default="adamw_torch", description="optimizer, by transformers' name; of the run's rate, decay and schedule"
+    )
+    learning_rate: Float = Field(default=5e-5, gt=0, description="peak learning rate")
+    loraplus_lr_ratio: Float | None = Field(
+        default=None, gt=0, description="LoRA+: rate of the adapters' B matrices over learning_rate; null: 1"
+    )
+    loraplus_lr_embedding: Float = Field(
+        default=1e-6, gt=0, description="LoRA+: rate of the B matrices of adapted embeddings"
+    )
+    weight_decay: Float = Field(default=0.0, ge=0, description="decoupled weight decay")
     adam_beta1: Float = Field(default=0.9, ge=0, lt=1, description="decay of AdamW's first moment")
     adam_beta2: Float = Field(default=0.999, ge=0, lt=1, description="decay of AdamW's second moment")
     adam_epsilon: Float = Field(default=1e-8, gt=0, description="epsilon in AdamW's denominator")

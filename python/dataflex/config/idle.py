@@ -124,6 +124,31 @@ def step_warnings(settings: StepSettings, steps: int, evaluations: int, *, selec
         )
 
 
+class OptimizerSettings(Protocol):
+    """What the optimizer is; a run's configuration and the trainer's arguments both have it."""
+
+    @property
+    def optim(self) -> str:
+        """Its name."""
+
+    @property
+    def loraplus_lr_ratio(self) -> float | None:
+        """Rate of the adapters' B matrices over that of the others."""
+
+
+def optimizer_warnings(settings: OptimizerSettings) -> Iterator[Problem]:
+    """Settings of the optimizer that have no effect, if somebody has written them."""
+    if "adamw" not in settings.optim:
+        for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+            yield key, f"has no effect with optim {settings.optim}"
+    if settings.loraplus_lr_ratio is None:
+        yield "loraplus_lr_embedding", "has no effect without loraplus_lr_ratio"
+
+
+def _warn_optimizer(config: RunFields) -> Iterator[Problem]:
+    yield from ((key, text) for key, text in optimizer_warnings(config) if is_written(config, key))
+
+
 def _warn_early_stopping(config: RunFields) -> Iterator[Problem]:
     if config.early_stopping_steps is None and config.early_stopping_min_delta > 0:
         yield "early_stopping_min_delta", "has no effect without early_stopping_steps"
@@ -193,6 +218,7 @@ def _warn_resuming(config: RunFields) -> Iterator[Problem]:
 
 
 _WARNINGS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
+    _warn_optimizer,
     _warn_early_stopping,
     _warn_metric,
     _warn_idle,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
@@ -17,6 +17,21 @@ from dataflex.utils.messages import LITERAL_SECRET, is_environment_name, nearest
 LOSS = "eval_loss"
 TRACKERS = ("wandb", "tensorboard", "swanlab", "mlflow", "trackio")
 DDP_TIMEOUT_SECONDS = 1800
+OptimizerName = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "sgd",
+    "muon",
+]
+"""Names that transformers gives to optimizers, of those that runs may use; ``muon`` is torch's."""
+OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+"""Names of torch's AdamW; fused or not, its step is the same."""
+_SAME_OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit"}
 
 
 ComponentKind = Literal["selector", "mixer", "weighter"]
@@ -93,6 +108,11 @@ def tracker_names(value: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"expected none or names of trackers, got {shown(value)}")
     return [name for name in names if name != "none"]
+
+
+def optimizer_name(value: Any) -> Any:
+    """The name of an optimizer; some have two in transformers."""
+    return _SAME_OPTIMIZERS.get(value, value) if isinstance(value, str) else value
 
 
 def _trackers(value: Any) -> list[str]:
@@ -214,6 +234,7 @@ EvalStrategy = Annotated[
     Literal["no", "steps", "epoch"],
     BeforeValidator(_eval_strategy, json_schema_input_type=Literal["no", "steps", "epoch", False]),
 ]
+Optim = Annotated[OptimizerName, BeforeValidator(optimizer_name)]
 BestMetric = Annotated[str, BeforeValidator(_best_metric, json_schema_input_type=Text | None)]
 GreaterIsBetter = Annotated[bool, BeforeValidator(_greater_is_better, json_schema_input_type=bool | None)]
 EvalMetric = Annotated[

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dataflex.errors import GradientError
+from dataflex.gradients.optimizer_states import reader_of
 from dataflex.models.model import trainable_parameters
 from dataflex.projection.projector import AdamMoments, AdamVariant
 from dataflex.utils.shown import shown
@@ -28,8 +29,8 @@ def adam_moments(
 
     Args:
         model: Model whose trainable parameters the optimizer owns.
-        optimizer: torch's Adam or AdamW.
-        variant: Which normalisation the moments are for.
+        optimizer: Adam, AdamW (torch's, bitsandbytes') or Adafactor.
+        variant: Which normalisation the moments are for; Adafactor has its own (:mod:`.optimizer_states`).
 
     Returns:
         Moments of shape ``(p,)`` float32.
@@ -37,38 +38,37 @@ def adam_moments(
     Raises:
         GradientError: As :func:`adam_settings` and :func:`adam_states`.
     """
-    betas, eps = adam_settings(optimizer)
+    reader = reader_of(optimizer)
+    assert optimizer is not None  # reader_of would have raised
     states = adam_states(model, optimizer)
-    assert optimizer is not None  # adam_settings would have raised
+    step = int(states[0]["step"])
     rates = learning_rates(model, optimizer)
+    shapes = [parameter.shape for _, parameter in trainable_parameters(model)]
+    firsts, seconds = zip(*(reader.moments(*pair) for pair in zip(states, shapes, strict=True)), strict=True)
     return AdamMoments(
-        exp_avg=_flat(state["exp_avg"] for state in states),
-        exp_avg_sq=_flat(state["exp_avg_sq"] for state in states),
-        step=int(states[0]["step"]),
-        betas=betas,
-        eps=eps,
-        variant=variant,
+        _flat(firsts),
+        _flat(seconds),
+        step,
+        *adam_settings(optimizer, variant, step),
         largest_rate=max((rate for _, rate in rates), default=1.0),
         rates=rates,
     )
 
 
-def adam_settings(optimizer: torch.optim.Optimizer | None) -> tuple[tuple[float, float], float]:
-    """Betas and eps of all parameter groups.
+def adam_settings(
+    optimizer: torch.optim.Optimizer | None, variant: AdamVariant, step: int = 1
+) -> tuple[tuple[float, float], float, AdamVariant]:
+    """Betas and eps of all parameter groups for the step after ``step``, and the formula that they are used in.
 
     Raises:
-        GradientError: No optimizer, one whose step is not that of torch's Adam or AdamW (subclasses may compute
+        GradientError: No optimizer, one whose step is no known function of its moments (subclasses may compute
             another), or groups with settings that change the step (all at once).
     """
-    if optimizer is None or type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-        another = ", a subclass whose step may be another" if isinstance(optimizer, torch.optim.Adam) else ""
-        raise GradientError(
-            f"gradient_type 'adam' reads the moments of torch's Adam or AdamW, got {type(optimizer).__name__}{another}",
-            hint="use AdamW, or gradient_type: sgd",
-        )
+    reader = reader_of(optimizer)
+    assert optimizer is not None  # reader_of would have raised
     groups = optimizer.param_groups
-    problems = [problem for number, group in enumerate(groups) for problem in _group_problems(optimizer, number, group)]
-    settings = {(tuple(map(float, group["betas"])), float(group["eps"])) for group in groups}
+    problems = [problem for number, group in enumerate(groups) for problem in reader.problems(optimizer, number, group)]
+    settings = {reader.settings(group, step) for group in groups}
     if len(settings) != 1:
         problems.append(f"the groups must share betas and eps, got {sorted(settings)}")
     if problems:
@@ -76,31 +76,20 @@ def adam_settings(optimizer: torch.optim.Optimizer | None) -> tuple[tuple[float,
             f"gradient_type 'adam' cannot reproduce this optimizer's step: {'; '.join(problems)}",
             hint="change these settings of the optimizer, or use gradient_type: sgd",
         )
-    (beta1, beta2), eps = next(iter(settings))
-    return (beta1, beta2), eps
-
-
-def _group_problems(optimizer: torch.optim.Optimizer, number: int, group: Mapping[str, Any]) -> list[str]:
-    """Settings of one parameter group under which the step is not -lr u and decoupled weight decay."""
-    problems = [f"group {number} has {name}=True" for name in ("maximize", "amsgrad") if group.get(name)]
-    decoupled = type(optimizer) is torch.optim.AdamW or group.get("decoupled_weight_decay")
-    if group.get("weight_decay") and not decoupled:
-        problems.append(
-            f"group {number} of Adam has weight_decay={group['weight_decay']:g}, which becomes part of the gradient "
-            "(AdamW's does not)"
-        )
-    return problems
+    beta1, beta2, eps = next(iter(settings))
+    return (beta1, beta2), eps, reader.variant(variant)
 
 
 def adam_states(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[Mapping[str, Any]]:
-    """Adam's state of each trainable parameter, in parameter-index order; nothing is copied.
+    """The optimizer's state of each trainable parameter, in parameter-index order; nothing is copied.
 
     Raises:
         GradientError: No step was taken yet, or some parameters have taken none, or fewer than others.
     """
     known = optimizer.state if optimizer is not None else {}
     states = {name: known.get(parameter, {}) for name, parameter in trainable_parameters(model)}
-    without = [name for name, state in states.items() if "exp_avg" not in state]
+    second = reader_of(optimizer).second
+    without = [name for name, state in states.items() if second not in state]
     if len(without) == len(states):
         raise GradientError(
             "the optimizer has no moments yet: no step was taken before this selection",
@@ -124,11 +113,13 @@ def learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[
 
     Empty if all are equal. Where a schedule has brought all rates to zero, those that it started from count.
     """
+    reader = reader_of(optimizer)
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     parameters = [parameter for _, parameter in trainable_parameters(model)]
-    rates = [float(groups[parameter]["lr"]) for parameter in parameters]
+    known = [(groups[parameter], optimizer.state.get(parameter, {})) for parameter in parameters]
+    rates = [reader.rate(*pair) for pair in known]
     if not any(rates):
-        rates = [float(groups[parameter].get("initial_lr", 0.0)) for parameter in parameters]
+        rates = [reader.rate(*pair, "initial_lr") for pair in known]
     if len(set(rates)) == 1:
         return ()
     sizes = [parameter.numel() for parameter in parameters]

@@ -45,7 +45,7 @@ class OwnCheckpoint:
         """Put the adapter, or the whole model, into ``model``."""
         checkpoint.load_weights(self.directory, model)
 
-    def optimizer(self, model: nn.Module, *, needed: bool) -> torch.optim.AdamW | None:
+    def optimizer(self, model: nn.Module, *, needed: bool) -> torch.optim.Optimizer | None:
         """AdamW with the moments of the run; None if it was saved without and is not needed.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from dataflex.config.deepspeed import read_deepspeed
+from dataflex.config.deepspeed import conflicts, read_deepspeed
 from dataflex.config.known import ADVICE as KEY_ADVICE
 from dataflex.config.known import RENAMED
 from dataflex.config.values import (
@@ -17,6 +17,7 @@ from dataflex.config.values import (
     EvalMetric,
     GreaterIsBetter,
     MixtureRule,
+    Optim,
     tracker_names,
 )
 from dataflex.errors import ConfigError
@@ -88,8 +89,13 @@ class TrainingArguments(HomePaths):
     max_steps: Annotated[int | None, BeforeValidator(_no_limit)] = Field(
         None, ge=1, description="optimizer steps of the run, in place of num_train_epochs; null or -1: by epochs"
     )
-    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    optim: Optim = Field("adamw_torch", description="optimizer, by transformers' name")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
+    loraplus_lr_ratio: float | None = Field(
+        None, gt=0, description="LoRA+: rate of the adapters' B matrices over learning_rate; null: 1"
+    )
+    loraplus_lr_embedding: float = Field(1e-6, gt=0, description="LoRA+: rate of the B matrices of adapted embeddings")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's first moment")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's second moment")
     adam_epsilon: float = Field(1e-8, gt=0, description="epsilon in AdamW's denominator")
@@ -156,9 +162,9 @@ class TrainingArguments(HomePaths):
     def _consistent(self) -> TrainingArguments:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other")
+        for _, problem in conflicts(self.deepspeed, fp16=self.fp16, optim=self.optim):
+            raise ValueError(problem)
         if self.deepspeed is not None:
-            if self.fp16:
-                raise ValueError("deepspeed scales no loss here: use bf16 in place of fp16")
             read_deepspeed(self.deepspeed)
         if self.eval_strategy == "no" and (self.load_best_model_at_end or self.early_stopping_steps):
             raise ValueError("load_best_model_at_end and early_stopping_steps need eval_strategy steps or epoch")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataflex.errors import CheckpointError
+from dataflex.models import optimizers
 from dataflex.models.identity import file_digest
 from dataflex.models.model import trainable_parameters
 from dataflex.utils.distributed import Ranks
@@ -40,8 +41,6 @@ RNG = "rng.safetensors"
 ADAPTER = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 _NAME = re.compile(PREFIX + "(0|[1-9][0-9]*)")
-ADAM_SETTINGS = ("betas", "eps")
-"""What the moments cannot be interpreted without; the trainer's groups share them."""
 
 
 def save_checkpoint(
@@ -72,8 +71,8 @@ def save_checkpoint(
             tensors, steps = _optimizer_state(model, optimizer)
             save_file(tensors, staged / OPTIMIZER)
             save_file(dict(generators or {}), staged / RNG)
-            settings = {key: optimizer.param_groups[0][key] for key in ADAM_SETTINGS}
-            whole = {**(state or {}), "optimizer_steps": steps, "adam": settings, "python_rng": _python_rng()}
+            described = optimizers.describe(model, optimizer)
+            whole = {**(state or {}), "optimizer_steps": steps, "optimizer": described, "python_rng": _python_rng()}
             (staged / STATE).write_text(json.dumps(whole, allow_nan=False), encoding="utf-8")
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         sums = {str(path.relative_to(staged)): file_digest(path) for path in files}
@@ -118,7 +117,8 @@ def load_checkpoint(
     """
     noted = dict(state)
     with foreign(CheckpointError, f"cannot restore {directory}", model_errors()):
-        del noted["adam"]
+        noted.pop("optimizer", None)
+        noted.pop("adam", None)
         load_weights(directory, model)
         _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), noted.pop("optimizer_steps"))
         _restore_rng(load_file(directory / RNG), noted.pop("python_rng"), ranks)
@@ -155,8 +155,8 @@ def read_state(directory: Path) -> dict[str, Any] | None:
     return state
 
 
-def load_optimizer(directory: Path, state: Mapping[str, Any] | None, model: nn.Module) -> torch.optim.AdamW:
-    """The optimizer of a checkpoint, with its moments, betas and eps, over the trainable parameters of ``model``.
+def load_optimizer(directory: Path, state: Mapping[str, Any] | None, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a checkpoint, with its state, settings and rates, over the trainable parameters of ``model``.
 
     Args:
         directory: The checkpoint.
@@ -173,9 +173,7 @@ def load_optimizer(directory: Path, state: Mapping[str, Any] | None, model: nn.M
             hint="gradient_type: sgd needs none; or train again with save_only_model: false",
         )
     with foreign(CheckpointError, f"cannot restore the optimizer of {directory}", model_errors()):
-        betas, eps = (state["adam"][key] for key in ADAM_SETTINGS)
-        parameters = [parameter for _, parameter in trainable_parameters(model)]
-        optimizer = torch.optim.AdamW(parameters, betas=(betas[0], betas[1]), eps=eps)
+        optimizer = optimizers.restore(model, _described(state, model))
         _restore_optimizer(model, optimizer, load_file(directory / OPTIMIZER), state["optimizer_steps"])
     return optimizer
 
@@ -257,13 +255,26 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
     """Tensors by ``parameter/entry`` and the step count of each parameter."""
     tensors: dict[str, Tensor] = {}
     steps: dict[str, float] = {}
+    places = set()
     for name, parameter in trainable_parameters(model):
         for entry, value in optimizer.state.get(parameter, {}).items():
             if entry == "step":
                 steps[name] = float(value)
-            else:
-                tensors[f"{name}/{entry}"] = value.detach().cpu().contiguous()
+            elif isinstance(value, Tensor):
+                found = value.detach().cpu().contiguous()
+                # Parameters may share a table (bitsandbytes' codes), which safetensors does not write twice.
+                tensors[f"{name}/{entry}"] = found.clone() if found.data_ptr() in places else found
+                places.add(found.data_ptr())
     return tensors, steps
+
+
+def _described(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """The optimizer's description; checkpoints of 0.1.0 have betas and eps of AdamW alone."""
+    if "adam" not in state:
+        found: Mapping[str, Any] = state["optimizer"]
+        return found
+    groups = [{"names": [name for name, _ in trainable_parameters(model)], "lr": 0.0}]
+    return {"optim": "adamw_torch", "groups": groups, **state["adam"]}
 
 
 def _restore_optimizer(
@@ -273,9 +284,11 @@ def _restore_optimizer(
     unknown = sorted({*steps, *(key.rsplit("/", 1)[0] for key in tensors)} - set(parameters))
     if unknown:
         raise CheckpointError(f"the optimizer state names parameters that this model does not train: {unknown[:3]} ...")
+    in_tensors = optimizers.KINDS[optimizers.name_of(optimizer)].tensor_steps
     for name, step in steps.items():
-        # torch keeps the step count of AdamW as a float32 scalar on the CPU.
-        optimizer.state[parameters[name]]["step"] = torch.tensor(step, dtype=torch.float32)
+        # torch keeps the step count of AdamW as a float32 scalar on the CPU, others keep an integer.
+        count = torch.tensor(step, dtype=torch.float32) if in_tensors else int(step)
+        optimizer.state[parameters[name]]["step"] = count
     for key, value in tensors.items():
         name, entry = key.rsplit("/", 1)
         optimizer.state[parameters[name]][entry] = value.to(parameters[name].device)

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import TrainingArguments as TransformersArguments
 
+from dataflex.config.values import OPTIMIZERS, optimizer_name
 from dataflex.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ SAME = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "optim",
     "learning_rate",
     "weight_decay",
     "adam_beta1",
@@ -60,14 +62,11 @@ READ = (
     "warmup_ratio",
     "eval_steps",
     "resume_from_checkpoint",
-    "optim",
     "overwrite_output_dir",
     "do_eval",  # transformers sets it where eval_strategy asks for evaluations
 )
 STEPS = ("logging_steps", "save_steps", "eval_steps")
 """Numbers of steps, where transformers takes a share of the run below 1, too."""
-ADAMW = ("adamw_torch", "adamw_torch_fused")
-"""Names of torch's AdamW; fused or not, its step is the same."""
 ADVICE = {
     "save_strategy": "checkpoints come every save_steps, before each selection and at the end",
     "logging_strategy": "the loss is logged every logging_steps",
@@ -170,9 +169,9 @@ def _problems(args: TransformersArguments, changed: dict[str, Any], *, scheduled
             f"num_train_epochs={args.num_train_epochs} counts passes over the data, and this run has as many steps as "
             "its schedule: leave it out; df.TrainingArguments(num_train_epochs=...) repeats the schedule"
         )
-    optimizer = getattr(args.optim, "value", args.optim)
-    if optimizer not in ADAMW:
-        yield f"optim={optimizer!r}: the optimizer is torch's AdamW ({' or '.join(ADAMW)})"
+    optimizer = optimizer_name(getattr(args.optim, "value", args.optim))
+    if optimizer not in OPTIMIZERS:
+        yield f"optim={optimizer!r}: expected one of {', '.join(OPTIMIZERS)}"
     for name in STEPS:
         value = getattr(args, name)
         if value is not None and not float(value).is_integer():

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from dataflex.errors import TrainingError
+from dataflex.models import optimizers
 from dataflex.models.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 from dataflex.utils.launch import process_count
@@ -57,19 +58,36 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-def create_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors (biases, norms) carry no weight decay, as in transformers."""
-    parameters = [parameter for _, parameter in trainable_parameters(model)]
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": args.weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=args.learning_rate,
+def create_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
+    """The run's optimizer over the trainable parameters.
+
+    Vectors (biases, norms) carry no weight decay, as in transformers. With LoRA+ (arXiv 2402.12354) the B matrices of
+    adapters have a learning rate of their own.
+
+    Raises:
+        TrainingError: The package of the optimizer is not installed, or it cannot step all of the parameters.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable_parameters(model):
+        decay = args.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((_rate(name, args), decay), []).append(parameter)
+    return optimizers.create(
+        args.optim,
+        model,
+        [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
+        learning_rate=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
     )
+
+
+def _rate(name: str, args: TrainingArguments) -> float:
+    """Learning rate of a parameter."""
+    if args.loraplus_lr_ratio is None:
+        return args.learning_rate
+    if "lora_embedding_B" in name:
+        return args.loraplus_lr_embedding
+    return args.learning_rate * (args.loraplus_lr_ratio if "lora_B" in name else 1.0)
 
 
 def create_scheduler(optimizer: torch.optim.Optimizer, args: TrainingArguments, total_steps: int) -> Any:

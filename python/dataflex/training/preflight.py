@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dataflex.config.idle import step_warnings
+from dataflex.config.idle import optimizer_warnings, step_warnings
 from dataflex.config.values import LOSS, evaluated_keys
 from dataflex.curriculum.curriculum import Curriculum
 from dataflex.curriculum.mixing import MixtureCurriculum
@@ -113,7 +113,7 @@ def idle_settings(args: TrainingArguments, curriculum: Curriculum) -> list[tuple
     steps = curriculum.total_steps
     every = args.eval_steps if args.eval_strategy == "steps" else curriculum.epoch_steps
     selects = longest_selection(curriculum.phases) > 0
-    found = list(step_warnings(args, steps, math.ceil(steps / every), selects=selects))
+    found = [*step_warnings(args, steps, math.ceil(steps / every), selects=selects), *optimizer_warnings(args)]
     if not isinstance(curriculum, MixtureCurriculum):
         keys = ("domain_column", "mixture_sample_rule", "init_mixture_proportions")
         found += [(key, "has no effect without a mixer") for key in keys if getattr(args, key) is not None]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dataflex.models.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
+from dataflex.training.optimization import create_optimizer
 from dataflex.training.steps import Stepper
 from dataflex.utils.distributed import Ranks
 
@@ -75,14 +76,12 @@ class ZeroStepper(Stepper):
         """
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        group = self._raw.param_groups[0]
-        named = trainable_parameters(self._model)
-        whole = torch.optim.AdamW(
-            [parameter for _, parameter in named], lr=group["lr"], betas=group["betas"], eps=group["eps"]
-        )
+        whole = create_optimizer(self._model, self._args)
+        for group, sharded in zip(whole.param_groups, self._raw.param_groups, strict=True):
+            group["lr"] = sharded["lr"]
         steps = [state["step"] for state in self._raw.state.values() if "step" in state]
         if steps:
-            for _, parameter in named:
+            for _, parameter in trainable_parameters(self._model):
                 moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
                 whole.state[parameter] = {"step": steps[0].detach().cpu().clone(), **moments}
         return whole

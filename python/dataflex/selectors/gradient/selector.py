@@ -378,7 +378,7 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
                 hint="gradient_type: sgd, or a checkpoint that holds the optimizer's state (checkpoint)",
             )
         one = torch.ones(1)
-        moments = AdamMoments(one, one, 1, *adam_settings(optimizer), self.config.adam_variant)
+        moments = AdamMoments(one, one, 1, *adam_settings(optimizer, self.config.adam_variant))
         if scoring.exact:  # any betas will do
             return
         # Whether any betas will do depends on the kind of projection: those on a fixed grid need a bound.
