@@ -108,7 +108,8 @@ def create(
         others = [own for own, parameter in trainable_parameters(model) if parameter.ndim != 2]
         if others:
             raise TrainingError(
-                f"optim: {name} steps matrices alone; {len(others)} of the trained parameters are none: {listed(others)}",
+                f"optim: {name} steps matrices alone; {len(others)} of the trained parameters are none: "
+                f"{listed(others)}",
                 hint="train LoRA adapters alone, or take optim: adamw_torch",
             )
     adam = {"betas": betas, "eps": eps} if kind.adam else {}
