@@ -73,6 +73,17 @@ def test_rows_that_cannot_be_used_are_named(row: dict[str, Any], message: str) -
         TokenizedDataset.from_columns([row])
 
 
+@pytest.mark.parametrize("odd", [None, 0, 300], ids=["own tokens", "another one first", "another one later"])
+def test_labels_that_are_other_tokens_are_kept(odd: int | None) -> None:
+    rows = [{"input_ids": [row, 1, 2], "labels": [-100, 1, 2]} for row in range(600)]
+    if odd is not None:
+        rows[odd]["labels"][2] = 7
+    found = TokenizedDataset.from_columns(rows)
+    assert [example.input_ids for example in found] == [row["input_ids"] for row in rows]
+    assert [example.labels for example in found] == [row["labels"] for row in rows]
+    assert [example.sample.row for example in found] == [*range(600)]
+
+
 def test_samples_have_to_be_as_many_as_rows() -> None:
     with pytest.raises(DataError, match="2 samples were given for 1 tokenised rows"):
         TokenizedDataset.from_columns([{"input_ids": [1, 2]}], tiny_samples(2))

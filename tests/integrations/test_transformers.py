@@ -229,6 +229,9 @@ def test_what_cannot_succeed_is_said_before_the_first_step(tmp_path: Path) -> No
     found = curriculum()
     with pytest.raises(DataError, match="the trainer's train_dataset is not the curriculum's"):
         foreign.trainer(args, Dataset.from_list(foreign.rows()), [found.callback]).train()
+    doubled = found.train_dataset.map(lambda rows: {name: 2 * column for name, column in rows.items()}, batched=True)
+    with pytest.raises(DataError, match="the trainer makes more rows than the 24 that it is given"):
+        foreign.trainer(args, doubled, [found.callback]).train()
     with pytest.raises(TrainingError, match="read by a trainer that does not have the curriculum's callback"):
         foreign.trainer(args, curriculum().train_dataset).train()
     static = Curriculum([{"input_ids": row["input_ids"]} for row in foreign.rows()])

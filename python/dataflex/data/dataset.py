@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataflex.data.encoding import IGNORE_INDEX
-from dataflex.data.examples import ArrayRows, ChosenSamples, ExampleRows, TokenisedRows
+from dataflex.data.examples import ArrayRows, ChosenSamples, ExampleRows, TokenisedRows, packed_rows
 from dataflex.data.examples import Example as Example
 from dataflex.data.notes import sentences
 from dataflex.data.plain import plain
@@ -131,7 +132,15 @@ class TokenizedDataset(Sequence[Example]):
         """
         if samples is not None and len(samples) != len(rows):
             raise DataError(f"{len(samples)} samples were given for {len(rows)} tokenised rows")
-        return cls(_columns(rows[row], row, None if samples is None else samples[row]) for row in range(len(rows)))
+        known = samples or repeat(None)
+        return cls.packed(
+            example_of_columns(row, place, sample) for place, (row, sample) in enumerate(zip(rows, known, strict=False))
+        )
+
+    @classmethod
+    def packed(cls, examples: Iterable[Example]) -> TokenizedDataset:
+        """All of some examples, taken one by one, their tokens as arrays: 4 bytes and a bit a token."""
+        return cls.of_rows(packed_rows(examples))
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -244,7 +253,7 @@ def sample_of_tokens(row: Mapping[str, Any], position: int) -> Sample:
     return Sample(id=str(row.get("id", position)), row=position, messages=(), metadata=metadata)
 
 
-def _columns(row: Mapping[str, Any], position: int, sample: Sample | None) -> Example:
+def example_of_columns(row: Mapping[str, Any], position: int, sample: Sample | None) -> Example:
     """A tokenised row as an example; see :meth:`TokenizedDataset.from_columns`."""
     if row.get("input_ids") is None:
         raise DataError(

@@ -5,16 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflex.data.encoding import IGNORE_INDEX
+from dataflex.data.encoding import IGNORE_INDEX, Encoded
 from dataflex.data.notes import counted
-from dataflex.data.token_rows import TokenRows
+from dataflex.data.token_rows import TokenPart, TokenRows, joined
 from dataflex.types import Sample
 from dataflex.utils.shown import quoted
+
+PART = 256
+"""Rows that are packed at once."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -251,3 +255,24 @@ class ChosenSamples(Sequence[Sample]):
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(Sample.__eq__, self, other))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def packed_rows(examples: Iterable[Example]) -> TokenisedRows:
+    """Examples that are taken one by one, their tokens as arrays, unless a label is another token than its own."""
+    parts: list[TokenPart] = []
+    samples: list[Sample] = []
+    remaining = iter(examples)
+    while part := list(islice(remaining, PART)):
+        if any(_labels_others(each) for each in part):
+            before = ArrayRows(joined(parts), samples)
+            return ExampleRows([*map(before.example, range(len(before))), *part, *remaining])
+        parts.append(
+            TokenPart.of([Encoded(each.input_ids, each.labels, each.truncated, notes=each.notes) for each in part])
+        )
+        samples += [each.sample for each in part]
+    return ArrayRows(joined(parts), samples)
+
+
+def _labels_others(example: Example) -> bool:
+    pairs = zip(example.input_ids, example.labels, strict=True)
+    return any(label not in (IGNORE_INDEX, own) for own, label in pairs)

@@ -10,7 +10,7 @@ from accelerate.data_loader import IterableDatasetShard
 from datasets import IterableDataset
 from numpy.typing import NDArray
 
-from dataflex.data.dataset import TokenizedDataset, sample_of_tokens
+from dataflex.data.dataset import TokenizedDataset, example_of_columns, sample_of_tokens
 from dataflex.data.rows import recognise
 from dataflex.data.sources import load_samples
 from dataflex.errors import DataError, TrainingError
@@ -94,18 +94,25 @@ def as_trained(
         what: How messages call the rows.
 
     Raises:
-        DataError: The trainer does not read the stream, leaves rows out, or its collator makes no labels.
+        DataError: The trainer does not read the stream, leaves rows out, makes more of them, or its collator makes no
+            labels.
     """
     dataset, collate, before = _innermost(loader), loader.collate_fn, stream.read
     stream.show(data, range(len(data)))
-    batches = [collate([row]) for row in dataset]
+    rows = iter(dataset)
+    found = TokenizedDataset.packed(
+        example_of_columns(_row(collate([row]), what), place, sample)
+        for place, (row, sample) in enumerate(zip(rows, samples, strict=False))
+    )
     if stream.read == before:
         raise DataError(
             "the trainer's train_dataset is not the curriculum's", hint="train_dataset=curriculum.train_dataset"
         )
-    if len(batches) != len(data):
+    if next(rows, None) is not None:
+        raise DataError(f"{what}: the trainer makes more rows than the {len(data)} that it is given")
+    if len(found) != len(data):
         raise _left_out(stream, data, dataset, what)
-    return TokenizedDataset.from_columns([_row(batch, what) for batch in batches], samples)
+    return found
 
 
 def _innermost(loader: Any) -> Iterable[Mapping[str, Any]]:
