@@ -46,6 +46,15 @@ def test_a_checkpoint_before_each_selection_where_one_is_asked_for(tmp_path: Pat
     assert state["stateful_callbacks"][STATE_KEY]["curriculum"]["round"] == 2
 
 
+def test_no_trainer_reads_on_behind_the_end_of_a_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = inside(curriculum(), foreign.arguments(tmp_path))
+    reads = []
+    read = trainer.get_batch_samples
+    monkeypatch.setattr(trainer, "get_batch_samples", lambda *args: reads.append(read(*args)) or reads[-1])
+    trainer.train()
+    assert [len(batches) for batches, _ in reads] == [2] * 8
+
+
 class Closing(RandomSelector):
     """Counts how often it was closed; raises in the round that it is told."""
 

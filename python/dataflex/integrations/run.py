@@ -56,7 +56,7 @@ class Run:
         self.curriculum = curriculum
         self._tokenizer, self._template = tokenizer, template
         self._stream, self._data = stream, data
-        self._skipped = 0
+        self._skipped = self._stop = 0
         self._noted: dict[str, Any] = {}
         self._ranks = ranks()
         self._autocast = autocast()
@@ -93,6 +93,7 @@ class Run:
             return {}
         statistics: Mapping[str, float | int] = {}
         phase = self.curriculum.phase(step)
+        self._stop = phase.stop
         if self.curriculum.wants_selection(phase):
             statistics = self.curriculum.select(phase, self._loop(model, optimizer), step)
             state.log_history.append({"step": step, **statistics})
@@ -103,9 +104,13 @@ class Run:
         self._stream.show(self._data, chain(thrown_away, rows))
         return statistics
 
-    def selects_next(self, state: Any) -> bool:
-        """Whether the trainer has taken the last step before a selection."""
-        step, curriculum = state.global_step, self.curriculum
+    def ends_phase(self, step: int) -> bool:
+        """Whether the phase that was entered last has no step after this one."""
+        return step == self._stop
+
+    def selects_after(self, step: int) -> bool:
+        """Whether a selection comes next."""
+        curriculum = self.curriculum
         return step < curriculum.total_steps and curriculum.wants_selection(curriculum.phase(step))
 
     def _keep(self, state: Any) -> None:

@@ -8,8 +8,8 @@ the trainer calls after the last step of the one and before it makes an iterator
 
 Why this is right, by the source of transformers 5.19 (``Trainer._inner_training_loop``, ``_run_epoch``):
 
-- A loader without a length gets ``sys.maxsize`` epochs of ``max_steps`` steps; an epoch whose iterator is exhausted
-  ends early, whole steps at a time: a phase is a multiple of the micro-batches of a step.
+- A loader without a length gets ``sys.maxsize`` epochs of ``max_steps`` steps; an epoch ends early where the callback
+  says so (``should_epoch_stop``), after the last step of the phase, with which the iterator is exhausted.
 - accelerate gives process r the r-th batch of every group (``IterableDatasetShard``), so that consecutive rows are the
   global batch of a step, whatever the processes, the batch size and the accumulation are.
 - No sampler is involved, and nothing shuffles.
@@ -277,9 +277,15 @@ class CurriculumCallback(TrainerCallback):
             self.handler.on_log(args, state, control, dict(statistics))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a checkpoint where a selection comes next and the user wants one before it."""
-        if self._curriculum.save_before_selection and self._run is not None and self._run.selects_next(state):
-            control.should_save = True
+        """End the trainer's epoch with the phase, and ask for a checkpoint where the user wants one before a selection.
+
+        A trainer that does not know how long an epoch is would ask its exhausted loader for every step of the run.
+        """
+        assert self._run is not None
+        if self._run.ends_phase(state.global_step):
+            control.should_epoch_stop = True
+            if self._curriculum.save_before_selection and self._run.selects_after(state.global_step):
+                control.should_save = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Free what the selector holds."""
