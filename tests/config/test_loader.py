@@ -121,7 +121,7 @@ def test_values_that_people_write(tmp_path: Path, text: str, key: str, value: An
         ("component_params: [a]", "component_params: expected a mapping, got ['a']"),
         ("seed: 4294967296", "seed: expected less than 4294967296"),
         ("stage: dpo", "stage: 'dpo' is not supported (yet); supported: sft"),
-        ("finetuning_type: full", "finetuning_type: 'full' is not supported (yet); supported: lora"),
+        ("finetuning_type: oft", "finetuning_type: 'oft' is not supported (yet); supported: lora, full, freeze"),
         (
             "train_type: dynamic_weighting",
             "'dynamic_weighting' is not supported (yet); supported: static, dynamic_select, dynamic_mix, dynamic_w",

@@ -129,8 +129,8 @@ def test_keys_of_a_new_adapter_beside_an_old_one_are_named_and_defaults_are_not(
     warned = load_config(base | keys).warnings()
     assert [line.split(": ")[0] for line in warned] == [
         "components_cfg_file",
-        "lora_rank",
         "per_device_eval_batch_size",
+        "lora_rank",
     ]
     assert load_config({**base, "lora_rank": 8, "lora_alpha": 16, "save_steps": 500}).warnings() == []
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from dataflex.cli import cli
 from dataflex.config import RunConfig, load_config
 from dataflex.errors import ConfigError, ModelError
-from dataflex.evaluation.comparison import Comparison, Ratios, Scored, compare, default_adapters, estimates
+from dataflex.evaluation.comparison import Comparison, Ratios, Scored, compare, default_trained, estimates
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from helpers.documented import LLAMA3_TOKENS, documented_project
 
@@ -116,10 +116,10 @@ def test_the_command_prints_a_table_or_json_and_writes_answers(project: Path) ->
 
 @pytest.mark.usefixtures("project")
 def test_without_names_the_adapter_of_the_run_is_taken(project: Path) -> None:
-    with pytest.raises(ModelError, match="holds no adapter yet"):
-        default_adapters(run_config())
-    assert default_adapters(run_config("adapter_name_or_path=adapter1")) == ["adapter1"]
-    assert default_adapters(run_config("output_dir=adapter0")) == ["adapter0"]
+    with pytest.raises(ModelError, match="holds nothing trained yet"):
+        default_trained(run_config())
+    assert default_trained(run_config("adapter_name_or_path=adapter1")) == ["adapter1"]
+    assert default_trained(run_config("output_dir=adapter0")) == ["adapter0"]
     with pytest.raises(ModelError, match=r"adapter_config.json is missing in .*data"):
         compare(run_config(), ["adapter0", "data"])
     done = CliRunner().invoke(cli, ["eval", "nice.yaml", "--base-only", "--adapter", "adapter0"])

@@ -13,7 +13,12 @@ from dataflex.utils.console import echo, print_json
 
 @click.command(name="eval")
 @run_file
-@click.option("--adapter", "adapters", multiple=True, help="Folder or hub id of an adapter; several may be given.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    help="Folder or hub id of an adapter, or folder of a model that was trained whole; several may be given.",
+)
 @click.option("--base-only", is_flag=True, help="Evaluate the base model alone.")
 @click.option("--resamples", default=1000, show_default=True, type=click.IntRange(1), help="Bootstrap draws.")
 @click.option("--answers", type=UserPath(dir_okay=False, path_type=Path), help="Write all answers here (JSON Lines).")
@@ -39,9 +44,9 @@ def evaluate(
     if base_only and adapters:
         raise click.UsageError("--base-only and --adapter exclude each other")
     run = load_config(config, overrides)
-    from dataflex.evaluation.comparison import compare, default_adapters
+    from dataflex.evaluation.comparison import compare, default_trained
 
-    chosen = [] if base_only else list(adapters) or default_adapters(run)
+    chosen = [] if base_only else list(adapters) or default_trained(run)
     found = compare(run, chosen, resamples=resamples)
     if answers is not None:
         found.write_answers(answers)

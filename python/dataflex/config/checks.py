@@ -92,6 +92,14 @@ def _check_precision(config: RunFields) -> Iterator[Problem]:
         yield "fp16", "fp16 and bf16 exclude each other; keep one"
 
 
+def _check_adapter(config: RunFields) -> Iterator[Problem]:
+    if config.adapter_name_or_path is not None and config.finetuning_type != "lora":
+        yield (
+            "adapter_name_or_path",
+            f"finetuning_type {config.finetuning_type} trains no adapter; merge it first (export)",
+        )
+
+
 def _check_deepspeed(config: RunFields) -> Iterator[Problem]:
     yield from conflicts(config.deepspeed, fp16=config.fp16, optim=config.optim)
 
@@ -162,6 +170,7 @@ def _check_secrets(config: RunFields) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _check_work,
     _check_precision,
+    _check_adapter,
     _check_deepspeed,
     _check_val_size,
     _check_eval_data,

@@ -21,6 +21,7 @@ from dataflex.config.values import (
     Float,
     GreaterIsBetter,
     Int,
+    Layers,
     LoraAlpha,
     LoraTarget,
     MixtureRule,
@@ -35,7 +36,7 @@ from dataflex.config.values import (
 from dataflex.utils.home import HomePaths
 
 Stage = Annotated[Literal["sft"], refuse("sft", "pt", "rm", "ppo", "dpo", "kto")]
-FinetuningType = Annotated[Literal["lora"], refuse("lora", "full", "freeze", "oft")]
+FinetuningType = Annotated[Literal["lora", "full", "freeze"], refuse("lora, full, freeze", "oft")]
 TrainType = Annotated[
     Literal["static", "dynamic_select", "dynamic_mix", "dynamic_weight"],
     refuse("static, dynamic_select, dynamic_mix, dynamic_weight", "dynamic_weighting"),
@@ -95,7 +96,19 @@ class RunFields(FileConfig):
     # Method
     stage: Stage = Field(default="sft", description="supervised fine-tuning")
     do_train: bool = Field(default=True, description="train; there is nothing else that a run could do")
-    finetuning_type: FinetuningType = Field(default="lora", description="train a LoRA adapter on a frozen model")
+    finetuning_type: FinetuningType = Field(
+        default="lora",
+        description="lora: an adapter on a frozen model; full: all parameters; freeze: those of some layers",
+    )
+    freeze_trainable_layers: Layers = Field(
+        default=2, description="freeze: how many layers are trained, the last ones; the first ones if negative"
+    )
+    freeze_trainable_modules: Names = Field(
+        default=["all"], description="freeze: modules of these layers, by name, or all"
+    )
+    freeze_extra_modules: Names | None = Field(
+        default=None, description="freeze: modules outside the layers that are trained, too, by name"
+    )
     lora_target: LoraTarget = Field(
         default="all", description="modules that get an adapter: all linear ones, or names (a list, or comma-separated)"
     )

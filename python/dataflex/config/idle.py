@@ -28,6 +28,7 @@ _ACTS: dict[str, Collection[str]] = {
 }
 """In which values of ``train_type`` a key acts."""
 _NEW_ADAPTER_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
+_FREEZE_KEYS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
 _FOLLOWS: dict[str, Callable[[Any], Any]] = {
     "eval_steps": lambda settings: settings.logging_steps,
     "lora_alpha": lambda settings: 2 * settings.lora_rank,
@@ -172,13 +173,24 @@ def _warn_idle(config: RunFields) -> Iterator[Problem]:
             yield key, f"has no effect with train_type {config.train_type}"
     if config.eval_strategy != "steps" and is_written(config, "eval_steps"):
         yield "eval_steps", f"has no effect with eval_strategy {config.eval_strategy}"
-    if config.adapter_name_or_path is not None:
-        for key in filter(partial(is_written, config), _NEW_ADAPTER_KEYS):
-            yield key, "has no effect beside adapter_name_or_path: the adapter keeps the settings that it was made with"
     if config.eval_strategy == "no" and is_written(config, "per_device_eval_batch_size"):
         yield "per_device_eval_batch_size", "has no effect with eval_strategy no"
     if config.lr_scheduler_type == "constant" and config.warmup_ratio > 0:
         yield "warmup_ratio", "has no effect with lr_scheduler_type constant (constant_with_warmup has one)"
+
+
+def _warn_trained(config: RunFields) -> Iterator[Problem]:
+    """What is trained by another ``finetuning_type``, or was decided when an adapter was made."""
+    kind = config.finetuning_type
+    if kind != "freeze":
+        for key in filter(partial(is_written, config), _FREEZE_KEYS):
+            yield key, f"has no effect with finetuning_type {kind}"
+    if kind != "lora":
+        for key in filter(partial(is_written, config), (*_NEW_ADAPTER_KEYS, "loraplus_lr_ratio")):
+            yield key, f"has no effect with finetuning_type {kind}"
+    elif config.adapter_name_or_path is not None:
+        for key in filter(partial(is_written, config), _NEW_ADAPTER_KEYS):
+            yield key, "has no effect beside adapter_name_or_path: the adapter keeps the settings that it was made with"
 
 
 def _warn_mixture(config: RunFields) -> Iterator[Problem]:
@@ -222,6 +234,7 @@ _WARNINGS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _warn_early_stopping,
     _warn_metric,
     _warn_idle,
+    _warn_trained,
     _warn_mixture,
     _warn_length,
     _warn_trackers,

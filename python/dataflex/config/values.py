@@ -184,6 +184,12 @@ def _components_file(value: Any) -> Any:
     raise ValueError(f"expected the path of a file, null or false, got {shown(value)}")
 
 
+def _layers(value: Any) -> Any:
+    if value == 0:
+        raise ValueError("0 layers would train nothing: a number of last layers, or a negative one of first layers")
+    return value
+
+
 def refuse(supported: str, *values: str) -> BeforeValidator:
     """Refuse values that LLaMA-Factory or DataFlex know and dataflex does not support, saying what it does support."""
 
@@ -216,6 +222,7 @@ def _eval_steps(value: Any, info: ValidationInfo) -> Any:
 _AtLeastOne = Annotated[int, Field(ge=1)]
 
 Int = Annotated[int, Field(le=2**63 - 1), BeforeValidator(_integer)]
+Layers = Annotated[Int, BeforeValidator(_layers)]
 Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[Text], BeforeValidator(_names, json_schema_input_type=Text | list[Text])]

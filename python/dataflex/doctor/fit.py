@@ -1,8 +1,9 @@
 """Whether a run fits into memory and on the disk, from the model's shapes alone: no weights are loaded.
 
-Memory is the sum of base weights, of 16 bytes a trainable parameter (float32 value, gradient, two moments of AdamW),
-and of the activations of the largest batch. A token's activations are what autograd keeps of a forward pass on torch's
-meta device, where tensors have shapes but no values. Fused attention, which keeps no matrix of weights, is assumed.
+Memory is the sum of base weights, of a trainable parameter's float32 value, gradient and optimizer state (AdamW: 16
+bytes in all), and of the activations of the largest batch. A token's activations are what autograd keeps of a forward
+pass on torch's meta device, where tensors have shapes but no values. Fused attention, which keeps no matrix of weights,
+is assumed.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from dataflex.gradients.store import DTYPES
 from dataflex.models.adapters import outline_adapter
 from dataflex.models.bounds import Bounds
 from dataflex.models.model import base_model, outline_model
+from dataflex.models.optimizers import KINDS
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.selectors.gradient.scoring import expects_features
-from dataflex.training.run import add_new_adapter
+from dataflex.training.run import prepared
 
-TRAINABLE_BYTES = 16
-"""A trainable parameter with its gradient and AdamW's two moments, float32 each."""
+TRAINABLE_BYTES = 8
+"""A trainable parameter with its gradient, float32 each."""
 _ATTENTION = "dataflex_outline"
 
 
@@ -77,9 +79,9 @@ def outline(config: RunConfig, tokens: int) -> Outline:
     bounds = Bounds.of(base)
     with torch.device("meta"):
         if config.adapter_name_or_path is None:
-            model: nn.Module = add_new_adapter(base, config)
+            model = prepared(base, config)
         else:
-            model = outline_adapter(base, config.locate(config.adapter_name_or_path))
+            model = cast(nn.Module, outline_adapter(base, config.locate(config.adapter_name_or_path)))
     trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
     per_token, unknown = 0.0, None
     try:
@@ -176,13 +178,13 @@ def memory_check(config: RunConfig, found: Outline, longest: int, selector: Sele
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = available_bytes(device)
     batch = config.per_device_train_batch_size
-    optimizer = found.trainable * TRAINABLE_BYTES
+    optimizer = found.trainable * (TRAINABLE_BYTES + KINDS[config.optim].state_bytes)
     largest = max(batch * longest, _feature_tokens(selector))
     activations = largest * found.bytes_per_token
     needed = found.base_bytes + optimizer + activations
     detail = (
-        f"about {_size(needed)} of {_size(free)} free ({device.type}): weights {_size(found.base_bytes)}, adapter and "
-        f"optimizer {_size(optimizer)}, activations of {largest:,} tokens {_size(activations)}"
+        f"about {_size(needed)} of {_size(free)} free ({device.type}): weights {_size(found.base_bytes)}, trained "
+        f"part and optimizer {_size(optimizer)}, activations of {largest:,} tokens {_size(activations)}"
     )
     if found.base_bytes + optimizer > free:
         return Check("memory", "fail", detail, "a smaller model or lora_rank, bf16: true, or a larger machine")

@@ -160,12 +160,12 @@ class Comparison:
         write_text(path, "".join(lines))
 
 
-def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000) -> Comparison:
-    """Evaluate the base model of a run, and each adapter on it.
+def compare(config: RunConfig, trained: Sequence[str], *, resamples: int = 1000) -> Comparison:
+    """Evaluate the base model of a run, and each adapter on it or model that was trained whole.
 
     Args:
         config: A training run: its base model, evaluation data, template, precision and ``eval_metric`` are used.
-        adapters: Folders or hub ids of adapters.
+        trained: Folders or hub ids of adapters, or folders of models.
         resamples: Bootstrap draws.
 
     Raises:
@@ -176,8 +176,9 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
     """
     if process_count() > 1:
         raise TrainingError("several processes were started; models are compared in a single one")
-    for adapter in adapters:  # before the base model is evaluated
-        adapter_folder(config.locate(adapter))
+    for name in trained:  # before the base model is evaluated
+        if not is_whole_model(config.locate(name)):
+            adapter_folder(config.locate(name))
     tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
     template = ChatTemplate.load(config.template, tokenizer)
     samples = evaluation_samples(config)
@@ -189,7 +190,7 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
     if metric is not None:
         metric.check(samples)
     dataset = tokenize(samples, template, config.cutoff_len, keep_unlabelled=True, name="evaluation set")
-    scored = _evaluate_all(config, adapters, tokenizer, template, dataset, metric)
+    scored = _evaluate_all(config, trained, tokenizer, template, dataset, metric)
     results = estimates(scored, resamples=resamples, seed=config.seed)
     name = ", ".join(config.eval_dataset or [f"{config.val_size:g} of {', '.join(config.dataset)}"])
     return Comparison(name, len(dataset), resamples, results, scored, dataset.samples)
@@ -197,19 +198,22 @@ def compare(config: RunConfig, adapters: Sequence[str], *, resamples: int = 1000
 
 def _evaluate_all(
     config: RunConfig,
-    adapters: Sequence[str],
+    trained: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     template: ChatTemplate,
     dataset: TokenizedDataset,
     metric: AnswerMetric | None,
 ) -> list[Scored]:
-    """The base model, then every adapter on it."""
-    model = load_model(
-        config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
-    )
+    """The base model, then every trained one: adapters on it, and whole models."""
+
+    def load(name: str) -> PreTrainedModel:
+        model = load_model(config.locate(name), precision=config.precision, trust_remote_code=config.trust_remote_code)
+        if torch.cuda.is_available():
+            model.to(torch.device("cuda"))  # type: ignore[arg-type]  # a decorator of transformers hides the signature
+        return model
+
+    model = load(config.model_name_or_path)
     model_findings(model, tokenizer, template, None, dataset, metric).raise_or_warn()
-    if torch.cuda.is_available():
-        model.to(torch.device("cuda"))  # type: ignore[arg-type]  # a decorator of transformers hides the signature
 
     def scored(name: str, current: nn.Module) -> Scored:
         autocast = autocast_for(current, config.precision)
@@ -219,9 +223,12 @@ def _evaluate_all(
         return _scored(name, evaluator)
 
     found = [scored(BASE, model)]
-    for adapter in adapters:
-        adapted = load_adapter(model, config.locate(adapter), trainable=False)
-        found.append(scored(adapter, adapted))
+    for name in trained:
+        if is_whole_model(config.locate(name)):
+            found.append(scored(name, load(name)))
+            continue
+        adapted = load_adapter(model, config.locate(name), trainable=False)
+        found.append(scored(name, adapted))
         model = cast(PreTrainedModel, adapted.unload())
     return found
 
@@ -289,16 +296,21 @@ def _estimate(value: float, draws: NDArray[np.float64]) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def default_adapters(config: RunConfig) -> list[str]:
-    """The adapter that the run left in its output folder, or the one that it starts from.
+def is_whole_model(folder: str) -> bool:
+    """Whether a folder holds a model that was trained without an adapter."""
+    return (Path(folder) / "config.json").is_file() and not (Path(folder) / "adapter_config.json").is_file()
+
+
+def default_trained(config: RunConfig) -> list[str]:
+    """The adapter or model that the run left in its output folder, or the adapter that it starts from.
 
     Raises:
         ModelError: There is neither.
     """
-    if (Path(config.output_dir) / "adapter_config.json").is_file():
+    if (Path(config.output_dir) / "adapter_config.json").is_file() or is_whole_model(config.output_dir):
         return [config.output_dir]
     if config.adapter_name_or_path is not None:
         return [config.adapter_name_or_path]
     raise ModelError(
-        f"output_dir {config.output_dir} holds no adapter yet", hint="name adapters with --adapter, or --base-only"
+        f"output_dir {config.output_dir} holds nothing trained yet", hint="name adapters with --adapter, or --base-only"
     )

@@ -31,6 +31,7 @@ class OptimizerKind:
         keys: Entries of a parameter group that its state cannot be interpreted without.
         tensor_steps: It counts steps in float32 tensors, as torch's Adam does, not in integers.
         matrices_only: It steps parameters of two dimensions alone.
+        state_bytes: What it keeps of a parameter, in bytes a value.
     """
 
     load: Callable[[], type[torch.optim.Optimizer]]
@@ -39,6 +40,7 @@ class OptimizerKind:
     keys: tuple[str, ...] = ()
     tensor_steps: bool = False
     matrices_only: bool = False
+    state_bytes: int = 8
 
 
 def _torch_adamw() -> type[torch.optim.Optimizer]:
@@ -69,14 +71,18 @@ def _adafactor() -> type[torch.optim.Optimizer]:
 KINDS: dict[str, OptimizerKind] = {
     "adamw_torch": OptimizerKind(_torch_adamw, adam=True, keys=ADAM_KEYS, tensor_steps=True),
     "adamw_torch_fused": OptimizerKind(_torch_adamw, {"fused": True}, adam=True, keys=ADAM_KEYS, tensor_steps=True),
-    "adamw_8bit": OptimizerKind(_bitsandbytes("AdamW8bit"), adam=True, keys=ADAM_KEYS),
+    "adamw_8bit": OptimizerKind(_bitsandbytes("AdamW8bit"), adam=True, keys=ADAM_KEYS, state_bytes=2),
     "paged_adamw_32bit": OptimizerKind(_bitsandbytes("PagedAdamW32bit"), adam=True, keys=ADAM_KEYS),
-    "paged_adamw_8bit": OptimizerKind(_bitsandbytes("PagedAdamW8bit"), adam=True, keys=ADAM_KEYS),
+    "paged_adamw_8bit": OptimizerKind(_bitsandbytes("PagedAdamW8bit"), adam=True, keys=ADAM_KEYS, state_bytes=2),
     # As transformers' Trainer sets it up: the run's own rate and schedule, no first moment.
-    "adafactor": OptimizerKind(_adafactor, {"scale_parameter": False, "relative_step": False}, keys=ADAFACTOR_KEYS),
-    "sgd": OptimizerKind(lambda: torch.optim.SGD),
+    "adafactor": OptimizerKind(
+        _adafactor, {"scale_parameter": False, "relative_step": False}, keys=ADAFACTOR_KEYS, state_bytes=0
+    ),
+    "sgd": OptimizerKind(lambda: torch.optim.SGD, state_bytes=0),
     # Updates of the size of AdamW's (arXiv 2502.16982), so that its learning rates fit.
-    "muon": OptimizerKind(lambda: torch.optim.Muon, {"adjust_lr_fn": "match_rms_adamw"}, matrices_only=True),
+    "muon": OptimizerKind(
+        lambda: torch.optim.Muon, {"adjust_lr_fn": "match_rms_adamw"}, matrices_only=True, state_bytes=4
+    ),
 }
 assert tuple(KINDS) == OPTIMIZERS
 

@@ -31,11 +31,12 @@ from dataflex.utils.files import sweep, write_text
 logger = logging.getLogger(__name__)
 
 _ACTING = """
-model_name_or_path adapter_name_or_path trust_remote_code lora_target lora_rank lora_alpha dataset dataset_dir
+model_name_or_path adapter_name_or_path trust_remote_code finetuning_type freeze_trainable_layers
+freeze_trainable_modules freeze_extra_modules lora_target lora_rank lora_alpha dataset dataset_dir
 eval_dataset val_size template cutoff_len max_samples task_column seed bf16 fp16 components_cfg_file component_name
 component_params cache_dir overwrite_cache preprocessing_num_workers
 """
-_NEUTRAL = "stage do_train finetuning_type train_type output_dir overwrite_output_dir"
+_NEUTRAL = "stage do_train train_type output_dir overwrite_output_dir"
 
 ACTING_KEYS = frozenset(_ACTING.split())
 """Keys of a run that a selection acts on."""

@@ -23,6 +23,7 @@ WIDTH = 120
 """Columns of the tables where there is no terminal."""
 OUTPUTS = {
     "adapter_model.safetensors": "adapter",
+    "model.safetensors": "model",
     "selections": "scores and ranks of all candidates, a file a selection",
     "mixtures": "shares of the domains, a file a mixture",
     "rollouts": "sampled answers with their rewards",

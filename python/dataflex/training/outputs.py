@@ -13,11 +13,14 @@ from dataflex.utils.shown import shown
 
 def write_model_card(output_dir: Path, facts: Mapping[str, Any]) -> None:
     """Write ``README.md`` with the metadata block that model hubs read."""
-    lines = ["---", "library_name: peft", "tags:", "- dataflex", "- lora"]
+    adapter = (output_dir / "adapter_config.json").is_file()
+    lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "tags:", "- dataflex"]
+    lines += ["- lora"] * adapter
     if facts.get("base_model"):
         lines.append(f"base_model: {json.dumps(str(facts['base_model']))}")
     lines += ["---", "", f"# {_cell(output_dir.name)}", ""]
-    lines.append("An adapter that was fine-tuned with dataflex: training samples were selected while it was trained.")
+    what = "An adapter" if adapter else "A model"
+    lines.append(f"{what} that was fine-tuned with dataflex: training samples were selected while it was trained.")
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items() if value is not None]
     lines += ["", "Which samples were selected, with their scores: `selections/`. Configuration: `config.yaml`.", ""]

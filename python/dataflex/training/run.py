@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,6 +29,7 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
 from dataflex.models.adapters import load_adapter
 from dataflex.models.model import add_lora, load_model, load_tokenizer
+from dataflex.models.trainable import train_all, train_layers
 from dataflex.plugins.registry import registry
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
 from dataflex.training.component import Component, find_mixture
@@ -124,18 +124,25 @@ def build_component(config: RunConfig) -> Component:
 
 
 def build_model(config: RunConfig) -> nn.Module:
-    """Base model with a new LoRA adapter, or with the one that ``adapter_name_or_path`` names."""
+    """The base model as ``finetuning_type`` trains it, or with the adapter that ``adapter_name_or_path`` names."""
     set_seed(config.seed)
     base = load_model(
-        config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
+        config.locate(config.model_name_or_path),
+        precision="fp32" if config.finetuning_type == "full" else config.precision,
+        trust_remote_code=config.trust_remote_code,
     )
     if config.adapter_name_or_path is not None:
         return cast(nn.Module, load_adapter(base, config.locate(config.adapter_name_or_path)))
-    return cast(nn.Module, add_new_adapter(base, config))
+    return prepared(base, config)
 
 
-def add_new_adapter(base: PreTrainedModel, config: RunConfig) -> PeftModel:
-    """The base model with an adapter as the keys ``lora_*`` describe it."""
+def prepared(base: PreTrainedModel, config: RunConfig) -> nn.Module:
+    """The base model with what ``finetuning_type`` trains: all of it, some layers, or a new LoRA adapter."""
+    if config.finetuning_type == "full":
+        return train_all(base)
+    if config.finetuning_type == "freeze":
+        modules, extra = config.freeze_trainable_modules, config.freeze_extra_modules or ()
+        return train_layers(base, config.freeze_trainable_layers, modules=modules, extra=extra)
     return add_lora(
         base,
         rank=config.lora_rank,
