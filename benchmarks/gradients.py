@@ -32,6 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ from dataflex.data import ChatTemplate, load_samples, tokenize
 from dataflex.data.collate import Batch, collate
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.gradients.exact import exact_pass
+from dataflex.gradients.layout import by_length
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.samples import SampleFeatures
@@ -107,7 +109,7 @@ class Setting:
         started = time.process_time()
         self.features.prepare()
         self.comparison = (time.process_time() - started) / torch.get_num_threads()
-        self.batches = self.features.batches(list(range(len(self.dataset))))
+        self.batches = list(self.features.layout().rows_of())
 
     def batch(self, rows: list[int]) -> Batch:
         """Some rows, padded."""
@@ -247,7 +249,8 @@ def scaling(setting: Setting) -> list[tuple[int, float]]:
     whole = setting.batches
     for share in (4, 2, 1):
         n = max(1, len(setting.dataset) // share)
-        setting.batches = setting.features.batches(list(range(n)))
+        lengths = np.array(setting.dataset.lengths[:n], np.int64)
+        setting.batches = list(by_length(lengths, setting.features.batch_tokens).rows_of())
         times = measure([Contender(FEATURES, OURS, lambda: batched_features(setting))], 1, CPU)[FEATURES]
         found.append((n, n / times.median()))
     setting.batches = whole

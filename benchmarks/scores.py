@@ -18,12 +18,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from dataflex.gradients.layout import by_length
 from dataflex.gradients.similarity import Influence, influence_scores, target_directions
 from dataflex.gradients.store import DTYPES, FeatureDtype, FeatureStore
 
-SHARD_ROWS = 4096
 MIB = 1 << 20
 
 
@@ -36,8 +37,9 @@ class Size:
     dtype: FeatureDtype
 
     def open(self, folder: Path) -> FeatureStore:
-        """The store in ``folder``."""
-        return FeatureStore(folder, {"benchmark": "scores"}, self.rows, self.dim, SHARD_ROWS, self.dtype)
+        """The store in ``folder``, with rows where those of 20 to 600 tokens lie."""
+        lengths = np.random.default_rng(0).integers(20, 600, self.rows)
+        return FeatureStore(folder, {"benchmark": "scores"}, by_length(lengths, 2048), self.dim, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def test_raw_features_are_computed_in_the_batches_of_adam(tmp_path, kind):
     for settings in ({}, kind):
         features = compute(context, batch_tokens=200, **settings)
         features.prepare()
-        batches.append(features.batches(list(range(40))))
+        batches.append(list(features.layout().rows_of()))
     assert batches[0] == batches[1]
     assert max(len(batch) for batch in batches[1]) > 3
 
@@ -123,7 +123,7 @@ def test_rows_of_42_million_parameters_share_batches(tmp_path, kind):
     for settings in ({}, kind):
         features = compute(context, batch_tokens=200, **settings)
         features.prepare()
-        batches.append(features.batches(list(range(6))))
+        batches.append(list(features.layout().rows_of()))
     assert batches[0] == batches[1]
     assert max(len(batch) for batch in batches[1]) > 2
     items = batches[1][0][:2]

@@ -18,6 +18,7 @@ from dataflex.data.collate import collate
 from dataflex.gradients.collectors import WholeRows
 from dataflex.gradients.exact import ExactTargets, UnitSums, cosines_of, exact_scores, exact_sums, exact_targets
 from dataflex.gradients.filling import fill_apart
+from dataflex.gradients.layout import consecutive
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.reliability import target_reliability
@@ -45,9 +46,9 @@ def found_targets(context, places=PLACES, **settings):
     return exact_targets(context, features, [[1.0]] * len(places), places, seed=1, description="targets")
 
 
-def found_sums(context, targets, folder, shard_rows=4, **settings):
+def found_sums(context, targets, folder, save_rows=4, **settings):
     features = gradients(context, context.train_dataset, **settings)
-    return exact_sums(context, features, targets, folder, {}, shard_rows=shard_rows, description="sums")
+    return exact_sums(context, features, targets, folder, {}, save_rows=save_rows, description="sums")
 
 
 def in_float64(context, variant):
@@ -95,12 +96,12 @@ def test_batches_order_threads_and_shards_change_next_to_nothing(tmp_path):
     context = tiny_context(tmp_path, train_dataset=TRAIN, eval_dataset=TARGETS)
     adam = {"gradient_type": "adam"}
     expected = cosines_of(found_sums(context, found_targets(context), tmp_path / "a", **adam))
-    for number, (tokens, shard_rows, threads) in enumerate([(1, 9, 1), (1000, 9, 2), (70, 3, 4)]):
+    for number, (tokens, save_rows, threads) in enumerate([(1, 9, 1), (1000, 9, 2), (70, 3, 4)]):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             targets = found_targets(context, batch_tokens=tokens)
-            sums = found_sums(context, targets, tmp_path / str(number), shard_rows, batch_tokens=tokens, **adam)
+            sums = found_sums(context, targets, tmp_path / str(number), save_rows, batch_tokens=tokens, **adam)
         finally:
             torch.set_num_threads(before)
         torch.testing.assert_close(cosines_of(sums), expected, rtol=0, atol=1e-7)
@@ -176,7 +177,7 @@ def test_ranks_fill_a_store_and_find_what_each_of_them_has(tmp_path, shared):
             return rows_of(rows)
 
         return fill_apart(
-            lambda: ScoreStore(folder, facts, 11, 2, 2),
+            lambda: ScoreStore(folder, facts, consecutive(11, 2), 2),
             torch.nn.Linear(1, 1),
             compute,
             prepare=lambda: None,
@@ -228,8 +229,8 @@ def test_processes_without_a_folder_in_common_score_like_one(tmp_path: Path) -> 
         json.loads((tmp_path / name / "found.json").read_text(encoding="utf-8"))
         for name in ("0-of-1", "0-of-2", "1-of-2")
     )
-    assert one["shards"] == 6
-    assert [found["shards"] for found in two] == [3, 3]
+    assert one["shards"] == sum(found["shards"] for found in two) > 3
+    assert abs(two[0]["shards"] - two[1]["shards"]) <= 1
     for found in two:
         assert found["indices"] == one["indices"]
         assert found["reliability"] == one["reliability"]

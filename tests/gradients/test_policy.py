@@ -45,26 +45,26 @@ def relative(found, expected):
 def test_prompts_in_one_batch_equal_a_backward_pass_each(tmp_path, caplog, make, temperature):
     context = tiny_context(tmp_path, model=make(), optimizer=None)
     features = compute(context, temperature=temperature)
-    found = features.fill(tmp_path / "f", shard_rows=4, description="prompts").load()
-    assert features.batches([0, 1, 2, 3]) == [[0, 1, 2, 3]]
+    found = features.fill(tmp_path / "f", save_rows=4, description="prompts").load()
+    assert list(features.layout().rows_of()) == [[0, 1, 2, 3]]
     assert relative(found, plain(context, temperature=temperature)) < 1e-4
     assert not caplog.records
 
 
 def test_batches_and_shards_do_not_change_features(tmp_path):
     context = tiny_context(tmp_path)
-    expected = compute(context).fill(tmp_path / "a", shard_rows=4, description="prompts").load()
-    for number, (tokens, shard_rows) in enumerate(((1, 4), (30, 3), (40, 2))):
+    expected = compute(context).fill(tmp_path / "a", save_rows=4, description="prompts").load()
+    for number, (tokens, save_rows) in enumerate(((1, 4), (30, 3), (40, 2))):
         features = compute(context, batch_tokens=tokens)
-        found = features.fill(tmp_path / str(number), shard_rows=shard_rows, description="prompts").load()
+        found = features.fill(tmp_path / str(number), save_rows=save_rows, description="prompts").load()
         assert relative(found, expected) < 1e-5
 
 
 def test_batches_keep_to_the_budget(tmp_path):
     features = compute(tiny_context(tmp_path), batch_tokens=40)
-    features.fill(tmp_path / "f", shard_rows=4, description="prompts")
+    features.fill(tmp_path / "f", save_rows=4, description="prompts")
     # Lengths 7, 7, 8, 11 with 2, 3, 1, 1 rows: 5 rows of 7 tokens fit, 6 of 8 do not, 2 of 11 do.
-    assert features.batches([0, 1, 2, 3]) == [[0, 1], [2, 3]]
+    assert list(features.layout().rows_of()) == [[0, 1], [2, 3]]
 
 
 def test_rows_are_the_answers_that_have_a_weight():
@@ -81,7 +81,7 @@ def test_a_gradient_that_is_not_finite_spoils_its_own_prompt_only(tmp_path):
     expected = plain(context)
     with torch.no_grad():
         context.model.get_input_embeddings().weight[60] = float("nan")
-    found = compute(context).fill(tmp_path / "f", shard_rows=4, description="prompts").load()
+    found = compute(context).fill(tmp_path / "f", save_rows=4, description="prompts").load()
     assert found[3].isnan().all()
     assert relative(found[:3], expected[:3]) < 1e-4
 

@@ -44,7 +44,7 @@ def plain(context, gradient_type="adam", adam_variant="adamw"):
 )
 def test_features_are_projected_sample_gradients(tmp_path, variant, caplog):
     context = tiny_context(tmp_path)
-    found = compute(context, **variant).fill(tmp_path / "f", shard_rows=5, description="gradients").load()
+    found = compute(context, **variant).fill(tmp_path / "f", save_rows=5, description="gradients").load()
     expected = plain(context, **variant)
     assert float((found - expected).norm() / expected.norm()) < 1e-4
     assert not caplog.records
@@ -52,11 +52,11 @@ def test_features_are_projected_sample_gradients(tmp_path, variant, caplog):
 
 def test_batches_and_shards_do_not_change_features(tmp_path):
     context = tiny_context(tmp_path)
-    expected = compute(context).fill(tmp_path / "a", shard_rows=12, description="gradients").load()
-    for number, (tokens, shard_rows) in enumerate(((1, 12), (90, 5), (200, 3))):
+    expected = compute(context).fill(tmp_path / "a", save_rows=12, description="gradients").load()
+    for number, (tokens, save_rows) in enumerate(((1, 12), (90, 5), (200, 3))):
         found = (
             compute(context, batch_tokens=tokens)
-            .fill(tmp_path / f"{number}", shard_rows=shard_rows, description="gradients")
+            .fill(tmp_path / f"{number}", save_rows=save_rows, description="gradients")
             .load()
         )
         assert float((found - expected).norm() / expected.norm()) < 1e-4
@@ -66,33 +66,36 @@ def test_batches_keep_to_the_budget_and_lose_no_row(tmp_path):
     context = tiny_context(tmp_path, train_dataset=tiny_dataset(40, seed=3))
     lengths = [len(example.input_ids) for example in context.train_dataset]
     features = compute(context, batch_tokens=150)
-    features.fill(tmp_path / "f", shard_rows=40, description="gradients")
-    batches = features.batches(list(range(40)))
+    features.fill(tmp_path / "f", save_rows=40, description="gradients")
+    batches = list(features.layout().rows_of())
     assert sorted(row for batch in batches for row in batch) == list(range(40))
     assert all(len(batch) * max(lengths[row] for row in batch) <= 150 for batch in batches)
     assert len(batches) < 20
     raw = compute(context, gradient_type="sgd", batch_tokens=10**6)
-    raw.fill(tmp_path / "g", shard_rows=40, description="gradients")
-    assert len(raw.batches(list(range(40)))) == 1
+    raw.fill(tmp_path / "g", save_rows=40, description="gradients")
+    assert len(list(raw.layout().rows_of())) == 1
 
 
 def test_missing_shards_are_added_bit_for_bit(tmp_path):
     context = tiny_context(tmp_path)
-    store = compute(context).fill(tmp_path / "a", shard_rows=5, description="gradients")
+    store = compute(context, batch_tokens=150).fill(tmp_path / "a", save_rows=5, description="gradients")
     files = sorted(store.path.glob("features-*"))
     before = [file.read_bytes() for file in files]
     times = [file.stat().st_mtime_ns for file in files]
     files[1].unlink()
-    compute(context).fill(tmp_path / "a", shard_rows=5, description="gradients")
+    compute(context, batch_tokens=150).fill(tmp_path / "a", save_rows=5, description="gradients")
     assert [file.read_bytes() for file in files] == before
-    assert [file.stat().st_mtime_ns == time for file, time in zip(files, times, strict=True)] == [True, False, True]
+    assert [file.stat().st_mtime_ns == time for file, time in zip(files, times, strict=True)] == [
+        number != 1 for number in range(len(files))
+    ]
+    assert len(files) > 2
 
 
 def test_models_without_a_rule_take_a_backward_pass_a_sample(tmp_path, caplog):
     config = LoraConfig(r=4, target_modules=["embed_tokens", "up_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(tiny_model(), config).eval()
     context = tiny_context(tmp_path, model=model, optimizer=stepped_optimizer(model, 2))
-    found = compute(context).fill(tmp_path / "f", shard_rows=5, description="gradients").load()
+    found = compute(context).fill(tmp_path / "f", save_rows=5, description="gradients").load()
     assert torch.equal(found, plain(context))
     assert caplog.text.count("one sample at a time") == 1
     assert "lora_embedding_A is a ParameterDict" in caplog.text
@@ -102,7 +105,7 @@ def test_adapters_that_bypass_their_layers_are_noticed(tmp_path, caplog):
     config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", use_dora=True)
     model = get_peft_model(tiny_model(), config).eval()
     context = tiny_context(tmp_path, model=model, optimizer=stepped_optimizer(model, 2))
-    found = compute(context).fill(tmp_path / "f", shard_rows=5, description="gradients").load()
+    found = compute(context).fill(tmp_path / "f", save_rows=5, description="gradients").load()
     assert torch.equal(found, plain(context))
     assert caplog.text.count("one sample at a time") == 1
 
@@ -115,7 +118,7 @@ def test_a_wrong_rule_is_noticed_in_a_single_parameter(tmp_path, caplog, monkeyp
 
     monkeypatch.setattr(BatchedGradients, "run", run)
     context = tiny_context(tmp_path)
-    found = compute(context).fill(tmp_path / "f", shard_rows=5, description="gradients").load()
+    found = compute(context).fill(tmp_path / "f", save_rows=5, description="gradients").load()
     assert torch.equal(found, plain(context))
     assert re.search(r"layers\.0\.self_attn\.q_proj\.lora_A.* is off by 0\.01 of its gradient's norm", caplog.text)
 
@@ -141,7 +144,7 @@ def test_a_batch_that_the_rules_refuse_falls_back_alone(tmp_path, caplog, monkey
 
     monkeypatch.setattr(BatchedGradients, "run", run)
     context = tiny_context(tmp_path)
-    found = compute(context).fill(tmp_path / "f", shard_rows=5, description="gradients").load()
+    found = compute(context).fill(tmp_path / "f", save_rows=5, description="gradients").load()
     expected = plain(context)
     assert sum(torch.equal(row, wanted) for row, wanted in zip(found, expected, strict=True)) >= 10
     assert float((found - expected).norm() / expected.norm()) < 1e-4
@@ -160,7 +163,7 @@ def test_a_gradient_that_is_not_finite_spoils_its_own_row_only(tmp_path, caplog,
     context = replace(context, train_dataset=TokenizedDataset(examples))
     with torch.no_grad():
         context.model.get_input_embeddings().weight[unique] = float("nan")
-    store = compute(context, gradient_type=gradient_type).fill(tmp_path / "f", shard_rows=12, description="gradients")
+    store = compute(context, gradient_type=gradient_type).fill(tmp_path / "f", save_rows=12, description="gradients")
     found = store.load()
     kept = [row for row in range(12) if row != broken]
     assert found[broken].isnan().all()
@@ -179,7 +182,7 @@ def test_model_optimizer_and_random_numbers_stay_as_they_are(tmp_path):
     weights = copy.deepcopy(context.model.state_dict())
     optimizer = copy.deepcopy(context.optimizer.state_dict())
     random_state = torch.get_rng_state()
-    compute(context).fill(tmp_path / "f", shard_rows=5, description="gradients")
+    compute(context).fill(tmp_path / "f", save_rows=5, description="gradients")
     assert [module.training for module in context.model.modules()] == modes
     assert all(bool((parameter.grad == 3.0).all()) for parameter in context.model.parameters())
     torch.testing.assert_close(context.model.state_dict(), weights, rtol=0, atol=0)
@@ -190,7 +193,7 @@ def test_model_optimizer_and_random_numbers_stay_as_they_are(tmp_path):
 def test_whole_models_have_features_too(tmp_path, caplog):
     model = family_model("gemma")
     context = tiny_context(tmp_path, model=model, optimizer=stepped_optimizer(model, 2))
-    found = compute(context).fill(tmp_path / "f", shard_rows=5, description="gradients").load()
+    found = compute(context).fill(tmp_path / "f", save_rows=5, description="gradients").load()
     expected = plain(context)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
     assert not caplog.records
@@ -198,14 +201,14 @@ def test_whole_models_have_features_too(tmp_path, caplog):
 
 def test_checkpointing_in_training_is_kept_and_changes_nothing(tmp_path):
     context = tiny_context(tmp_path)
-    expected = compute(context).fill(tmp_path / "a", shard_rows=12, description="gradients").load()
+    expected = compute(context).fill(tmp_path / "a", save_rows=12, description="gradients").load()
     context.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     context.model.train()
     calls = []
     context.model.base_model.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     features = compute(context)
-    found = features.fill(tmp_path / "b", shard_rows=12, description="gradients").load()
-    assert len(calls) == 2 * (2 + 1 + len(features.batches(list(range(12)))))
+    found = features.fill(tmp_path / "b", save_rows=12, description="gradients").load()
+    assert len(calls) == 2 * (2 + 1 + len(list(features.layout().rows_of())))
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
@@ -214,11 +217,11 @@ def test_auto_decides_once_and_says_why(tmp_path, caplog):
     context = tiny_context(tmp_path)
     features = compute(context, batch_tokens="auto")
     expected = compute(context, batch_tokens=MOST_TOKENS["cpu"])
-    found = features.fill(tmp_path / "f", shard_rows=5, description="gradients")
+    found = features.fill(tmp_path / "f", save_rows=5, description="gradients")
     assert features.batch_tokens == expected.batch_tokens
     assert len(re.findall(r"feature_batch_tokens: 2048 \(auto: .* GiB free, .* KiB of activations", caplog.text)) == 1
     times = [file.stat().st_mtime_ns for file in sorted(found.path.glob("features-*"))]
-    again = expected.fill(tmp_path / "f", shard_rows=5, description="gradients")
+    again = expected.fill(tmp_path / "f", save_rows=5, description="gradients")
     assert [file.stat().st_mtime_ns for file in sorted(again.path.glob("features-*"))] == times
 
 
@@ -227,7 +230,7 @@ def test_autocast_is_used_and_allowed_for(tmp_path, caplog):
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
     context = tiny_context(tmp_path, autocast=autocast)
-    found = compute(context, gradient_type="sgd").fill(tmp_path / "f", shard_rows=5, description="gradients").load()
+    found = compute(context, gradient_type="sgd").fill(tmp_path / "f", save_rows=5, description="gradients").load()
     expected = plain(context, gradient_type="sgd")
     full = plain(tiny_context(tmp_path), gradient_type="sgd")
     assert not caplog.records
@@ -298,7 +301,6 @@ def test_a_rule_that_misses_a_small_parameter_is_noticed_in_16_bits(tmp_path, ca
     features = compute(context, gradient_type="sgd")
     features.prepare()
     assert f"{parameter}.default.weight is off by" in caplog.text
-    assert features.batches([0, 1]) == [[0], [1]]
 
 
 def test_without_a_finite_gradient_there_is_an_error(tmp_path):
@@ -306,7 +308,7 @@ def test_without_a_finite_gradient_there_is_an_error(tmp_path):
     with torch.no_grad():
         context.model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(GradientError, match="none of the 12 examined of 12 gradients is finite"):
-        compute(context).fill(tmp_path / "f", shard_rows=5, description="gradients")
+        compute(context).fill(tmp_path / "f", save_rows=5, description="gradients")
 
 
 def test_items_with_a_broken_gradient_are_passed_over(tmp_path, monkeypatch, caplog):

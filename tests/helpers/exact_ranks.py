@@ -24,7 +24,7 @@ def main(output_dir: str) -> None:
     context = tiny_context(
         folder, train_dataset=tiny_dataset(23, seed=3), eval_dataset=tiny_dataset(7, seed=100), ranks=Ranks(rank, count)
     )
-    found = LessSelector(scoring="exact", save_interval=4).select(context)
+    found = LessSelector(scoring="exact", save_interval=4, feature_batch_tokens=140).select(context)
     facts = {
         "scores": found.scores.tolist() if found.scores is not None else None,
         "indices": found.indices.tolist(),

@@ -138,11 +138,11 @@ def test_features_are_those_of_a_batch_of_one(kind, tmp_path, caplog):
     features = SampleFeatures(
         context, context.train_dataset, projector, gradient_type="sgd", adam_variant="adamw", batch_tokens=10_000
     )
-    store = features.fill(tmp_path / "f", shard_rows=8, description="features")
+    store = features.fill(tmp_path / "f", save_rows=8, description="features")
     assert not caplog.records
     rotaries = scaled_rotaries(context.model)
     lengths = context.train_dataset.lengths
-    batches = features.batches(list(range(8)))
+    batches = list(features.layout().rows_of())
     assert 1 < len(batches) < 8
     assert all(len({length_class(rotaries, lengths[row]) for row in batch}) == 1 for batch in batches)
     for row, example in enumerate(context.train_dataset):

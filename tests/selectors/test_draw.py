@@ -16,7 +16,7 @@ from dataflex.gradients.plain import sample_loss
 from dataflex.gradients.store import FeatureStore
 from dataflex.selectors import draw
 from dataflex.selectors.delta_loss import DeltaLossSelector, window
-from dataflex.selectors.draw import length_batches, weighted_draw
+from dataflex.selectors.draw import weighted_draw
 from dataflex.selectors.loss import LossSelector
 from dataflex.testing import tiny_context, tiny_dataset
 from helpers.runs import tiny_trainer
@@ -39,21 +39,12 @@ def changed(context, step, noise=0.05):
 
 
 @pytest.mark.parametrize("tokens", [1, 90, 10_000])
-def test_losses_are_those_of_each_sample_alone(tmp_path, tokens, monkeypatch):
-    monkeypatch.setattr(draw, "SHARD_ROWS", 5)
+def test_losses_are_those_of_each_sample_alone(tmp_path, tokens):
     context = tiny_context(tmp_path)
     context.model.train()
     found = LossSelector(loss_batch_tokens=tokens).losses(context)
     context.model.eval()
     np.testing.assert_allclose(found, plain_losses(context), rtol=1e-5)
-
-
-def test_batches_are_bounded_and_lose_no_row():
-    dataset = tiny_dataset(40, seed=3)
-    batches = length_batches(dataset, range(5, 40), batch_tokens=150)
-    assert sorted(row for batch in batches for row in batch) == list(range(5, 40))
-    assert all(len(batch) * max(len(dataset[row].input_ids) for row in batch) <= 150 for batch in batches)
-    assert len(batches) < 20
 
 
 def test_finished_losses_are_not_computed_again(tmp_path, monkeypatch):
@@ -117,7 +108,7 @@ def test_losses_that_are_not_finite_are_left_out_and_named(tmp_path, monkeypatch
     real = FeatureStore.write
 
     def write(self, start, features):
-        features[3] = float("inf")
+        features[self.layout.places()[3]] = float("inf")
         real(self, start, features)
 
     monkeypatch.setattr(FeatureStore, "write", write)

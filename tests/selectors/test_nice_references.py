@@ -168,7 +168,7 @@ def test_halves_add_up_to_their_prompt(tmp_path):
     assert Halves.of(prompts, "leave_one_out") == Halves(prompts, [[1.0]] * 3)
     stores = [
         PolicyFeatures(context, made, Projector(256), temperature=0.7, batch_tokens=500).fill(
-            tmp_path / name, shard_rows=2, description=name
+            tmp_path / name, save_rows=2, description=name
         )
         for name, made in (("whole", prompts), ("halves", split.prompts))
     ]

@@ -121,10 +121,12 @@ def test_targets_without_a_signal_are_refused(tmp_path, monkeypatch):
 
 
 def test_scores_of_the_last_round_stay_and_are_used_again(tmp_path, monkeypatch):
-    context, selector = eval_context(tmp_path), LessSelector(save_interval=5)
+    context, selector = eval_context(tmp_path), LessSelector(feature_batch_tokens=150)
     first = selector.select(context)
     shards = sorted((tmp_path / "scores" / "step-2").glob("scores-*"))
-    assert [path.stat().st_size < 600 for path in shards] == [True] * 3
+    assert len(shards) > 2
+    assert max(path.stat().st_size for path in shards) < 600
+    lost = int(shards[1].name.split("-")[2].split(".")[0]) - int(shards[1].name.split("-")[1])
     shards[1].unlink()
     real, computed = SampleFeatures.collect, []
 
@@ -136,7 +138,7 @@ def test_scores_of_the_last_round_stay_and_are_used_again(tmp_path, monkeypatch)
     monkeypatch.setattr(SampleFeatures, "collect", collect)
     again = selector.select(context)
     assert np.array_equal(again.scores, first.scores)
-    assert sorted(computed) == [5, 6, 7, 8, 9]
+    assert len(set(computed)) == len(computed) == lost < 12
     selector.select(replace(context, step=5, round=2))
     assert [path.name for path in (tmp_path / "scores").iterdir()] == ["step-5"]
 

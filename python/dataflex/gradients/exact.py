@@ -34,6 +34,7 @@ from dataflex.gradients.context import GradientContext
 from dataflex.gradients.features import GradientFeatures
 from dataflex.gradients.filling import fill_apart
 from dataflex.gradients.hooks import parameter_slots
+from dataflex.gradients.layout import Layout
 from dataflex.gradients.similarity import Scores
 from dataflex.gradients.store import ScoreStore
 from dataflex.models.model import trainable_parameters, undisturbed
@@ -41,7 +42,7 @@ from dataflex.projection.dots import DotAccumulator
 from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.utils.progress import progress_bar
 
-EXACT_VERSION = 1
+EXACT_VERSION = 2
 """Grows when the same inputs give other sums."""
 BLOCK_VALUES = 1 << 25
 """Most values (b x p) of raw target gradients that are held at once, 128 MiB; a single target may be larger."""
@@ -270,11 +271,9 @@ def exact_pass(
     return lambda rows: features.collect(rows, lambda count: ExactRows(count, directions, extents, adam))
 
 
-def open_scores(
-    directory: Path, facts: Mapping[str, Any], num_rows: int, directions: int, shard_rows: int
-) -> ScoreStore:
+def open_scores(directory: Path, facts: Mapping[str, Any], layout: Layout, directions: int) -> ScoreStore:
     """The store of n rows' squares and inner products, 8 (1 + d) bytes a row."""
-    return ScoreStore(directory, facts, num_rows, 1 + directions, shard_rows)
+    return ScoreStore(directory, facts, layout, 1 + directions)
 
 
 def exact_sums(
@@ -284,7 +283,7 @@ def exact_sums(
     directory: Path,
     facts: Mapping[str, Any],
     *,
-    shard_rows: int,
+    save_rows: int,
     description: str,
 ) -> Tensor:
     """Squares and inner products of all rows, on every rank; shards that the same state left there are used.
@@ -295,7 +294,7 @@ def exact_sums(
         targets: What they are compared with.
         directory: Folder of the shards; the ranks need not see the same one.
         facts: What fixes the targets.
-        shard_rows: Rows between two writes.
+        save_rows: Most rows that a kill may lose, beside those of the batch that it comes in.
         description: For the progress bar.
 
     Returns:
@@ -307,13 +306,14 @@ def exact_sums(
         "batch_tokens": features.batch_tokens,
         "targets": dict(facts),
     }
+    layout = features.layout()
     return fill_apart(
-        lambda: open_scores(directory, whole, len(features), len(targets.vectors), shard_rows),
+        lambda: open_scores(directory, whole, layout, len(targets.vectors)),
         context.model,
         exact_pass(context, features, targets.vectors),
         prepare=features.prepare,
-        batches=features.batches,
         description=description,
+        save_rows=save_rows,
         ranks=context.ranks,
     )
 

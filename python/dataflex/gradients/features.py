@@ -19,9 +19,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dataflex.errors import GradientError
@@ -30,6 +32,7 @@ from dataflex.gradients.collectors import Collector, ProjectedFeatures
 from dataflex.gradients.context import GradientContext
 from dataflex.gradients.filling import fill_store
 from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel, section_starts
+from dataflex.gradients.layout import Layout, by_length
 from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
 from dataflex.gradients.store import FeatureDtype, FeatureStore
 from dataflex.models.model import recomputing, trainable_parameters, undisturbed
@@ -39,13 +42,10 @@ from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.types import Autocast
 from dataflex.utils.shown import listed
 
-if TYPE_CHECKING:
-    pass
-
 logger = logging.getLogger(__name__)
 
 GradientType = Literal["adam", "sgd"]
-FEATURE_VERSION = 3
+FEATURE_VERSION = 4
 """Grows when the same inputs give other features."""
 CHECKED_ITEMS = 2
 EXAMINED_ITEMS = 32
@@ -100,8 +100,8 @@ class GradientFeatures(ABC):
         """JSON-able facts that fix the features, beside projection and batches."""
 
     @abstractmethod
-    def _length(self, item: int) -> int:
-        """Tokens of an item's longest row."""
+    def _find_lengths(self) -> NDArray[np.int64]:
+        """``(items,)`` int64: tokens of each item's longest row."""
 
     @abstractmethod
     def _work(self, items: Sequence[int]) -> Work:
@@ -110,6 +110,13 @@ class GradientFeatures(ABC):
     @abstractmethod
     def _plain(self, item: int) -> Tensor:
         """An item's gradient ``(p,)`` from a backward pass of its own."""
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        return self._find_lengths()
+
+    def _length(self, item: int) -> int:
+        return int(self._lengths[item])
 
     def _rows(self, item: int) -> int:
         """Rows that an item takes in a batch."""
@@ -129,13 +136,13 @@ class GradientFeatures(ABC):
         return scaled_rotaries(self._model)
 
     def fill(
-        self, directory: Path, *, shard_rows: int, description: str, dtype: FeatureDtype = "float32"
+        self, directory: Path, *, save_rows: int, description: str, dtype: FeatureDtype = "float32"
     ) -> FeatureStore:
         """A complete store of all items; rows whose gradient is not finite are NaN.
 
         Args:
             directory: Folder of the store; what the same state left there is used.
-            shard_rows: Rows between two writes.
+            save_rows: Most rows that a kill may lose, beside those of the batch that it comes in.
             description: For the progress bar.
             dtype: Type of the features on disk.
         """
@@ -146,13 +153,22 @@ class GradientFeatures(ABC):
             "batch_tokens": self.batch_tokens,
         }
         ranks = self._context.ranks
-        store = ranks.main_first(
-            lambda: FeatureStore(directory, facts, len(self), self._projector.dim, shard_rows, dtype)
-        )
+        layout = self.layout()
+        store = ranks.main_first(lambda: FeatureStore(directory, facts, layout, self._projector.dim, dtype))
         if ranks.on_main(lambda: bool(store.missing())):
             self.prepare()
-        fill_store(store, self._model, self.features, batches=self.batches, description=description, ranks=ranks)
+        fill_store(store, self._model, self.features, description=description, save_rows=save_rows, ranks=ranks)
         return store
+
+    def layout(self) -> Layout:
+        """Which items are computed together: neighbours in length, of one length class, within the token budget."""
+        items = range(len(self))
+        return by_length(
+            self._lengths,
+            self.batch_tokens,
+            rows=np.array([self._rows(item) for item in items], np.int64),
+            classes=[self._length_class(item) for item in items] if self._rotaries else None,
+        )
 
     def prepare(self) -> None:
         """Compare the batched rules with plain backward passes; without this, every item gets a pass of its own."""
@@ -198,12 +214,8 @@ class GradientFeatures(ABC):
         """Moments that normalise the gradients; None: raw gradients."""
         return self._adam
 
-    def batches(self, items: list[int]) -> list[list[int]]:
-        """Items that are computed together: neighbours in length and of one length class, within the token budget."""
-        return [[item for (item,) in batch] for batch in self.batches_of([[item] for item in items], len(items))]
-
     def batches_of(self, groups: list[list[int]], most_items: int) -> list[list[list[int]]]:
-        """As :meth:`batches`, for groups of items of one length class that stay together.
+        """Groups of items of one length class that stay together, in batches as those of :meth:`layout`.
 
         Args:
             groups: The groups, which may not be empty.
@@ -249,7 +261,7 @@ class GradientFeatures(ABC):
 
     def _fitting_tokens(self) -> int:
         """The token budget that free memory allows."""
-        longest = max(range(len(self)), key=self._length)
+        longest = int(self._lengths.argmax())
         with self._gradient_pass():
             work = self._work([longest])
             per_token = bytes_per_token(work.losses, work.rows * self._length(longest), self._model)

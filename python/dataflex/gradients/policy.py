@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dataflex.data.collate import Batch
@@ -163,9 +165,9 @@ class PolicyFeatures(GradientFeatures):
     def _rows(self, item: int) -> int:
         return len(_weighted_answers(self._prompts[item]))
 
-    def _length(self, item: int) -> int:
-        prompt = self._prompts[item]
-        return len(prompt.prompt_ids) + max(len(answer) for answer, _ in _weighted_answers(prompt))
+    def _find_lengths(self) -> NDArray[np.int64]:
+        longest = [max(len(answer) for answer, _ in _weighted_answers(prompt)) for prompt in self._prompts]
+        return np.array([len(prompt.prompt_ids) for prompt in self._prompts]) + np.array(longest, np.int64)
 
     def _horizon(self, item: int) -> int:
         return self._prompts[item].length

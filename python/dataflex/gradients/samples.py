@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dataflex.data.collate import Batch, collate
@@ -62,8 +64,8 @@ class SampleFeatures(GradientFeatures):
             "gradient": self._gradient,
         }
 
-    def _length(self, item: int) -> int:
-        return len(self._dataset[item].input_ids)
+    def _find_lengths(self) -> NDArray[np.int64]:
+        return np.asarray(self._dataset.lengths, np.int64)
 
     def _work(self, items: Sequence[int]) -> Work:
         batch = self._collate(items)

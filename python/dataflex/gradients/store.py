@@ -1,12 +1,14 @@
 """Feature store: rows of projected features, or of exact sums, in shards that survive a kill.
 
-A folder holds ``manifest.json`` (fingerprint, number of rows, dimension, rows a shard, type of the values) and one file
-``features-START-STOP.safetensors`` (or ``scores-...``) a shard, written aside, fsynced and renamed. The plan of shards
-depends on the number of rows alone, never on who computes them. Each shard carries its rows, the CRC-32 of its values
-and the fingerprint's SHA-256 in its metadata: one that is torn, altered, foreign or in another's place counts as
-missing and is computed again. (The checksum is against accidents: it finds every change of up to 32 neighbouring bits,
-and it is ten times as fast as SHA-256, which would take longer than the scores.) Rows are read memory-mapped, a bounded
-block at a time, however large the shards are.
+A folder holds ``manifest.json`` (fingerprint, layout, dimension, type of the values) and one file
+``features-START-STOP.safetensors`` (or ``scores-...``) a shard, written aside, fsynced and renamed. Where a row lies is
+the layout's affair (:mod:`dataflex.gradients.layout`), which never depends on who computes it. Each shard carries its
+places, the CRC-32 of its values and the fingerprint's SHA-256 in its metadata: one that is torn, altered, foreign or in
+another's place counts as missing and is computed again. (The checksum is against accidents: it finds every change of up
+to 32 neighbouring bits, and it is ten times as fast as SHA-256, which would take longer than the scores.) Rows are read
+memory-mapped, a bounded block at a time, however large the shards are.
+
+The rows of a shard in the making are kept in a journal beside it (:mod:`dataflex.gradients.journal`).
 """
 
 from __future__ import annotations
@@ -17,26 +19,33 @@ import logging
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dataflex.errors import StoreError
+from dataflex.gradients.journal import Journal
+from dataflex.gradients.layout import Layout, Shard
 from dataflex.utils.files import atomic_path, differences, write_json
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3
-"""3: a shard's seal names its rows. Stores of other versions are computed again, which is said."""
+FORMAT_VERSION = 4
+"""4: rows lie where a layout says. Stores of other versions are computed again, which is said."""
 MANIFEST = "manifest.json"
 SEAL = "dataflex"
 BLOCK_VALUES = 1 << 18
 """Values (rows x k) that are read at once: 2 MiB once they are float64. Scores of 20,000 rows (k = 4096) took 0.7 s of
 processor time, and 1.2 s in blocks of half and of four times the size, which leave the processor's caches."""
+GATHERED_BLOCKS = 8
+"""Blocks whose rows are looked up together: they lie in many shards, each of which is opened once for all of them."""
 LARGEST_LOSS = 0.01
 """Largest relative change of a row by rounding; bfloat16 stays below 0.004, float16 overflows and underflows."""
 _CHUNK = 1 << 20
@@ -50,9 +59,6 @@ DTYPES: dict[StoreDtype, torch.dtype] = {
     "float16": torch.float16,
 }
 
-Shard = tuple[int, int]
-"""First row and the row after the last."""
-
 
 class FeatureStore:
     """n rows of k features on disk.
@@ -60,9 +66,8 @@ class FeatureStore:
     Args:
         path: Folder of the store.
         fingerprint: JSON-able facts that fix the values (model state, data, projection, ...).
-        num_rows: n.
+        layout: Where the n rows lie.
         dim: k.
-        shard_rows: Rows a shard.
         dtype: Type of the values on disk; 16 bits halve the store, with a relative rounding error of 0.2 %
             (bfloat16) or 0.02 % (float16, which cannot hold every magnitude).
     """
@@ -74,30 +79,23 @@ class FeatureStore:
         self,
         path: Path,
         fingerprint: Mapping[str, Any],
-        num_rows: int,
+        layout: Layout,
         dim: int,
-        shard_rows: int,
         dtype: StoreDtype = "float32",
     ) -> None:
-        if shard_rows < 1:
-            raise StoreError(f"a shard needs at least one row, got shard_rows={shard_rows}")
         self.path = path
-        self.num_rows = num_rows
+        self.layout = layout
+        self.num_rows = len(layout)
         self.dim = dim
-        self.shard_rows = shard_rows
         self.dtype = DTYPES[dtype]
-        facts = {"format": FORMAT_VERSION, "num_rows": num_rows, "dim": dim, "shard_rows": shard_rows, "dtype": dtype}
+        self.shards: list[Shard] = list(pairwise(layout.shards.tolist()))
+        facts = {"format": FORMAT_VERSION, "num_rows": len(layout), "dim": dim, "dtype": dtype, "layout": layout.digest}
         text = json.dumps({**facts, "fingerprint": dict(fingerprint)}, sort_keys=True)
         self._manifest: dict[str, Any] = json.loads(text)
         self._digest = hashlib.sha256(text.encode()).hexdigest()
+        self._stops = dict(self.shards)
         self._verified: dict[Shard, tuple[int, int, int]] = {}
         self._open()
-
-    @property
-    def shards(self) -> list[Shard]:
-        """The plan: (start, stop) rows of every shard."""
-        starts = range(0, self.num_rows, self.shard_rows)
-        return [(start, min(start + self.shard_rows, self.num_rows)) for start in starts]
 
     @property
     def num_bytes(self) -> int:
@@ -112,51 +110,72 @@ class FeatureStore:
         """Write one shard.
 
         Args:
-            start: First row, the start of a planned shard.
+            start: First place of a shard of the layout.
             features: ``(rows, k)`` floating point; rows that are not finite stay so.
 
         Raises:
-            StoreError: The rows are not a planned shard, have another dimension, or do not fit the store's type.
+            StoreError: The rows are no shard, have another dimension, or do not fit the store's type.
         """
         shard = (start, start + len(features))
-        if not self._planned(shard) or features.shape[1] != self.dim:
+        if self._stops.get(start) != shard[1] or features.shape[1] != self.dim:
             raise StoreError(
-                f"rows {start}:{shard[1]} with {features.shape[1]} {self.what} are no shard of this store "
-                f"({self.num_rows} rows, {self.dim} {self.what}, {self.shard_rows} rows a shard)"
+                f"places {start}:{shard[1]} with {features.shape[1]} {self.what} are no shard of this store "
+                f"({self.num_rows} rows, {self.dim} {self.what}, {len(self.shards)} shards)"
             )
-        values = features.to(device="cpu", dtype=self.dtype).contiguous()
-        self._check_rounding(start, features.to("cpu"), values)
+        values = self.rounded(start, features)
         checksum = zlib.crc32(values.view(torch.uint8).numpy().data)
         file = self._file(shard)
         with atomic_path(file) as temporary:
             # One entry: safetensors writes several in an order that changes from run to run.
-            seal = json.dumps({"crc32": checksum, "rows": shard, "store": self._digest})
+            seal = json.dumps({"crc32": checksum, "places": shard, "store": self._digest})
             save_file({self.what: values}, temporary, metadata={SEAL: seal})
         self._verified[shard] = _signature(file)
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, ``(rows, k)`` in the store's type) of all rows in order, a bounded number at a time.
+    def rounded(self, start: int, features: Tensor) -> Tensor:
+        """``(rows, k)`` from place ``start`` on as they are stored: on the CPU, in the store's type.
 
-        The blocks depend on the plan alone. A shard is verified before its first row is handed out.
+        Raises:
+            StoreError: They do not fit it.
+        """
+        values = features.to(device="cpu", dtype=self.dtype).contiguous()
+        self._check_rounding(start, features.to("cpu"), values)
+        return values
+
+    def making(self, shard: Shard, save_rows: int) -> ShardInTheMaking:
+        """A shard that goes on where a kill has ended it.
+
+        Args:
+            shard: One of the layout.
+            save_rows: Most rows that a kill may lose.
+        """
+        return ShardInTheMaking(self, shard, self._journal(shard), save_rows)
+
+    def begun(self, shard: Shard) -> int:
+        """Rows of a missing shard that are there."""
+        return len(self._journal(shard).read()) // self._width
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, ``(rows, k)`` in the store's type) of all rows in their order, a bounded number at a time.
+
+        The blocks depend on n and k alone. A shard is verified before its first row is handed out.
 
         Raises:
             StoreError: A shard is missing or damaged.
         """
-        for shard in self.shards:
-            yield from self.blocks_of(shard)
+        places = self.layout.places()
+        most = max(1, BLOCK_VALUES // self.dim)
+        for first in range(0, self.num_rows, GATHERED_BLOCKS * most):
+            rows = self._gathered(places[first : first + GATHERED_BLOCKS * most])
+            for start in range(0, len(rows), most):
+                yield first + start, rows[start : start + most]
 
-    def blocks_of(self, shard: Shard) -> Iterator[tuple[int, Tensor]]:
-        """The :meth:`blocks` of one shard.
+    def read(self, shard: Shard) -> Tensor:
+        """``(rows, k)`` of one shard, place by place.
 
         Raises:
             StoreError: It is missing or damaged.
         """
-        problem = self._problem(shard)
-        if problem:
-            raise StoreError(f"{self._file(shard)} {problem}", hint=f"compute the {self.what} again")
-        most = max(1, BLOCK_VALUES // self.dim)
-        for start in range(*shard, most):
-            yield start, self._rows(shard, start, min(start + most, shard[1]))
+        return self._rows(shard, torch.arange(shard[1] - shard[0]))
 
     def load(self) -> Tensor:
         """All rows, ``(n, k)`` float32, or float64 if that is what is stored."""
@@ -168,13 +187,6 @@ class FeatureStore:
     def remove(self) -> None:
         """Delete the store."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def _planned(self, shard: Shard) -> bool:
-        """Whether these rows are a shard; computed, for a list of all shards grows with the store."""
-        start, stop = shard
-        if not 0 <= start < self.num_rows or start % self.shard_rows:
-            return False
-        return stop == min(start + self.shard_rows, self.num_rows)
 
     def _open(self) -> None:
         file = self.path / MANIFEST
@@ -194,8 +206,9 @@ class FeatureStore:
             return False
         problem = self._problem(shard)
         if problem is None:
+            self._journal(shard).remove()  # a kill may come between the two
             return True
-        logger.warning("%s is damaged: it %s; rows %d to %d are computed again", file, problem, shard[0], shard[1] - 1)
+        logger.warning("%s is damaged: it %s; its %d rows are computed again", file, problem, shard[1] - shard[0])
         file.unlink(missing_ok=True)
         return False
 
@@ -215,8 +228,8 @@ class FeatureStore:
             return f"cannot be read ({type(error).__name__}: {error})"
         if not isinstance(seal, dict) or seal.get("store") != self._digest:
             return "belongs to another store"
-        if seal.get("rows") != list(shard):
-            return f"holds other rows: {seal.get('rows')}"
+        if seal.get("places") != list(shard):
+            return f"holds other places: {seal.get('places')}"
         rows = shard[1] - shard[0]
         if shape != [rows, self.dim] or dtype != self.dtype:
             return f"holds {dtype} {tuple(shape)}, expected {self.dtype} {(rows, self.dim)}"
@@ -225,11 +238,25 @@ class FeatureStore:
         self._verified[shard] = _signature(file)
         return None
 
-    def _rows(self, shard: Shard, start: int, stop: int) -> Tensor:
+    def _gathered(self, places: NDArray[np.int64]) -> Tensor:
+        """Rows by their places in the store, copied."""
+        rows = torch.empty((len(places), self.dim), dtype=self.dtype)
+        numbers = np.searchsorted(self.layout.shards, places, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            own = np.flatnonzero(numbers == number)
+            shard = self.shards[number]
+            rows[own] = self._rows(shard, torch.from_numpy(places[own] - shard[0]))
+        return rows
+
+    def _rows(self, shard: Shard, places: Tensor) -> Tensor:
+        """Rows of a shard by their places in it, copied."""
+        problem = self._problem(shard)
+        if problem:
+            raise StoreError(f"{self._file(shard)} {problem}", hint=f"compute the {self.what} again")
         # Opened for each block: pages of a mapping that stays open would count as this process's memory.
         with safe_open(self._file(shard), framework="pt") as opened:
-            rows: Tensor = opened.get_slice(self.what)[start - shard[0] : stop - shard[0]]
-        return rows
+            values: Tensor = opened.get_tensor(self.what)
+            return values[places]
 
     def _check_rounding(self, start: int, exact: Tensor, stored: Tensor) -> None:
         """Refuse rows that the store's type cannot hold."""
@@ -241,15 +268,71 @@ class FeatureStore:
         # A difference that is not finite is an overflow.
         lost = finite & ~(difference <= LARGEST_LOSS * torch.linalg.vector_norm(wide, dim=1))
         if lost.any():
-            row = start + int(lost.nonzero()[0])
+            row = int(self.layout.order[start + int(lost.nonzero()[0])])
             raise StoreError(
-                f"{int(lost.sum())} rows from row {row} on do not fit {str(self.dtype).removeprefix('torch.')}: "
-                f"rounding changes them by more than {LARGEST_LOSS:.0%}",
+                f"{int(lost.sum())} rows, the first of them row {row}, do not fit "
+                f"{str(self.dtype).removeprefix('torch.')}: rounding changes them by more than {LARGEST_LOSS:.0%}",
                 hint="use features_dtype: bfloat16 or float32",
             )
 
+    @property
+    def _width(self) -> int:
+        """Bytes of a row."""
+        return self.dim * self.dtype.itemsize
+
+    def _journal(self, shard: Shard) -> Journal:
+        seal = f"{self._digest} {shard[0]}".encode()
+        return Journal(self._file(shard).with_suffix(".part"), seal, self._width)
+
     def _file(self, shard: Shard) -> Path:
         return self.path / f"{self.what}-{shard[0]:08d}-{shard[1]:08d}.safetensors"
+
+
+class ShardInTheMaking:
+    """Rows of a shard that come batch by batch.
+
+    Args:
+        store: Where the shard goes when it is complete.
+        shard: Its places.
+        journal: What an earlier run has left of it, and where this one writes.
+        save_rows: Most rows that a kill may lose, beside those of a batch in the making.
+
+    Attributes:
+        count: Rows that are there.
+    """
+
+    def __init__(self, store: FeatureStore, shard: Shard, journal: Journal, save_rows: int) -> None:
+        self._store = store
+        self._start = shard[0]
+        self._journal = journal
+        self._save_rows = save_rows
+        self._values = torch.empty((shard[1] - shard[0], store.dim), dtype=store.dtype)
+        kept = journal.read()
+        if kept:
+            rows = torch.frombuffer(kept, dtype=store.dtype).view(-1, store.dim)
+            self._values[: len(rows)] = rows
+        self.count = self._saved = len(kept) // (store.dim * store.dtype.itemsize)
+
+    def expect(self, rows: int) -> None:
+        """Write down what is there, if it and the next ``rows`` are more than a kill may lose."""
+        if self._saved < self.count and self.count - self._saved + rows > self._save_rows:
+            self._journal.append(self._values[self._saved : self.count].view(torch.uint8).numpy())
+            self._saved = self.count
+
+    def add(self, rows: Tensor) -> None:
+        """Take the next rows, ``(b, k)``.
+
+        Raises:
+            StoreError: They do not fit the store's type.
+        """
+        end = self.count + len(rows)
+        self._values[self.count : end] = self._store.rounded(self._start + self.count, rows)
+        self.count = end
+
+    def finish(self) -> None:
+        """Write the shard, whose rows are all there."""
+        self._store.write(self._start, self._values)
+        self._journal.remove()
 
 
 class ScoreStore(FeatureStore):
@@ -258,15 +341,14 @@ class ScoreStore(FeatureStore):
     Args:
         path: Folder of the store.
         fingerprint: JSON-able facts that fix the values.
-        num_rows: n.
+        layout: Where the n rows lie.
         dim: k.
-        shard_rows: Rows a shard.
     """
 
     what = "scores"
 
-    def __init__(self, path: Path, fingerprint: Mapping[str, Any], num_rows: int, dim: int, shard_rows: int) -> None:
-        super().__init__(path, fingerprint, num_rows, dim, shard_rows, "float64")
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any], layout: Layout, dim: int) -> None:
+        super().__init__(path, fingerprint, layout, dim, "float64")
 
 
 def _signature(file: Path) -> tuple[int, int, int]:

@@ -125,9 +125,8 @@ def _estimate(part: PlannedPart, context: SelectionContext) -> PartEstimate:
     context.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=context.output_dir, prefix="dry-run-") as folder, undisturbed(context.model):
         store = part.open_store(Path(folder)) if part.open_store else None
-        shards = store.shards if store else [(0, len(part.lengths))]
         once = _timed(part.prepare)
-        batches = [batch for start, stop in shards for batch in part.batches(list(range(start, stop)))]
+        batches = part.batches()
         shapes = [(len(batch), len(batch) * max(part.lengths[row] for row in batch)) for batch in batches]
         chosen = spread(shapes, TIMED_BATCHES)
         costs = [_timed(lambda batch=batches[place]: part.compute(batch)) for place in chosen]  # type: ignore[misc]

@@ -23,9 +23,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dataflex.data.collate import collate
-from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.gradients.filling import fill_store
+from dataflex.gradients.layout import by_length
 from dataflex.gradients.store import FeatureStore
 from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.losses import mean_losses
@@ -35,9 +35,6 @@ from dataflex.utils.progress import Stopwatch
 from dataflex.utils.shown import listed
 
 logger = logging.getLogger(__name__)
-
-SHARD_ROWS = 512
-"""Rows between two writes of the losses; a batch is made of rows of one shard."""
 
 
 class DrawConfig(SelectorConfig):
@@ -133,16 +130,17 @@ class DrawSelector(Selector[DrawConfigT]):
 
     def plan(self, context: SelectionContext) -> Plan:
         """Losses of all candidates."""
-        dataset = context.train_dataset
+        lengths = context.train_dataset.lengths
+        layout = by_length(np.array(lengths, np.int64), self.config.loss_batch_tokens)
         return Plan(
             [
                 PlannedPart(
                     name="losses",
-                    lengths=dataset.lengths,
+                    lengths=lengths,
                     prepare=partial(sample_losses, context, [0]),
-                    batches=partial(length_batches, dataset, batch_tokens=self.config.loss_batch_tokens),
+                    batches=lambda: list(layout.rows_of()),
                     compute=partial(sample_losses, context),
-                    open_store=lambda folder: FeatureStore(folder, {}, len(dataset), 1, SHARD_ROWS),
+                    open_store=lambda folder: FeatureStore(folder, {}, layout, 1),
                 )
             ]
         )
@@ -156,15 +154,9 @@ class DrawSelector(Selector[DrawConfigT]):
             "batch_tokens": self.config.loss_batch_tokens,
         }
         folder = (self.config.cache_dir or context.output_dir) / "losses" / f"step-{context.step}"
-        store = context.ranks.main_first(lambda: FeatureStore(folder, facts, len(dataset), 1, SHARD_ROWS))
-        fill_store(
-            store,
-            context.model,
-            partial(sample_losses, context),
-            batches=partial(length_batches, dataset, batch_tokens=self.config.loss_batch_tokens),
-            description="losses",
-            ranks=context.ranks,
-        )
+        layout = by_length(np.array(dataset.lengths, np.int64), self.config.loss_batch_tokens)
+        store = context.ranks.main_first(lambda: FeatureStore(folder, facts, layout, 1))
+        fill_store(store, context.model, partial(sample_losses, context), description="losses", ranks=context.ranks)
         values = store.load()[:, 0].double().numpy()
         return np.where(np.isfinite(values), values, np.nan)
 
@@ -175,18 +167,6 @@ def sample_losses(context: SelectionContext, rows: Sequence[int]) -> Tensor:
     device = next(context.model.parameters()).device
     with torch.no_grad(), context.autocast():
         return mean_losses(context.model, collate(examples, int(context.tokenizer.pad_token_id)).to(device))[:, None]
-
-
-def length_batches(dataset: TokenizedDataset, rows: Sequence[int], *, batch_tokens: int) -> list[list[int]]:
-    """Rows that are computed together: neighbours in length, at most ``batch_tokens`` padded tokens a batch."""
-    found: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: len(dataset[row].input_ids)):
-        # Rows come in order of length, so this one sets the width of the batch that it joins.
-        if found and (len(found[-1]) + 1) * len(dataset[row].input_ids) <= batch_tokens:
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
 
 
 def weighted_draw(weights: NDArray[np.float64], count: int, stream: np.random.Generator) -> NDArray[np.int64]:

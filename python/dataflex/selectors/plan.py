@@ -19,7 +19,7 @@ class PlannedPart:
         name: What is computed, in the words of the selection's report.
         lengths: Tokens of each of the n rows.
         prepare: Whatever comes once, before the first batch; it also warms the model up.
-        batches: Splits rows (of a shard, where there is a store) into those that are computed together.
+        batches: The numbers of the rows that are computed together, after ``prepare``.
         compute: Computes b rows by their numbers.
         open_store: Makes the store of this part in an empty folder; None: nothing is stored by shards.
     """
@@ -27,7 +27,7 @@ class PlannedPart:
     name: str
     lengths: Sequence[int]
     prepare: Callable[[], object]
-    batches: Callable[[list[int]], list[list[int]]]
+    batches: Callable[[], list[list[int]]]
     compute: Callable[[list[int]], object]
     open_store: Callable[[Path], FeatureStore] | None = None
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.gradients.filling import fill_store
+from dataflex.gradients.layout import Layout, by_length
 from dataflex.gradients.similarity import Aggregate, Influence, influence_scores, target_directions, unusual_rows
 from dataflex.gradients.store import FeatureStore
 from dataflex.gradients.turns import choose
@@ -32,7 +34,6 @@ from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.hidden import pooled_states
 from dataflex.models.model import base_model
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
-from dataflex.selectors.draw import length_batches
 from dataflex.selectors.gradient import check_tasks
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import group_names
@@ -42,8 +43,6 @@ from dataflex.utils.shown import listed
 
 logger = logging.getLogger(__name__)
 
-SHARD_ROWS = 512
-"""Rows between two writes; a batch is made of rows of one shard."""
 TARGETS, CANDIDATES = "hidden states of the targets", "hidden states"
 """Names of the parts of a round, in progress bars and reports."""
 
@@ -136,15 +135,9 @@ class RdsSelector(Selector[RdsConfig]):
         }
         folder = self._round_dir(context) / what.replace(" ", "_")
         width = _width(context.model)
-        store = context.ranks.main_first(lambda: FeatureStore(folder, facts, len(dataset), width, SHARD_ROWS))
-        fill_store(
-            store,
-            context.model,
-            compute,
-            batches=partial(length_batches, dataset, batch_tokens=self.config.batch_tokens),
-            description=what,
-            ranks=context.ranks,
-        )
+        layout = self._layout(dataset)
+        store = context.ranks.main_first(lambda: FeatureStore(folder, facts, layout, width))
+        fill_store(store, context.model, compute, description=what, ranks=context.ranks)
         return store
 
     def _round_dir(self, context: SelectionContext) -> Path:
@@ -159,15 +152,18 @@ class RdsSelector(Selector[RdsConfig]):
 
     def _part(self, context: SelectionContext, what: str, dataset: TokenizedDataset) -> PlannedPart:
         compute: Callable[[Sequence[int]], Tensor] = partial(row_states, context, dataset)
-        width = _width(context.model)
+        width, layout = _width(context.model), self._layout(dataset)
         return PlannedPart(
             name=what,
             lengths=dataset.lengths,
             prepare=partial(compute, [0]),
-            batches=partial(length_batches, dataset, batch_tokens=self.config.batch_tokens),
+            batches=lambda: list(layout.rows_of()),
             compute=compute,
-            open_store=lambda folder: FeatureStore(folder, {}, len(dataset), width, SHARD_ROWS),
+            open_store=lambda folder: FeatureStore(folder, {}, layout, width),
         )
+
+    def _layout(self, dataset: TokenizedDataset) -> Layout:
+        return by_length(np.array(dataset.lengths, np.int64), self.config.batch_tokens)
 
 
 def row_states(context: SelectionContext, dataset: TokenizedDataset, rows: Sequence[int]) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataflex.errors import ModelError
+from dataflex.gradients.layout import consecutive
 from dataflex.gradients.store import MANIFEST, FeatureStore
 from dataflex.retrieval.embeddings.base import Encoder
 from dataflex.retrieval.embeddings.coverage import Coverage
@@ -76,7 +77,7 @@ def embed_texts(
     facts = {"version": FORMAT_VERSION, "encoder": encoder.identity(), "texts": _digest(distinct)}
     digest = _digest([json.dumps(facts, sort_keys=True)])
     folder = cache_dir / "embeddings" / digest[:16]
-    store = FeatureStore(folder, facts, len(distinct), _stored_dim(folder) or encoder.dim, shard_rows)
+    store = FeatureStore(folder, facts, consecutive(len(distinct), shard_rows), _stored_dim(folder) or encoder.dim)
     seen = _coverage(folder, encoder, distinct)
     for warning in seen.warnings() if seen is not None else ():
         logger.warning("%s: %s", description, warning)

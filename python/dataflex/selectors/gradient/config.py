@@ -26,7 +26,7 @@ class FeatureConfig(CandidateConfig):
     proj_dim: int = Field(4096, ge=1, description="dimension k of the projected features")
     projection: str = Field("sjlt", description="kind of projection")
     seed: int = Field(123, ge=0, description="seed of the projection and of whatever the selector draws")
-    save_interval: int = Field(64, ge=1, description="rows between two writes of the features, and at most in a batch")
+    save_interval: int = Field(64, ge=1, description="most rows of gradients that a kill loses, beside one batch")
     feature_batch_tokens: BatchTokens = Field(2048, description="padded tokens of one batch of gradients, or auto")
     features_dtype: FeatureDtype = Field("float32", description="type of the features on disk; 16 bits halve them")
     keep_features: Literal["last", "all", "none"] = Field("last", description="which rounds' features stay on disk")

@@ -30,11 +30,9 @@ def planned_features(
         name=name,
         lengths=lengths,
         prepare=features.prepare,
-        batches=features.batches,
+        batches=lambda: list(features.layout().rows_of()),
         compute=features.features,
-        open_store=lambda folder: FeatureStore(
-            folder, {}, len(lengths), config.proj_dim, config.save_interval, config.features_dtype
-        ),
+        open_store=lambda folder: FeatureStore(folder, {}, features.layout(), config.proj_dim, config.features_dtype),
     )
 
 
@@ -53,9 +51,9 @@ def planned_scores(
         name=name,
         lengths=lengths,
         prepare=features.prepare,
-        batches=features.batches,
+        batches=lambda: list(features.layout().rows_of()),
         compute=exact_pass(context, features, vectors),
-        open_store=lambda folder: open_scores(folder, {}, len(lengths), directions, config.save_interval),
+        open_store=lambda folder: open_scores(folder, {}, features.layout(), directions),
     )
 
 
@@ -67,9 +65,9 @@ def planned_targets(
         name=name,
         lengths=lengths,
         prepare=features.prepare,
-        batches=lambda rows: [
+        batches=lambda: [
             [item for group in batch for item in group]
-            for batch in target_batches(context, features, [[row] for row in rows])
+            for batch in target_batches(context, features, [[row] for row in range(len(lengths))])
         ],
         compute=target_pass(context, features, config.seed),
     )

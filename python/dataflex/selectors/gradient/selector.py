@@ -226,7 +226,7 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
                 compared.targets,
                 folder,
                 compared.facts,
-                shard_rows=config.save_interval,
+                save_rows=config.save_interval,
                 description=TRAINING,
             )
         with watch.phase("scores"):
@@ -264,7 +264,7 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         """Features of all candidates in the model's current state."""
         return self.training_gradients(context, projector).fill(
             self.round_dir(context) / "train",
-            shard_rows=self.config.save_interval,
+            save_rows=self.config.save_interval,
             description=TRAINING,
             dtype=self.config.features_dtype,
         )
@@ -318,7 +318,7 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         """The store of the evaluation side's features."""
         return features.fill(
             self.round_dir(context) / "eval",
-            shard_rows=self.config.save_interval,
+            save_rows=self.config.save_interval,
             description=EVALUATION,
             dtype=self.config.features_dtype,
         )

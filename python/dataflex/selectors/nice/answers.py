@@ -216,9 +216,9 @@ class Answers:
         how |= {"batch_size": config.rollout_batch_size, "show_progress": progress}
         return sample_answers(context.model, context.tokenizer, prompts, sampling, **how)
 
-    def batches(self, prompts: Sequence[WeightedPrompt], rows: list[int]) -> list[list[int]]:
+    def batches(self, prompts: Sequence[WeightedPrompt]) -> list[list[int]]:
         """About the prompts whose answers are drawn at once: neighbours in length."""
-        order = sorted(rows, key=lambda row: len(prompts[row].prompt_ids))
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].prompt_ids))
         size = max(1, self._config.rollout_batch_size // self._config.mc_samples)
         return [order[start : start + size] for start in range(0, len(order), size)]
 

@@ -128,7 +128,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
             name="answers",
             lengths=[len(prompt.prompt_ids) for prompt in prompts],
             prepare=lambda: None,
-            batches=lambda rows: self.answers.batches(prompts, rows),
+            batches=lambda: self.answers.batches(prompts),
             compute=lambda rows: self.answers.sample(context, [asked[row] for row in rows], progress=False),
         )
         lengths = [len(prompt.answers) * (len(prompt.prompt_ids) + len(prompt.answers[0])) for prompt in prompts]
