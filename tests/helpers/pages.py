@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from helpers.scripts import ROOT
 
 ELSEWHERE = {
+    "docs/cluster.md": "tests/docs/test_cluster_page.py",
     "docs/getting-started.md": "tests/docs/test_getting_started.py",
     "docs/plugins.md": "tests/docs/test_plugins_page.py",
     "docs/trainers.md": "tests/docs/test_trainers_page.py",
