@@ -401,3 +401,39 @@ def test_options_set_what_is_logged(option: str | None, expected: list[str]) -> 
 def test_an_error_with_one_problem_keeps_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
     app._print_error(ConfigError("f:1: wrong", hint="right it"))
     assert capsys.readouterr().err == "error: f:1: wrong\nhint: right it\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "path"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?", "dataflex"),
+        (["plugins", "shwo"], "No such command 'shwo'. Did you mean 'show'?", "dataflex plugins"),
+        (["train"], "Missing argument 'CONFIG'.", "dataflex train"),
+        (
+            ["eval", "run.yaml", "--base-onyl"],
+            "No such option '--base-onyl'. Did you mean '--base-only'?",
+            "dataflex eval",
+        ),
+        (["-q", "-v", "version"], "--verbose and --quiet exclude each other", "dataflex"),
+    ],
+)
+def test_wrong_usage_looks_as_every_other_error(arguments: list[str], message: str, path: str) -> None:
+    done = CliRunner().invoke(cli.cli, arguments, prog_name="dataflex")
+    assert done.exit_code == 2
+    assert done.stderr == f"error: {message}\nhint: `{path} --help` shows what there is\n"
+    assert done.stdout == ""
+
+
+def test_no_color_is_followed() -> None:
+    with_colour = CliRunner().invoke(cli.cli, ["trian"], color=True).stderr
+    assert with_colour.startswith("\x1b[31merror:\x1b[0m ")
+    assert CliRunner().invoke(cli.cli, ["trian"], color=True, env={"NO_COLOR": "1"}).stderr.startswith("error: ")
+
+
+def test_commands_and_options_complete() -> None:
+    def completed(words: str, place: int) -> list[str]:
+        env = {"_DATAFLEX_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        return CliRunner().invoke(cli.cli, [], prog_name="dataflex", env=env).stdout.split()
+
+    assert completed("dataflex tr", 1) == ["plain,train"]
+    assert "plain,--base-only" in completed("dataflex eval --", 2)

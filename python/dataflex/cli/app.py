@@ -69,6 +69,20 @@ class _Cli(click.Group):
             click.echo("interrupted", err=True)
             ctx.exit(128 + signal.SIGINT)
 
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command; wrong usage is printed as every other error is."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            _print_problem(error.format_message(), _usage_hint(error))
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            sys.exit(128 + signal.SIGINT)
+        sys.exit(code if isinstance(code, int) else 0)
+
     def _plugin_commands(self, ctx: click.Context) -> Mapping[str, click.Command]:
         found: Mapping[str, click.Command] | None = ctx.meta.get(__name__)
         if found is None and not may_have_plugins():
@@ -107,6 +121,8 @@ def _above_bars() -> Iterator[None]:
 @contextmanager
 def _logging(level: int) -> Iterator[None]:
     """Log to stderr while a command runs."""
+    # peft imports it where it is there, and it then recommends a package of its own.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     handler, before = _StderrHandler(), (logger.level, logger.propagate)
     logger.addHandler(handler)
     logger.setLevel(level)
@@ -124,9 +140,21 @@ def _print_error(error: DataflexError) -> None:
         text = "\n".join([f"{len(error.problems)} problems", *error.problems])
     else:
         text = error.message
-    click.echo(f"{click.style('error:', fg='red')} {one_record(text)}", err=True)
-    if error.hint:
-        click.echo(f"hint: {one_record(error.hint)}", err=True)
+    _print_problem(text, error.hint)
+
+
+def _usage_hint(error: click.ClickException) -> str | None:
+    if not isinstance(error, click.UsageError):
+        return None
+    path = error.ctx.command_path if error.ctx is not None else "dataflex"
+    return f"`{path} --help` shows what there is"
+
+
+def _print_problem(text: str, hint: str | None) -> None:
+    colour = None if not os.environ.get("NO_COLOR") else False
+    click.echo(f"{click.style('error:', fg='red')} {one_record(text)}", err=True, color=colour)
+    if hint:
+        click.echo(f"hint: {one_record(hint)}", err=True)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
