@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,12 +69,13 @@ class _Cli(click.Group):
             click.echo("interrupted", err=True)
             ctx.exit(128 + signal.SIGINT)
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        """Run a command; wrong usage is printed as every other error is."""
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run a command; wrong usage is printed as every other error is. Arguments are those of ``click.Command``."""
+        run: Callable[..., Any] = super().main
+        if not settings.pop("standalone_mode", True):
+            return run(*args, standalone_mode=False, **settings)
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = run(*args, standalone_mode=False, **settings)
         except click.ClickException as error:
             _print_problem(error.format_message(), _usage_hint(error))
             sys.exit(error.exit_code)
