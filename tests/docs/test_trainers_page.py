@@ -22,8 +22,9 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_page_has_three_complete_scripts() -> None:
-    assert [block.file for block in SCRIPTS] == ["less_trainer.py", "nice_sft.py", "select_sft.py"]
+def test_the_page_has_four_complete_scripts() -> None:
+    expected = ["less_trainer.py", "nice_sft.py", "weighted_trainer.py", "select_sft.py"]
+    assert [block.file for block in SCRIPTS] == expected
 
 
 @pytest.mark.integration
@@ -36,7 +37,7 @@ def test_a_script_runs(script: Block, furnished: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     exec(compile(script.text, str(script), "exec"), {"__name__": "__main__"})
-    if "curriculum" in script.text:
+    if "selector=" in script.text and "curriculum" in script.text:
         selections = sorted((tmp_path / "output" / Path(str(script.file)).stem / "selections").iterdir())
         assert [file.name for file in selections] == ["step-2.parquet", "step-4.parquet"]
         assert [sum(pq.read_table(file)["chosen"].to_pylist()) for file in selections] == [8, 8]

@@ -17,29 +17,42 @@ import torch
 
 from dataflex.curriculum.schedule import Schedule
 from dataflex.integrations.transformers import Curriculum
+from dataflex.mixers.odm import OdmMixer
 from dataflex.selectors.less import LessSelector
 from dataflex.testing import tiny_dataset
 from dataflex.utils.launch import process_count
+from dataflex.weighters.loss import LossWeighter
 from helpers import foreign, sft
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["helpers.foreign_run", "transformers.models.llama.modeling_llama"])
 
 
-def train(output_dir: Path, *, n: int = 24, **changes: Any) -> None:
-    """Train for 8 steps with two selections, on from the last whole checkpoint; note what this process trained on."""
+def component(name: str) -> dict[str, Any]:
+    """What decides in a run, and when: two selections, two mixtures, or weights from the third step on."""
+    if name == "odm":
+        return {"mixer": OdmMixer(), "domain_column": "kind", "schedule": Schedule(2, 3, 2)}
+    if name == "loss":
+        return {"weighter": LossWeighter(strategy="extremes"), "schedule": Schedule(2, 6, 1)}
+    return {"selector": LessSelector(proj_dim=256, save_interval=5), "schedule": Schedule(2, 3, 2)}
+
+
+def train(output_dir: Path, *, n: int = 24, by: str = "less", **changes: Any) -> None:
+    """Train for 8 steps, on from the last whole checkpoint; note what this process trained on, and what was noted."""
     torch.set_num_threads(1)
     targets = foreign.columns(tiny_dataset(4, seed=50))
-    selector = LessSelector(proj_dim=256, save_interval=5)
     rows = foreign.rows(n)
-    found = Curriculum(rows, targets, selector=selector, schedule=Schedule(2, 3, 2))
+    found = Curriculum([{**row, "kind": "aab"[place % 3]} for place, row in enumerate(rows)], targets, **component(by))
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
     args = foreign.arguments(output_dir, **(settings | changes))
-    trainer = foreign.trainer(args, found.train_dataset, [found.callback])
+    handed = {} if by == "less" else {"compute_loss_func": found.compute_loss_func}
+    trainer = foreign.trainer(args, found.train_dataset, [found.callback], **handed)
     seen = foreign.Seen(trainer.model, rows)
     trainer.train(resume_from_checkpoint=forget_torn(output_dir))
-    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
-    outcome = {"losses": losses, "batches": seen.batches, "weights": digest(trainer)}
+    history = trainer.state.log_history
+    losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+    noted = [{key: entry[key] for key in entry if key.startswith(("mixture/", "weight"))} for entry in history]
+    outcome = {"losses": losses, "batches": seen.batches, "weights": digest(trainer), "noted": [*filter(None, noted)]}
     (output_dir / f"outcome-{args.process_index}.json").write_text(json.dumps(outcome))
 
 
@@ -73,25 +86,25 @@ def forget_torn(output_dir: Path) -> bool:
     return whole > 0
 
 
-def start(output_dir: Path) -> BaseProcess:
+def start(output_dir: Path, by: str) -> BaseProcess:
     """Begin such a run."""
-    process = FORKSERVER.Process(target=train, args=(output_dir,))
+    process = FORKSERVER.Process(target=train, args=(output_dir,), kwargs={"by": by})
     process.start()
     return process
 
 
-def finish(output_dir: Path) -> float:
+def finish(output_dir: Path, by: str = "less") -> float:
     """Run to the end; returns the seconds that it took."""
     begun = time.monotonic()
-    process = start(output_dir)
+    process = start(output_dir, by)
     process.join()
     assert process.exitcode == 0, f"the run in {output_dir} ended with {process.exitcode}"
     return time.monotonic() - begun
 
 
-def kill_when(output_dir: Path, wanted: Any, *, after: float) -> bool:
+def kill_when(output_dir: Path, wanted: Any, *, after: float, by: str = "less") -> bool:
     """Start a run, wait until ``wanted()`` holds and some seconds more, kill it; whether it was still running."""
-    process = start(output_dir)
+    process = start(output_dir, by)
     while process.is_alive() and not wanted():
         time.sleep(0.002)
     process.join(after)

@@ -50,6 +50,28 @@ def test_two_processes_with_accumulation_and_workers_train_on_the_selections_lik
 
 
 @pytest.mark.integration
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.parametrize("by", ["odm", "loss"])
+def test_two_processes_mix_and_weigh_like_one(tmp_path: Path, by: str) -> None:
+    settings = {"by": by, "save_strategy": "no", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    for count, name in ((1, "one"), (2, "two")):
+        launch(count, str(SCRIPT), str(tmp_path / name), json.dumps(settings), timeout=280)
+    one, two = outcome(tmp_path / "one"), [outcome(tmp_path / "two", rank) for rank in (0, 1)]
+    steps = [sorted(foreign.joined(one["batches"][2 * step : 2 * step + 2])) for step in range(8)]
+    shared = [
+        sorted(foreign.joined(each["batches"][batch] for batch in (2 * step, 2 * step + 1) for each in two))
+        for step in range(8)
+    ]
+    assert shared == steps
+    assert len(one["noted"]) == {"odm": 3, "loss": 6}[by]
+    for alone, together in zip(one["noted"], two[0]["noted"], strict=True):
+        assert together == pytest.approx(alone, rel=1e-4)
+    for step, loss in one["losses"].items():
+        assert two[0]["losses"][step] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
 def test_two_processes_of_sfttrainer_train_on_the_selections(tmp_path: Path) -> None:
@@ -70,35 +92,48 @@ def test_two_processes_of_sfttrainer_train_on_the_selections(tmp_path: Path) -> 
     foreign.assert_followed(shared, tmp_path, 40)
 
 
-def assert_killed_runs_end_like(
-    expected: dict[str, Any], selections: dict[int, list[int]], folder: Path, wanted: Any, after: float
-) -> bool:
-    killed = foreign_run.kill_when(folder, wanted, after=after)
-    foreign_run.finish(folder)
-    found = outcome(folder)
-    assert found["losses"] == expected["losses"]
-    assert found["weights"] == expected["weights"]
-    whole = expected["batches"]
-    assert found["batches"] == whole[len(whole) - len(found["batches"]) :]  # none, where all was done before the kill
-    assert foreign.chosen(folder) == selections
+def records(folder: Path) -> dict[int, Any]:
+    """What the selections chose, or the mixtures were, by step."""
+    if (folder / "selections").exists():
+        return foreign.chosen(folder)
+    files = (folder / "mixtures").glob("step-*.json")
+    return {int(file.stem.removeprefix("step-")): json.loads(file.read_text()) for file in files}
+
+
+def assert_killed_runs_end_like(whole: Path, folder: Path, wanted: Any, after: float, by: str) -> bool:
+    killed = foreign_run.kill_when(folder, wanted, after=after, by=by)
+    foreign_run.finish(folder, by)
+    found, expected = outcome(folder), outcome(whole)
+    batches = expected.pop("batches")
+    own = found.pop("batches")
+    assert own == batches[len(batches) - len(own) :]  # none, where all was done before the kill
+    assert found == expected
+    assert records(folder) == records(whole)
     return killed
 
 
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    ("by", "kills"),
+    [
+        ("less", 1),
+        pytest.param("less", 8, marks=pytest.mark.exhaustive),
+        pytest.param("odm", 4, marks=pytest.mark.exhaustive),
+        pytest.param("loss", 4, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_runs_that_are_killed_in_a_phase_and_between_phases_end_like_the_unbroken_one(
-    tmp_path: Path, kills: int
+    tmp_path: Path, by: str, kills: int
 ) -> None:
     """The trainer's own checkpoints and its own ``resume_from_checkpoint``; half written ones are removed first."""
-    foreign_run.finish(tmp_path / "whole")
-    expected, selections = outcome(tmp_path / "whole"), foreign.chosen(tmp_path / "whole")
+    foreign_run.finish(tmp_path / "whole", by)
     stream, killed = random.Random(), []
     for number in range(kills):
         for place in ("in a phase", "between phases"):
             folder = tmp_path / f"broken-{number}-{place.split()[0]}"
             step = stream.choice([2, 5] if place == "between phases" else [1, 3, 4, 6, 7])
             state, after = folder / f"checkpoint-{step}" / "trainer_state.json", stream.uniform(0, 0.25)
-            killed.append(assert_killed_runs_end_like(expected, selections, folder, state.exists, after))
+            killed.append(assert_killed_runs_end_like(tmp_path / "whole", folder, state.exists, after, by))
     assert any(killed)

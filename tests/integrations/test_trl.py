@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from peft import get_peft_model
 
@@ -18,6 +19,7 @@ from dataflex.selectors.nice import NiceSelector
 from dataflex.testing import tiny_model, tiny_samples
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.trainer import Trainer
+from dataflex.weighters.loss import LossWeighter
 from helpers import foreign
 from helpers.sft import conversational, data, lora, plain_prompt_completion, prompt_completion, text
 from helpers.sft import trainer as trainer_of
@@ -190,3 +192,23 @@ def test_a_checkpoint_of_sfttrainer_goes_on_exactly(tmp_path: Path, monkeypatch:
         again, after = trained(tmp_path / f"from-{step}", tmp_path / "whole" / f"checkpoint-{step}")
         assert after == steps[step:]
         assert foreign.losses(again) == foreign.losses(whole)
+
+
+@pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated:FutureWarning")
+def test_equal_weights_are_sfttrainers_own_run_and_others_are_not(tmp_path: Path) -> None:
+    def trained(name: str, **component: Any) -> Any:
+        found = Curriculum(data(conversational), **component)
+        handed = {"compute_loss_func": found.compute_loss_func} if component else {}
+        trainer = trainer_of(found, tmp_path / name, handed, assistant_only_loss=True)
+        trainer.train()
+        return trainer
+
+    plain, equal = trained("plain"), trained("equal", weighter=LossWeighter(strategy="uniform"))
+    assert foreign.losses(equal) == pytest.approx(foreign.losses(plain), rel=1e-5)
+    expected = foreign.weights(plain)
+    for name, value in foreign.weights(equal).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    other = trained("other", weighter=LossWeighter(strategy="extremes"))
+    found = [entry["weighted_loss"] for entry in other.state.log_history if "weighted_loss" in entry]
+    assert foreign.losses(other) == pytest.approx(found, rel=1e-3)
+    assert foreign.losses(other)[1:] != pytest.approx(foreign.losses(plain)[1:], rel=1e-3)

@@ -191,6 +191,11 @@ class Curriculum:
         return self.schedule.cycle_steps
 
     @property
+    def needs_losses(self) -> bool:
+        """Whether a loop has to compute the losses of each row for :meth:`step_work`."""
+        return False
+
+    @property
     def made(self) -> dict[str, int]:
         """How often the component decided so far, for the results."""
         return {"selections": self.round}

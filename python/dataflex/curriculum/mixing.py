@@ -109,6 +109,11 @@ class MixtureCurriculum(Curriculum):
         return [domain.name for domain in self.mixture.domains]
 
     @property
+    def needs_losses(self) -> bool:
+        """Whether the mixer reads them."""
+        return self.mixer.needs_losses
+
+    @property
     def made(self) -> dict[str, int]:
         """Mixtures so far, the initial one left out."""
         return {"selections": 0, "mixtures": self.round}

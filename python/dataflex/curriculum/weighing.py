@@ -85,6 +85,11 @@ class WeightedCurriculum(Curriculum):
         """Steps of one pass over the data."""
         return -(-len(self.train_dataset) // self.global_batch)
 
+    @property
+    def needs_losses(self) -> bool:
+        """Yes: the weights go into the loss."""
+        return True
+
     def plan(self) -> str:
         """How long the run is, and from where it weighs, as a line."""
         where = f"weights from step {self.begins + 1:,} on" if self.begins < self.total_steps else "no weights"

@@ -18,8 +18,10 @@ from accelerate.utils import get_mixed_precision_context_manager
 
 from dataflex.curriculum.curriculum import Curriculum, Loop
 from dataflex.errors import CheckpointError, TrainingError
+from dataflex.integrations.losses import HANDED_OVER, TrainerLoss
 from dataflex.integrations.rows import RowStream
 from dataflex.training import facts
+from dataflex.training.component import Component
 from dataflex.training.sameness import check_ranks, compare
 from dataflex.types import Autocast
 from dataflex.utils.distributed import Ranks
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from dataflex.curriculum.step import StepWork
     from dataflex.data.templates import ChatTemplate
 
 logger = logging.getLogger(__name__)
@@ -39,24 +42,36 @@ STATE_KEY = "dataflex_curriculum"
 class Run:
     """One call of the trainer's ``train``: its curriculum, and how far the trainer's first reading has to skip.
 
+    Args:
+        curriculum: Its curriculum.
+        component: What decides in it.
+        tokenizer: The trainer's.
+        template: Chat template of prompts.
+        stream: The rows that the trainer reads.
+        data: The candidates.
+        loss: What the trainer may have been handed as its loss.
+
     Attributes:
         curriculum: Its curriculum.
-        leave: Frees what the selector holds, once; the rows are no trainer's any more. A run that nobody leaves,
+        leave: Frees what the component holds, once; the rows are no trainer's any more. A run that nobody leaves,
             since its trainer raised, does it when nothing refers to it, or when the process ends.
     """
 
     def __init__(
         self,
         curriculum: Curriculum,
+        component: Component,
         tokenizer: PreTrainedTokenizerBase,
         template: ChatTemplate,
         stream: RowStream,
         data: Any,
+        loss: TrainerLoss,
     ) -> None:
-        self.curriculum = curriculum
+        self.curriculum, self._component, self._loss = curriculum, component, loss
         self._tokenizer, self._template = tokenizer, template
         self._stream, self._data = stream, data
         self._skipped = self._stop = 0
+        self._work: StepWork | None = None
         self._noted: dict[str, Any] = {}
         self._ranks = ranks()
         self._autocast = autocast()
@@ -85,7 +100,7 @@ class Run:
         """Select where the next phase wants it, and let the trainer's next reading be the phase's (remaining) rows.
 
         Returns:
-            Numbers about the selection; none where there was none.
+            Numbers about the selection or the mixture; none where there was none.
         """
         step = state.global_step
         if step >= self.curriculum.total_steps:  # a finished run that is resumed: its only reading is empty
@@ -96,12 +111,45 @@ class Run:
         self._stop = phase.stop
         if self.curriculum.wants_selection(phase):
             statistics = self.curriculum.select(phase, self._loop(model, optimizer), step)
-            state.log_history.append({"step": step, **statistics})
             self._keep(state)
         rows = chain.from_iterable(self.curriculum.rows(each) for each in range(step, phase.stop))
         thrown_away = self.curriculum.rows(step)[:1] * self._skipped
         self._skipped = 0
         self._stream.show(self._data, chain(thrown_away, rows))
+        return statistics
+
+    def begin_step(self, args: Any, state: Any, model: torch.nn.Module, optimizer: Any) -> None:
+        """Make the weights of the step that comes, and let the trainer's loss expect its rows."""
+        step, curriculum = state.global_step, self.curriculum
+        examples = [curriculum.train_dataset[row] for row in curriculum.rows(step)]
+        self._work = curriculum.step_work(step, examples, self._loop(model, optimizer))
+        self._loss.begin(
+            examples,
+            self._work,
+            micro_batch=args.train_batch_size,
+            ranks=self._ranks,
+            label_smoothing=args.label_smoothing_factor,
+        )
+
+    def end_step(self, state: Any) -> Mapping[str, float | int]:
+        """Take the losses of the step that was taken.
+
+        Returns:
+            Numbers about its weights; none where it had none.
+
+        Raises:
+            TrainingError: The component needs losses, and the trainer has a loss of its own.
+        """
+        called, losses = self._loss.end(self._ranks)
+        if self.curriculum.needs_losses and not called:
+            raise TrainingError(
+                f"{self._component.found.name!r} needs the losses of rows, and the trainer computes them by itself",
+                hint=HANDED_OVER,
+            )
+        if self._work is None or losses is None:
+            return {}
+        statistics = self._work.done(losses)
+        self._keep(state)
         return statistics
 
     def ends_phase(self, step: int) -> bool:
@@ -125,7 +173,9 @@ class Run:
         return facts.as_json(
             {
                 **facts.data_facts(curriculum.train_dataset, curriculum.eval_dataset, self._template),
-                **facts.selector_facts(curriculum.selector),
+                **facts.selector_facts(self._component.selector),
+                **facts.mixer_facts(self._component.mixer, curriculum),
+                **facts.weighter_facts(self._component.weighter),
                 **facts.common_facts(self._ranks.count),
                 "schedule": asdict(curriculum.schedule),
                 "total_steps": curriculum.total_steps,
@@ -187,8 +237,8 @@ def autocast() -> Autocast:
 
 
 def _forget(output_dir: Path, step: int) -> None:
-    """Remove records of selections after a step: those of a run that was given up."""
-    for file in (output_dir / "selections").glob("step-*.parquet"):
+    """Remove records of selections and mixtures after a step: those of a run that was given up."""
+    for file in (*(output_dir / "selections").glob("step-*.parquet"), *(output_dir / "mixtures").glob("step-*.json")):
         number = file.stem.removeprefix("step-")
         if number.isdecimal() and int(number) >= step:
             file.unlink()

@@ -98,10 +98,13 @@ class Mixer(Configurable[ConfigT], ABC):
 
     Attributes:
         needs_schedule: A run without a schedule, which is a single phase, leaves it nothing to say.
+        needs_losses: It reads ``context.losses``. A trainer of somebody else's has to be handed the loss that counts
+            them (:attr:`dataflex.integrations.transformers.Curriculum.compute_loss_func`), and is refused without.
     """
 
     name: ClassVar[str] = "mixer"
     needs_schedule: ClassVar[bool] = True
+    needs_losses: ClassVar[bool] = True
 
     def initial_proportions(self, domains: Sequence[Domain]) -> NDArray[np.float64] | None:
         """What the run begins with where its settings name nothing: ``(K,)``, or None for the sizes of the domains.

@@ -58,6 +58,7 @@ class DoReMiMixer(Mixer[DoReMiConfig]):
     """
 
     name: ClassVar[str] = "doremi"
+    needs_losses: ClassVar[bool] = False
     Config = DoReMiConfig
 
     def __init__(self, **params: Any) -> None:

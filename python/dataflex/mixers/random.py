@@ -24,6 +24,7 @@ class RandomMixer(Mixer[RandomMixerConfig]):
     """Draws the proportions of the domains that have rows from a symmetric Dirichlet distribution, by (seed, round)."""
 
     name: ClassVar[str] = "random"
+    needs_losses: ClassVar[bool] = False
     Config = RandomMixerConfig
 
     def proportions(self, context: MixtureContext) -> NDArray[np.float64]:

@@ -31,6 +31,7 @@ class StaticMixer(Mixer[StaticConfig]):
     name: ClassVar[str] = "static"
     Config = StaticConfig
     needs_schedule: ClassVar[bool] = False
+    needs_losses: ClassVar[bool] = False
 
     def initial_proportions(self, domains: Sequence[Domain]) -> NDArray[np.float64] | None:
         """The configured proportions.

@@ -113,6 +113,20 @@ class MixerContract(ComponentContract):
                     what = f"on rank {rank} of {count}, beside rank 0"
                     self._expect_same(found[rank][number], found[0][number], what, tmp_path)
 
+    def test_needs_what_it_says(self, tmp_path: Path) -> None:
+        """Without ``needs_losses`` the losses of training play no part: there may be none."""
+        if self.make().needs_losses:
+            raise SkipTest("the mixer says that it reads losses (needs_losses = True)")
+        expected = self.make().proportions(self.context(tmp_path))
+        count = len(self.context(tmp_path).domains)
+        nothing = DomainLosses(np.zeros(count), np.zeros(count, dtype=np.int64))
+        found = self.make().proportions(self.context(tmp_path, losses=nothing))
+        if not np.array_equal(found, expected):
+            raise AssertionError(
+                f"without losses the proportions are {found.tolist()}, with losses {expected.tolist()}: "
+                "needs_losses = True says that they are read"
+            )
+
     def test_leaves_no_trace(self, tmp_path: Path) -> None:
         """Weights, gradients, hooks, train/eval mode and global random states stay as they were."""
         context = self.context(tmp_path)

@@ -66,12 +66,20 @@ class Component:
         """The selector, mixer or weighter; None: rows are drawn at random throughout."""
         return next((part for part in self._parts() if part is not None), None)
 
-    @property
-    def needs_schedule(self) -> str | None:
-        """The kind of a component that has to be told when to decide; None: no schedule is needed."""
-        if self.selector is not None:
-            return "selector"
-        return "mixer" if self.mixer is not None and self.mixer.needs_schedule else None
+    def check_schedule(self, schedule: Schedule | None) -> None:
+        """Raise TrainingError for a component that has to be told when to decide, and is not."""
+        kind = "selector" if self.selector is not None else None
+        if self.mixer is not None and self.mixer.needs_schedule:
+            kind = "mixer"
+        if kind is not None and schedule is None:
+            raise TrainingError(
+                f"a run with a {kind} needs a schedule, which says when to {'select' if kind == 'selector' else 'mix'}",
+                hint="schedule=df.Schedule(warmup_step=10, update_step=10, update_times=2)",
+            )
+
+    def default_schedule(self, steps: int) -> Schedule:
+        """That of a run of so many steps without one: random rows, or weights, throughout."""
+        return Schedule(steps) if self.weighter is None else Schedule(0, steps, 1)
 
     def _parts(self) -> Iterator[Any]:
         for entry in fields(self):

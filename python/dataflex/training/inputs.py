@@ -20,7 +20,7 @@ from dataflex.data.dataset import TokenizedDataset, check_labels, kept_dataset
 from dataflex.data.prepare import tokenised_rows
 from dataflex.data.sources import open_samples
 from dataflex.data.templates import ChatTemplate
-from dataflex.errors import ConfigError, ModelError, TrainingError
+from dataflex.errors import ConfigError, ModelError
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.component import Component, find_mixture
 from dataflex.training.folder import begun
@@ -143,15 +143,9 @@ def as_schedule(
     Raises:
         TrainingError: There is a selector or a mixer, and nothing says when to ask it.
     """
+    component.check_schedule(schedule)
     if schedule is None:
-        kind = component.needs_schedule
-        if kind is not None:
-            raise TrainingError(
-                f"a run with a {kind} needs a schedule, which says when to {'select' if kind == 'selector' else 'mix'}",
-                hint="schedule=df.Schedule(warmup_step=10, update_step=10, update_times=2)",
-            )
-        steps = math.ceil(num_samples / global_batch)
-        schedule = Schedule(steps) if component.weighter is None else Schedule(0, steps, 1)
+        schedule = component.default_schedule(math.ceil(num_samples / global_batch))
     if args.max_steps is None:
         return schedule, args
     return schedule, args.model_copy(update={"num_train_epochs": args.max_steps / schedule.cycle_steps})

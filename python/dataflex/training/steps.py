@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dataflex.curriculum.step import RowLosses, StepWork
-from dataflex.data.collate import Batch, collate
+from dataflex.curriculum.step import StepRows, StepWork
+from dataflex.data.collate import collate
 from dataflex.data.dataset import Example
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import TrainingError
@@ -77,16 +76,18 @@ class Stepper:
         """
         self._wrapped.train()
         tokens = [sum(label != IGNORE_INDEX for label in example.labels[1:]) for example in examples]
-        rows = None if work is None else _Rows(len(examples), work)
-        loss = self._backward(examples, sum(tokens), rows)
+        rows = None if work is None else StepRows(tokens, work)
+        own = self._backward(examples, sum(tokens), rows)
+        found = None if rows is None else rows.gather(self._ranks)
+        loss = self._ranks.sum([own])[0] if found is None else float(found.sums.sum())
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss of step {number} is {loss}; samples: {listed(example.sample.id for example in examples)}",
                 hint="a smaller learning rate, bf16 in place of fp16, or a look at these samples",
             )
         values = {"loss": loss / sum(tokens), "learning_rate": float(self._scheduler.get_last_lr()[0])}
-        if work is not None and rows is not None:
-            values |= work.done(RowLosses(rows.sums, np.array(tokens, dtype=np.int64), rows.factors))
+        if work is not None and found is not None:
+            values |= work.done(found)
         norm = self._step()
         if norm is not None:
             values["grad_norm"] = norm
@@ -122,8 +123,8 @@ class Stepper:
         self._optimizer.zero_grad()
         return norm
 
-    def _backward(self, examples: Sequence[Example], tokens: int, rows: _Rows | None) -> float:
-        """Gradients of the global batch into ``.grad``; returns its summed loss."""
+    def _backward(self, examples: Sequence[Example], tokens: int, rows: StepRows | None) -> float:
+        """Gradients of the global batch into ``.grad``; returns the summed loss of this rank's part."""
         size = self._args.per_device_train_batch_size
         own = self._ranks.share([range(at, min(at + size, len(examples))) for at in range(0, len(examples), size)])
         total = 0.0
@@ -136,46 +137,8 @@ class Stepper:
                     if rows is None:
                         loss, _ = summed_loss(self._wrapped, batch)
                     else:
-                        loss = rows.loss(self._wrapped, batch, places)
+                        log_probs, _ = label_log_probs(self._wrapped, batch)
+                        loss = rows.loss(-log_probs, places)
                 self._backpropagate(loss * (self._ranks.count / tokens))
             total += float(loss.detach())
-        return self._ranks.sum([total])[0] if rows is None else rows.gather(self._ranks)
-
-
-class _Rows:
-    """Losses and weights of the rows of one step.
-
-    Attributes:
-        sums: ``(B,)`` float64, summed token losses.
-        factors: ``(B,)`` float64, weights.
-    """
-
-    def __init__(self, count: int, work: StepWork) -> None:
-        self.sums, self.factors = np.zeros(count), np.ones(count)
-        self._work = work
-
-    def loss(self, model: nn.Module, batch: Batch, places: Sequence[int]) -> Tensor:
-        """The weighted sum of a micro-batch's token losses.
-
-        Args:
-            model: Wrapped model.
-            batch: b rows.
-            places: Their places in the global batch.
-        """
-        log_probs, counts = label_log_probs(model, batch)
-        sums = -log_probs  # (b,)
-        found = sums.detach().double().cpu().numpy()
-        self.sums[list(places)] = found
-        weights = self._work.weights(places, found / counts.cpu().numpy())
-        if weights is None:
-            return sums.sum()
-        self.factors[list(places)] = weights
-        return (sums * torch.as_tensor(weights, dtype=sums.dtype, device=sums.device)).sum()
-
-    def gather(self, ranks: Ranks) -> float:
-        """Take over the other ranks' rows; returns the summed loss of all, before any weight."""
-        if ranks.count > 1:
-            own = torch.from_numpy(np.stack([self.sums, self.factors - 1]))  # zero where the rows are another rank's
-            total = torch.stack(ranks.gather_tensors(own)).sum(dim=0).numpy()
-            self.sums, self.factors = total[0], total[1] + 1
-        return float(self.sums.sum())
+        return total

@@ -26,6 +26,7 @@ class TemperedMixer(Mixer[TemperedConfig]):
     """Gives each domain a share by a power of its size; the same in every phase."""
 
     name: ClassVar[str] = "tempered"
+    needs_losses: ClassVar[bool] = False
     Config = TemperedConfig
 
     def proportions(self, context: MixtureContext) -> NDArray[np.float64]:
