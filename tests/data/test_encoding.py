@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from dataflex.data import encoding
 from dataflex.data.encoding import special_tokens
 from dataflex.data.templates import ChatTemplate
+from dataflex.data.token_ids import TokenIds
 from dataflex.testing import tiny_tokenizer
 from dataflex.types import Message, Sample
 from helpers.chats import DIALOG, NAMES, chat_tokenizer, merging_tokenizer, sample_of
@@ -74,10 +75,8 @@ def test_no_text_is_encoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a boundary the text goes on from the last special token, not from the start."""
     template = ChatTemplate.load("qwen", tiny_tokenizer())
     asked: list[str] = []
-    ids_of = encoding._batch_ids
-    monkeypatch.setattr(
-        encoding, "_batch_ids", lambda tokenizer, texts: asked.extend(texts) or ids_of(tokenizer, texts)
-    )
+    ids_of = TokenIds.of
+    monkeypatch.setattr(TokenIds, "of", lambda self, texts: asked.extend(texts) or ids_of(self, texts))
     long: tuple[Message, ...] = (
         {"role": "user", "content": "word " * 500},
         {"role": "assistant", "content": "b" * 500},
@@ -85,17 +84,6 @@ def test_no_text_is_encoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     template.encode(Sample("a", 0, long), 10**6)
     assert sum(text.count("word") for text in asked) == 500
     assert sum(text.count("b") for text in asked) == 500
-
-
-def test_a_tokenizer_that_was_changed_is_called_as_it_is() -> None:
-    tokenizer = tiny_tokenizer()
-    texts = ["a b c d e f", "a"]
-    plain = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    assert encoding._batch_ids(tokenizer, texts) == plain
-    tokenizer.backend_tokenizer.enable_padding(length=50)
-    assert encoding._batch_ids(tokenizer, texts) == plain  # transformers pads only where it is asked to
-    tokenizer.backend_tokenizer.enable_truncation(2)
-    assert encoding._batch_ids(tokenizer, texts) == plain
 
 
 def test_only_tokens_that_always_split_are_started_from() -> None:

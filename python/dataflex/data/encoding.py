@@ -12,17 +12,16 @@ behind such a boundary is tokenised on its own, so that it stays text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from dataflex.data.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 """Label of a position that carries no loss; torch's cross-entropy ignores it by default."""
-
-_CALLS = ("__call__", "_encode_plus", "_tokenize", "prepare_for_tokenization")
-"""What a class of tokenizers may do its own way between a text and the Rust library."""
 
 Span = tuple[int, int]
 """Where in a text something starts, and where it ends."""
@@ -90,6 +89,7 @@ class SpanEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_turn: str, control: Iterable[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._token_ids = TokenIds(tokenizer)
         self._end = end_of_turn
         self._anchors = _splitting(tokenizer, control)
         self._lead = _lead(tokenizer)
@@ -113,7 +113,7 @@ class SpanEncoder:
                 labels[position[start] : position[end]] = ids[position[start] : position[end]]
             if labels:
                 labels[0] = IGNORE_INDEX
-            encoded.append(replace(self._cut(ids, labels, cutoff_len), notes=rendered.notes))
+            encoded.append(self._cut(ids, labels, cutoff_len, rendered.notes))
         return encoded
 
     def _tokens(self, texts: Sequence[Rendered]) -> list[tuple[list[int], dict[int, int]]]:
@@ -124,7 +124,7 @@ class SpanEncoder:
             for rendered, plan in zip(texts, plans, strict=True)
             for piece in plan
         ]
-        ids = iter(_batch_ids(self._tokenizer, pieces))
+        ids = iter(self._token_ids.of(pieces))
         return [self._joined(rendered.text, plan, ids) for rendered, plan in zip(texts, plans, strict=True)]
 
     def _pieces(self, rendered: Rendered) -> list[_Piece]:
@@ -176,8 +176,7 @@ class SpanEncoder:
         return len(ids) - 1 - ids[::-1].index(self._anchors[str(token)])
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+        return self._token_ids.of([text])[0]
 
     def _ids_behind(self, text: str) -> list[int]:
         """Ids of text that goes on behind other text: no token for the start of a text (SentencePiece's space)."""
@@ -188,9 +187,9 @@ class SpanEncoder:
         count = len(self._lead_ids)
         return ids[count:] if ids[:count] == self._lead_ids else self._ids(text)
 
-    def _cut(self, ids: list[int], labels: list[int], cutoff_len: int) -> Encoded:
+    def _cut(self, ids: list[int], labels: list[int], cutoff_len: int, notes: tuple[str, ...]) -> Encoded:
         if len(ids) <= cutoff_len:
-            return Encoded(ids, labels, truncated=False)
+            return Encoded(ids, labels, truncated=False, notes=notes)
         labelled = (i for i, label in enumerate(labels) if label != IGNORE_INDEX)
         start = next(labelled, len(ids))
         kept = min(len(ids) - start, max(cutoff_len - start, cutoff_len - cutoff_len // 2))
@@ -201,6 +200,7 @@ class SpanEncoder:
             [IGNORE_INDEX] * len(prompt) + labels[answer],
             truncated=True,
             prompt_cut=len(prompt) < start,
+            notes=notes,
         )
 
     def cut_left(self, ids: list[int], length: int) -> list[int]:
@@ -211,31 +211,6 @@ class SpanEncoder:
         if length > 1 and ids[0] == bos and bos not in ids[1:]:
             return [ids[0], *ids[len(ids) - length + 1 :]]
         return ids[len(ids) - length :]
-
-
-def _batch_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of each text, without special tokens of its own.
-
-    The tokenizers of the Rust library are asked for ids alone: what ``tokenizer(...)`` gives besides (offsets, masks)
-    took 40 % of the time. One that somebody has changed (truncation, padding, its own ``__call__``) is called.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    plain = (
-        isinstance(tokenizer, PreTrainedTokenizerFast)
-        and all(_inherits(tokenizer, PreTrainedTokenizerFast, name) for name in _CALLS)
-        and (backend.truncation, backend.padding, backend.encode_special_tokens) == (None, None, False)
-        and not getattr(tokenizer, "split_special_tokens", False)
-    )
-    if plain:
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return found
-
-
-def _inherits(tokenizer: PreTrainedTokenizerBase, parent: type, name: str) -> bool:
-    return getattr(type(tokenizer), name, None) is getattr(parent, name, None)
 
 
 def _splitting(tokenizer: PreTrainedTokenizerBase, wanted: Iterable[str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ def row_notes(sample: Sample) -> Iterator[str]:
     learnt = [turn for turn in sample.messages if turn["role"] == "assistant" and turn.get("train", True)]
     if any(map(_is_empty, learnt)):
         yield EMPTY
-    if any(_PLACEHOLDER.search(turn["content"]) for turn in learnt):
+    if any("{{" in turn["content"] and _PLACEHOLDER.search(turn["content"]) for turn in learnt):
         yield PLACEHOLDER
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _QUESTION, _ANSWER = "QUESTION", "ANSWER"
 _PROBE: tuple[Message, ...] = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
+
+Conversation = tuple[Sequence[Any], Sequence[dict[str, Any]]]
+"""Turns, and definitions of functions."""
 
 TEMPLATE_ERRORS = (
     TimeoutError,
@@ -60,21 +64,37 @@ class Source:
         Raises:
             DataError: The template refuses it.
         """
-        arguments: dict[str, Any] = {
+        return self.render_all([(turns, tools)], add_generation_prompt=add_generation_prompt)[0]
+
+    def render_all(
+        self, conversations: Iterable[Conversation], *, add_generation_prompt: bool = False
+    ) -> list[tuple[str, list[Span]]]:
+        """:meth:`render` of each conversation.
+
+        Args:
+            conversations: Turns and functions of each.
+            add_generation_prompt: As there.
+
+        Raises:
+            DataError: The template refuses one of them, or neighbours with equal functions take longer than one may.
+        """
+        common: dict[str, Any] = {
             **self.tokenizer.special_tokens_map,
-            "tools": list(tools) or None,
             "chat_template": self.text,
             "return_assistant_tokens_mask": self.marked,
             "add_generation_prompt": add_generation_prompt,
             "strftime_now": self.now.strftime,
         }
+        found: list[tuple[str, list[Span]]] = []
         try:
-            with cpu_limit():
-                rendered: Any = render_jinja_template([list(turns)], **arguments)
+            for tools, some in groupby(conversations, key=lambda it: list(it[1]) or None):
+                with cpu_limit():
+                    rendered: Any = render_jinja_template([list(turns) for turns, _ in some], tools=tools, **common)
+                texts, marked = rendered
+                found += zip(texts, marked or [[] for _ in texts], strict=True)
         except TEMPLATE_ERRORS as error:
             raise DataError(f"template {self.name!r} cannot render the conversation: {error}") from error
-        (text,), marked = rendered
-        return text, marked[0] if marked else []
+        return found
 
 
 @dataclass(frozen=True, slots=True)

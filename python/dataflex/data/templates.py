@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dataflex.data.encoding import Encoded, Rendered, Span, SpanEncoder, control_tokens
 from dataflex.data.notes import TOOLS_CUT, row_notes, text_notes, unread_notes
-from dataflex.data.probe import Source, frame_of
+from dataflex.data.probe import Conversation, Source, frame_of
 from dataflex.data.problems import Problems
 from dataflex.data.quoting import Quotes, TokenPattern
 from dataflex.data.template_names import fitting_hint, read_source
@@ -105,7 +106,7 @@ class ChatTemplate:
         Raises:
             DataError: The template refuses the conversation.
         """
-        return self._render(messages, tools, add_generation_prompt).text
+        return self._render_all([(messages, tools)], add_generation_prompt)[0].text
 
     def encode(self, sample: Sample, cutoff_len: int) -> Encoded:
         """Tokenise a whole conversation; :meth:`encode_batch` of one sample.
@@ -140,12 +141,7 @@ class ChatTemplate:
         if cutoff_len < 2:
             raise DataError(f"cutoff_len is {cutoff_len}, expected at least 2: a prompt token and an answer token")
         found = Problems() if problems is None else problems
-        rendered = []
-        for sample in samples:
-            try:
-                rendered.append(self._render_sample(sample))
-            except DataError as error:
-                found.add(f"sample {sample.id!r} (row {sample.row})", error)
+        rendered = self._render_samples(samples, found)
         if problems is None:
             self.raise_refused(found, len(samples))
         if found.count:
@@ -185,7 +181,7 @@ class ChatTemplate:
         Raises:
             DataError: The template refuses the conversation.
         """
-        ids = self._encoder.encode(self._render(messages, tools, add_generation_prompt=True))
+        ids = self._encoder.encode(self._render_all([(messages, tools)], True)[0])
         return ids if max_length is None else self._encoder.cut_left(ids, max_length)
 
     def stop_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -193,24 +189,27 @@ class ChatTemplate:
         ids = (tokenizer.convert_tokens_to_ids(self._end), tokenizer.eos_token_id)
         return {i for i in ids if isinstance(i, int)}
 
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], add_generation_prompt: bool
-    ) -> Rendered:
-        """The text, and where in it the assistant speaks."""
-        self._check_functions(messages, tools)
-        read: Read = set()
-        quotes = Quotes(self._control, self._special, [messages, tools])
-        turns = template_turns(quotes.marked(messages), read)
-        marked_tools = quotes.marked(tools)
-        text, spans = self._source.render(turns, marked_tools, add_generation_prompt=add_generation_prompt)
+    def _render_all(self, conversations: Sequence[Conversation], add_generation_prompt: bool) -> list[Rendered]:
+        """The text of each, and where in it the assistant speaks."""
+        for messages, tools in conversations:
+            self._check_functions(messages, tools)
+        quotes = [Quotes(self._control, self._special, conversation) for conversation in conversations]
+        read: list[Read] = [set() for _ in conversations]
+        marked = [
+            (template_turns(quoted.marked(messages), keys), quoted.marked(tools))
+            for quoted, (messages, tools), keys in zip(quotes, conversations, read, strict=True)
+        ]
+        texts = self._source.render_all(marked, add_generation_prompt=add_generation_prompt)
         if self._source.marked:
-            spans = [self._normalised(text, start, end) for start, end in spans]
+            spans = [[self._normalised(text, *span) for span in found] for text, found in texts]
         else:
-            answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-            spans = [self._searched(text, turns[:answer], marked_tools) for answer in answers]
-        text, spans, cuts = quotes.unmarked(text, spans)
-        notes = (*text_notes(quotes.quoted, quotes.kept), *unread_notes(messages, read))
-        return Rendered(text, spans, spans, cuts, notes)
+            spans = self._searched(marked, [text for text, _ in texts])
+        found = []
+        for place, quoted in enumerate(quotes):
+            text, own, cuts = quoted.unmarked(texts[place][0], spans[place])
+            unread = unread_notes(conversations[place][0], read[place])
+            found.append(Rendered(text, own, own, cuts, (*text_notes(quoted.quoted, quoted.kept), *unread)))
+        return found
 
     def _check_functions(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
         """Refuse what the template would leave out without a word: a call would become an empty answer."""
@@ -233,32 +232,58 @@ class ChatTemplate:
         closing = re.compile(r"\s*" + re.escape(self._end)).match(text, end)
         return start, closing.end() if closing else end
 
-    def _searched(self, text: str, before: Sequence[Any], tools: Sequence[dict[str, Any]]) -> Span:
-        """The span of the answer that follows the turns ``before``, for templates without markers."""
-        prompt = self._source.render(before, tools, add_generation_prompt=True)[0]
-        end = text.find(self._end, len(prompt))
-        if not text.startswith(prompt) or end < 0:
-            raise DataError(
-                f"template {self.name!r} has no generation markers and renders turns differently once an answer "
-                f"follows, so that the answer at turn {len(before)} cannot be located",
-                hint=fitting_hint(self._tokenizer),
-            )
-        return len(prompt), end + len(self._end)
+    def _searched(self, conversations: Sequence[Conversation], texts: Sequence[str]) -> list[list[Span]]:
+        """The spans of the answers in each text, for templates without markers."""
+        answers = [
+            (place, answer)
+            for place, (turns, _) in enumerate(conversations)
+            for answer, turn in enumerate(turns)
+            if turn["role"] == "assistant"
+        ]
+        before = [(conversations[place][0][:answer], conversations[place][1]) for place, answer in answers]
+        prompts = self._source.render_all(before, add_generation_prompt=True)
+        spans: list[list[Span]] = [[] for _ in texts]
+        for (place, answer), (prompt, _) in zip(answers, prompts, strict=True):
+            end = texts[place].find(self._end, len(prompt))
+            if not texts[place].startswith(prompt) or end < 0:
+                raise DataError(
+                    f"template {self.name!r} has no generation markers and renders turns differently once an answer "
+                    f"follows, so that the answer at turn {answer} cannot be located",
+                    hint=fitting_hint(self._tokenizer),
+                )
+            spans[place].append((len(prompt), end + len(self._end)))
+        return spans
 
-    def _render_sample(self, sample: Sample) -> Rendered:
-        """The text, the assistant's spans, and those of them that carry loss."""
+    def _render_samples(self, samples: Sequence[Sample], problems: Problems) -> list[Rendered]:
+        """The text, the assistant's spans, and those of them that carry loss, of those that can be rendered."""
+        with suppress(DataError):  # which sample it was is found one by one
+            return self._render_together(samples)
+        found = []
+        for sample in samples:
+            try:
+                found += self._render_together([sample])
+            except DataError as error:
+                problems.add(f"sample {sample.id!r} (row {sample.row})", error)
+        return found
+
+    def _render_together(self, samples: Sequence[Sample]) -> list[Rendered]:
+        rendered = self._render_all([(sample.messages, sample.tools) for sample in samples], False)
+        return [
+            Rendered(text.text, text.spans, self._trained(sample, text), text.cuts, (*row_notes(sample), *text.notes))
+            for sample, text in zip(samples, rendered, strict=True)
+        ]
+
+    def _trained(self, sample: Sample, rendered: Rendered) -> list[Span]:
+        """The spans of the turns that carry loss."""
         flags = [message.get("train", True) for message in sample.messages if message["role"] == "assistant"]
-        rendered = self._render(sample.messages, sample.tools, add_generation_prompt=False)
-        notes = (*row_notes(sample), *rendered.notes)
         if all(flags):
-            return replace(rendered, notes=notes)
+            return rendered.spans
         if len(rendered.spans) != len(flags):
             raise DataError(
                 f"template {self.name!r} marks {len(rendered.spans)} spans for {len(flags)} assistant turns, so that "
                 "turns without loss cannot be told apart"
             )
-        trained = [span for span, flag in zip(rendered.spans, flags, strict=True) if flag]
-        return replace(rendered, trained=trained, notes=notes)
+        return [span for span, flag in zip(rendered.spans, flags, strict=True) if flag]
 
     def _end_of_turn(self) -> str:
         """The token behind an answer."""
