@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dataflex.offline.selection import OfflineSelection
     from dataflex.plugins.hookspecs import HOOK_API_VERSION, hookimpl
     from dataflex.projection.projector import AdamMoments, ProjectionKind, Projector
+    from dataflex.report.api import Report
     from dataflex.retrieval.index import NearIndex
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
@@ -68,6 +69,7 @@ _HOMES = {
     "RandomMixer": "dataflex.mixers.random",
     "RandomSelector": "dataflex.selectors.random",
     "RdsSelector": "dataflex.selectors.rds",
+    "Report": "dataflex.report.api",
     "RewardBackend": "dataflex.rewards.base",
     "RewardRequest": "dataflex.types",
     "RunConfig": "dataflex.config",
@@ -120,6 +122,7 @@ __all__ = [
     "RandomMixer",
     "RandomSelector",
     "RdsSelector",
+    "Report",
     "RewardBackend",
     "RewardRequest",
     "RunConfig",

@@ -67,6 +67,7 @@ def test_a_subset_comes_with_scores_and_a_card_and_can_be_trained_on(project: Pa
     assert f"these keys act on training only: {idle}\n" in done.stderr
     assert {path.name for path in folder.iterdir()} == {
         "subset.jsonl",
+        "subset.report.html",
         "subset.scores.parquet",
         "subset.card.md",
         "subset.work",

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataflex.curriculum.selection_file import BEST, LAST, LOWEST, write_selection
+from dataflex.curriculum.selection_file import BEST, FIRST_OUT, LAST, LOWEST, write_selection
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import DataError
+from dataflex.report.groups import NOTHING
 from dataflex.report.read import read_report
 from dataflex.report.run import print_report
-from dataflex.report.sheets import MOST_GROUPS, NOTHING, sheets
+from dataflex.report.sheets import MOST_GROUPS, sheets
 from dataflex.selectors.base import Selection
 from dataflex.testing import tiny_dataset
 from dataflex.types import group_names
@@ -43,7 +44,8 @@ def finished(tmp_path):
 def sheet(folder, title):
     """The rows of the table whose title starts so, by their first cell."""
     (found,) = [found for found in sheets(read_report(folder)) if found.title.startswith(title)]
-    return {row[0]: dict(zip(found.head, row, strict=True)) for row in found.rows}
+    heads = [column.name for column in found.columns]
+    return {row[0]: dict(zip(heads, row, strict=True)) for row in found.cells}
 
 
 def without_tasks(count=6):
@@ -77,9 +79,10 @@ def test_each_selection_has_a_row(finished):
         "mean score": "+0.2917",
         "mean score of all": "+0.0750",
         "chosen last time too": "-",
+        "order kept": "-",
         "seconds": "3.5",
     }
-    assert rows["10"]["chosen last time too"] == "67%"
+    assert (rows["10"]["chosen last time too"], rows["10"]["order kept"]) == ("67%", "1.00")
 
 
 def test_how_far_the_target_can_be_trusted_is_said_a_round_and_a_low_one_is_marked(tmp_path, capsys):
@@ -90,7 +93,7 @@ def test_how_far_the_target_can_be_trusted_is_said_a_round_and_a_low_one_is_mark
         write_selection(tmp_path / "selections" / f"step-{number}.parquet", selection, dataset, "task")
     write_json(tmp_path / "all_results.json", {})
     found = next(one for one in sheets(read_report(tmp_path)) if one.title == "can the target be trusted?")
-    assert found.rows == [
+    assert found.cells == [
         ("1", "0.81", "-", "the halves say the same"),
         ("2", "0.21", "0.55", "low: mostly noise: rows may be ranked by little more than chance"),
     ]
@@ -156,7 +159,7 @@ def test_the_report_is_printed_and_written(finished, capsys):
 
 def test_the_rows_are_counted_once_for_terminal_and_page(finished, monkeypatch):
     made = []
-    monkeypatch.setattr("dataflex.report.run.sheets", lambda report: made.append(report) or sheets(report))
+    monkeypatch.setattr("dataflex.report.sections.sheets", lambda *given: made.append(given) or sheets(*given))
     print_report(finished[0])
     assert len(made) == 1
 
@@ -201,7 +204,7 @@ def test_data_without_tasks_is_shown_by_source_length_score_and_text(tmp_path, c
     assert (quantiles["50%"]["of all rows"], quantiles["50%"]["of the selected"]) == ("+0.3500", "+0.5000")
     print_report(tmp_path)
     printed = capsys.readouterr().out
-    shown_rows = next(found for found in sheets(read_report(tmp_path)) if found.title == "rows at step 4").rows
+    shown_rows = next(found for found in sheets(read_report(tmp_path)) if found.title == "rows at step 4").cells
     assert [row[0] for row in shown_rows] == [BEST, BEST, BEST, LOWEST, LOWEST, LOWEST]
     assert [row[1] for row in shown_rows] == [examples[index].sample.id for index in (0, 1, 3, 5, 4, 2)]
     assert shown_rows[0][2] == examples[0].sample.prompt[-1]["content"]
@@ -219,6 +222,7 @@ def test_the_last_of_the_chosen_and_the_lowest_of_the_others_are_shown(tmp_path)
     assert [(row["place"], row["row"]) for row in facts["excerpts"]] == [
         *((BEST, row) for row in (19, 18, 17, 16, 15)),
         *((LAST, row) for row in (11, 10)),
+        *((FIRST_OUT, row) for row in (9, 8)),
         *((LOWEST, row) for row in (0, 1, 2)),
     ]
 
@@ -300,7 +304,7 @@ def test_a_damaged_selection_is_an_error_with_its_name(finished):
     with pytest.raises(DataError, match=r"step-10\.parquet"):
         read_report(folder)
     pq.write_table(pa.table({"other": [1]}), path)
-    with pytest.raises(DataError, match="has no column 'task'"):
+    with pytest.raises(DataError, match="has no column 'score'"):
         read_report(folder)
     pq.write_table(pa.table({"task": ["a"], "score": ["high"], "chosen": [True]}), path)
     with pytest.raises(DataError, match=r"a column of .*step-10\.parquet has another type"):

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataflex.curriculum.text_groups import text_groups
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.selectors.base import Selection
 from dataflex.types import Sample
@@ -20,19 +21,20 @@ from dataflex.utils.files import atomic_path
 SELECTION_METADATA = b"dataflex"
 EXCERPT = 300
 """Characters of a prompt or an answer that are kept to look at."""
-BEST, LAST, LOWEST = "best", "last chosen", "lowest score"
+BEST, LAST, FIRST_OUT, LOWEST = "best", "last chosen", "first left out", "lowest score"
 """Where a row to look at stands."""
-_MOST = {BEST: 5, LAST: 2, LOWEST: 3}
+_MOST = {BEST: 5, LAST: 2, FIRST_OUT: 2, LOWEST: 3}
 
 
 def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset, task_column: str) -> None:
     """Write one row a candidate.
 
     Columns: ``index`` (position), ``row`` (in the source), ``id``, ``task``, ``source`` (name of the dataset, null for
-    rows that came as objects), ``tokens`` (its length), ``score``, ``chosen``, ``rank``. ``rank`` counts the chosen
-    from 0, best first (the first place of one that repeats), and is null for the others. ``score`` is null where the
-    method has none and for rows that it did not look at, and -inf for those that it cannot use. The schema's metadata
-    holds selector, step, round, report and a few rows to look at (``excerpts``) as JSON under ``dataflex``.
+    rows that came as objects), ``script`` and ``words`` (groups by its text, see
+    :mod:`dataflex.curriculum.text_groups`), ``tokens`` (its length), ``score``, ``chosen``, ``rank``. ``rank`` counts
+    the chosen from 0, best first (the first place of one that repeats), and is null for the others. ``score`` is null
+    where the method has none and for rows that it did not look at, and -inf for those that it cannot use. The schema's
+    metadata holds selector, step, round, report and a few rows to look at (``excerpts``) as JSON under ``dataflex``.
     """
     n = len(dataset)
     rank: list[int | None] = [None] * n
@@ -43,6 +45,7 @@ def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset,
         "report": selection.report,
         "excerpts": excerpts(selection, dataset.samples),
     }
+    groups = text_groups(dataset)
     table = pa.table(
         {
             "index": pa.array(range(n), pa.int64()),
@@ -50,6 +53,8 @@ def write_selection(path: Path, selection: Selection, dataset: TokenizedDataset,
             "id": pa.array(dataset.ids(), pa.string()),
             "task": pa.array(dataset.groups(task_column), pa.string()),
             "source": pa.array([source or None for source in dataset.sources()], pa.string()),
+            "script": pa.array(groups.scripts or [None] * n, pa.string()),
+            "words": pa.array(groups.words or [None] * n, pa.string()),
             "tokens": pa.array(dataset.lengths, pa.int64()),
             "score": _score_column(selection, n),
             "chosen": pa.array([place is not None for place in rank], pa.bool_()),
@@ -68,11 +73,11 @@ def _score_column(selection: Selection, count: int) -> pa.Array:
 
 
 def excerpts(selection: Selection, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """The best of the chosen, the last of them, and the candidates of the lowest score, as a person would read them.
+    """The best of the chosen, the last of them, the first that were left out and the lowest scores, to be read.
 
     Returns:
-        For each ``place`` (``best``, ``last chosen``, ``lowest score``), ``row``, ``id``, ``score`` (None where there
-        is none), and the beginnings of ``prompt`` (its last turn) and ``answer``.
+        For each ``place`` (``best``, ``last chosen``, ``first left out``, ``lowest score``), ``row``, ``id``, ``score``
+        (None where there is none), and the beginnings of ``prompt`` (its last turn) and ``answer``.
     """
     chosen = list(dict.fromkeys(selection.indices.tolist()))
     places = [(BEST, index) for index in chosen[: _MOST[BEST]]]
@@ -81,7 +86,10 @@ def excerpts(selection: Selection, samples: Sequence[Sample]) -> list[dict[str, 
         free = np.isfinite(selection.scores)
         free[chosen] = False
         order = np.argsort(selection.scores, kind="stable")
-        places += [(LOWEST, index) for index in order[free[order]][: _MOST[LOWEST]].tolist()]
+        order = order[free[order]]
+        first = order[_MOST[LOWEST] :][::-1][: _MOST[FIRST_OUT]]
+        places += [(FIRST_OUT, index) for index in first.tolist()]
+        places += [(LOWEST, index) for index in order[: _MOST[LOWEST]].tolist()]
     return [{"place": place, "score": _score(selection, index), **_excerpt(samples[index])} for place, index in places]
 
 

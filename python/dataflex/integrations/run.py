@@ -20,6 +20,7 @@ from dataflex.curriculum.curriculum import Curriculum, Loop
 from dataflex.errors import CheckpointError, TrainingError
 from dataflex.integrations.losses import HANDED_OVER, TrainerLoss
 from dataflex.integrations.rows import RowStream
+from dataflex.report.page import refresh_page
 from dataflex.training import facts
 from dataflex.training.component import Component
 from dataflex.training.sameness import check_ranks, compare
@@ -112,6 +113,7 @@ class Run:
         if self.curriculum.wants_selection(phase):
             statistics = self.curriculum.select(phase, self._loop(model, optimizer), step)
             self._keep(state)
+            self._ranks.on_main(lambda: refresh_page(self.curriculum.output_dir))
         rows = chain.from_iterable(self.curriculum.rows(each) for each in range(step, phase.stop))
         thrown_away = self.curriculum.rows(step)[:1] * self._skipped
         self._skipped = 0

@@ -23,6 +23,8 @@ from dataflex.offline.dry_run import DryRun, dry_run
 from dataflex.offline.selection import OfflineSelection, RowSource
 from dataflex.offline.subset import refuse_existing
 from dataflex.offline.work import check_agreed, dated_template, working_in
+from dataflex.report.page import write_page
+from dataflex.report.read import read_report
 from dataflex.selectors.base import SelectionContext, Selector
 from dataflex.training.run import build_model, load_datasets
 from dataflex.utils.distributed import Ranks
@@ -65,6 +67,11 @@ class SubsetFiles:
         return self.rows.with_suffix(".card.md")
 
     @property
+    def report(self) -> Path:
+        """The page that people look at."""
+        return self.rows.with_suffix(".report.html")
+
+    @property
     def work(self) -> Path:
         """Folder of features and answers, which a selection that was killed goes on with."""
         return self.rows.with_suffix(".work")
@@ -72,7 +79,7 @@ class SubsetFiles:
     @property
     def all(self) -> list[Path]:
         """The files that a selection writes."""
-        return [self.rows, self.scores, self.card]
+        return [self.rows, self.scores, self.card, self.report]
 
 
 def select_from_config(
@@ -224,7 +231,7 @@ def _write(
     config: RunConfig,
     checkpoint: Path | None,
 ) -> None:
-    """Scores and card first: a subset that is there is complete."""
+    """Scores, card and report first: a subset that is there is complete."""
     write_selection(files.scores, selection, context.train_dataset, config.task_column)
     dropped = context.train_dataset.report.dropped
     facts = {
@@ -238,4 +245,5 @@ def _write(
         **({"rows without a token to learn, which are no candidates": dropped} if dropped else {}),
     }
     write_text(files.card, subset_card(files.rows.name, selection, facts, config.to_yaml(), config.task_column))
+    write_page(read_report(files.scores))
     selection.write_jsonl(files.rows, overwrite=True)

@@ -1,20 +1,18 @@
-"""What a run selected and how long it took: as tables on the terminal and as ``report.html``."""
+"""The report on the terminal, and its page written beside what it is of."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dataflex.report.read import RunReport, read_report
-from dataflex.report.sheets import Sheet, sheets
-from dataflex.utils.files import write_text
+from dataflex.report.page import write_page
+from dataflex.report.read import read_report
+from dataflex.report.sections import lay_out
+from dataflex.report.table import Sheet
 from dataflex.utils.shown import shown
 
 CELL = 80
@@ -29,56 +27,56 @@ OUTPUTS = {
     "rollouts": "sampled answers with their rewards",
     "trainer_log.jsonl": "losses and learning rates",
     "training_loss.png": "loss plot",
-    "report.html": "this report",
+    "report.html": "this report, with pictures",
     "config.yaml": "resolved configuration",
 }
 
 
-def print_report(output_dir: Path, *, page: bool = True) -> None:
-    """Print the report to the terminal and write ``report.html``.
+def print_report(place: Path, *, page: bool = True) -> Path:
+    """Print the report to the terminal and write its page.
 
     Args:
-        output_dir: Folder of a finished run.
+        place: Folder of a run, or a subset of ``dataflex select``.
         page: Write the page; a run that has just ended has written its own.
 
+    Returns:
+        Where the page is.
+
     Raises:
-        DataError: The folder is not that of a finished run, or a file of it is damaged.
+        DataError: There is nothing to report on, or a file is damaged.
     """
-    report = read_report(output_dir)
-    tables = sheets(report)
+    report = read_report(place)
+    pages = lay_out(report)
     if page:
-        write_html(report, tables)
-    console = Console(markup=False, emoji=False, highlight=False, width=shutil.get_terminal_size((WIDTH, 0)).columns)
-    for sheet in tables:
-        console.print(Text(shown(sheet.title, CELL), style="bold"))
-        console.print(_table(sheet))
-        if sheet.note:
-            console.print(Text(shown(sheet.note)))
+        write_page(report, pages)
+    console = terminal()
+    for sheet in pages.sheets:
+        print_sheet(console, sheet)
+    for question, answer in pages.summary.lines():
+        console.print(Text(question, style="bold"), Text(shown(answer)))
     console.print("outputs in", Text(shown(report.output_dir), style="bold"))
     for name, meaning in OUTPUTS.items():
-        if (output_dir / name).exists():
+        if (report.output_dir / name).exists():
             console.print(f"  {name:<28}{meaning}")
+    if report.page.exists():
+        console.print("look at", Text(shown(report.page), style="bold"), soft_wrap=True)
+    return report.page
 
 
-def write_html(report: RunReport, tables: Sequence[Sheet] | None = None) -> None:
-    """Write ``report.html``: one file, no scripts, every value escaped.
-
-    Args:
-        report: What the run left.
-        tables: Its tables, where they have been made already: counting a million rows takes seconds.
-    """
-    tables = sheets(report) if tables is None else tables
-    source = files("dataflex.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, finalize=shown).from_string(source)
-    plot = (report.output_dir / "training_loss.png").exists()
-    text = page.render(name=report.output_dir.absolute().name, sheets=tables, plot=plot)
-    write_text(report.output_dir / "report.html", text)
+def terminal() -> Console:
+    """Where tables are printed: as wide as the terminal, no markup."""
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
+    return Console(markup=False, emoji=False, highlight=False, width=width)
 
 
-def _table(sheet: Sheet) -> Table:
+def print_sheet(console: Console, sheet: Sheet) -> None:
+    """Print a table with its title and its note."""
+    console.print(Text(shown(sheet.title, CELL), style="bold"))
     table = Table()
-    for place, column in enumerate(sheet.head):
-        table.add_column(Text(column), justify="left" if place < sheet.texts else "right")
-    for place, row in enumerate(sheet.rows):
+    for column in sheet.columns:
+        table.add_column(Text(shown(column.name, CELL)), justify="left" if column.kind == "text" else "right")
+    for place, row in enumerate(sheet.cells):
         table.add_row(*(Text(shown(cell, CELL)) for cell in row), style="yellow" if place in sheet.marked else None)
-    return table
+    console.print(table)
+    if sheet.note:
+        console.print(Text(shown(sheet.note)))

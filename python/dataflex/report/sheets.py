@@ -1,19 +1,20 @@
-"""The report as tables of text: the terminal and the page show the same ones."""
+"""The tables of the report: the terminal, the page and programs have the same ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dataflex.report.answers import Answer
+from dataflex.report.compare import overlap, rank_correlation
+from dataflex.report.groups import Grouping, groupings
 from dataflex.report.read import RunReport, SelectionFile
+from dataflex.report.table import Column, Sheet
 from dataflex.utils.facts import flat, numbers
-from dataflex.utils.groups import GroupRow, by_length, group_rows, length_names
 from dataflex.utils.reliability import LOW, decisive, meaning
 
-NOTHING = "(none)"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 NOT_LOOKED_AT = (
     "Only the rows that were looked at (candidates, prefilter) have a score. Shares and lift count all rows: they are "
@@ -24,33 +25,20 @@ MOST_ROWS, MOST_STEPS = 60, 12
 """Rows of the table of mixtures, and steps of that of weights."""
 MOST_GROUPS = 40
 """Groups that a table lists; ids in the task column would make it endless."""
+LOOKED_AT = Column("looked at", "count", "rows that have a score; the others were left out before")
 
 
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """One table.
+def sheets(report: RunReport, found: Sequence[Grouping] | None = None) -> list[Sheet]:
+    """All tables that have a row, in their order.
 
-    Attributes:
-        title: What it shows.
-        head: Names of the columns.
-        rows: Cells, as text that is not escaped for any target yet.
-        texts: How many columns, from the left, are text; the others are numbers.
-        note: What else there is to say.
-        marked: Rows that stand out.
+    Args:
+        report: What was read.
+        found: Its groups, where they have been counted already: that takes seconds for a million rows.
     """
-
-    title: str
-    head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    texts: int = 1
-    note: str = ""
-    marked: frozenset[int] = frozenset()
-
-
-def sheets(report: RunReport) -> list[Sheet]:
-    """All tables that have a row, in their order."""
-    found = [
-        *_selected(report.selections),
+    if found is None:
+        found = list(groupings(report.selections)) if report.selections else []
+    tables = [
+        *_selected(report, found),
         _mixtures(report.mixtures),
         _weights(report.weights),
         _left_out(report),
@@ -58,19 +46,21 @@ def sheets(report: RunReport) -> list[Sheet]:
         _time(report.seconds),
         _results(report.results),
     ]
-    return [sheet for sheet in found if sheet.rows]
+    return [sheet for sheet in tables if sheet.rows]
 
 
-def _selected(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:
+def _selected(report: RunReport, found: Sequence[Grouping]) -> Iterator[Sheet]:
     """What was selected, by everything that is known of the rows."""
-    if not selections:
+    if not report.selections:
         return
-    last = selections[-1]
-    yield _selections(selections)
-    yield _reliability(selections)
-    yield from _groups(selections)
+    last = report.selections[-1]
+    yield _selections(report.selections)
+    yield _reliability(report.selections)
+    for grouping in found:
+        yield _group_sheet(grouping, report.selections)
     yield _quantiles(last)
     yield _excerpts(last)
+    yield from _answers(report)
     yield _facts(last)
 
 
@@ -78,136 +68,172 @@ def _selections(selections: Sequence[SelectionFile]) -> Sheet:
     rows = []
     before: SelectionFile | None = None
     some = any(selection.looked_at is not None for selection in selections)
-    for selection in selections:
-        chosen = selection.scores[selection.chosen]
-        looked_at = selection.looked_at or len(selection.chosen)
-        rows.append(
-            (
-                str(selection.step),
-                *([f"{looked_at:,}"] if some else []),
-                f"{int(selection.chosen.sum()):,}",
-                _score(_mean(chosen)),
-                _score(_mean(selection.scores)),
-                _overlap(before, selection),
-                f"{sum(selection.seconds.values()):.1f}" if selection.seconds else "-",
-            )
-        )
-        before = selection
-    name, count = selections[-1].facts.get("selector", "?"), len(selections)
-    title = f"{name}: {count} selection{'s' if count > 1 else ''} from {len(selections[0].chosen):,} rows"
-    looked = ["looked at"] if some else []
-    head = ("step", *looked, "selected", "mean score", "mean score of all", "chosen last time too", "seconds")
-    return Sheet(title, head, rows, texts=0, note=NOT_LOOKED_AT if some else "")
+    for now in selections:
+        shared = None if before is None else overlap(before.chosen, now.chosen)
+        correlation = None if before is None else rank_correlation(before.scores, now.scores)
+        values = (_mean(now.scores[now.chosen]), _mean(now.scores), shared, correlation)
+        looked_at = [now.looked_at or len(now.chosen)] if some else []
+        seconds = sum(now.seconds.values()) if now.seconds else None
+        rows.append((now.step, *looked_at, int(now.chosen.sum()), *values, seconds))
+        before = now
+    count = len(selections)
+    title = f"{selections[-1].selector}: {count} selection{'s' if count > 1 else ''}"
+    columns = (
+        Column("step", "count", "optimizer steps before the selection"),
+        *([LOOKED_AT] if some else []),
+        Column("selected", "count"),
+        Column("mean score", "score", "of the selected rows"),
+        Column("mean score of all", "score"),
+        Column("chosen last time too", "percent"),
+        Column("order kept", "ratio", "Spearman's rank correlation of the scores with those of the selection before"),
+        Column("seconds", "seconds"),
+    )
+    title = f"{title} from {len(selections[0].chosen):,} rows"
+    return Sheet("selections", title, columns, rows, NOT_LOOKED_AT if some else "")
 
 
 def _reliability(selections: Sequence[SelectionFile]) -> Sheet:
     """How far two halves of the targets agreed at each selection, and what that says."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     marked: set[int] = set()
     for selection in selections:
-        known = numbers(selection.report.get("reliability"))
+        known = selection.reliability
         value = decisive(known.get("targets"), known.get("answers"))
         if value is None:
             continue
         if value < LOW:
             marked.add(len(rows))
-        values = (f"{known[name]:.2f}" if name in known else "-" for name in ("targets", "answers"))
-        rows.append((str(selection.step), *values, f"{'low: ' if value < LOW else ''}{meaning(value)}"))
+        says = f"{'low: ' if value < LOW else ''}{meaning(value)}"
+        rows.append((selection.step, known.get("targets"), known.get("answers"), says))
     note = (
         "The cosine of two halves of the targets, and of two halves of each prompt's answers: 1 where they agree, 0 "
         f"for noise. Below {LOW} more targets, more answers or a softer reward help."
     )
-    head = ("step", "halves of the targets", "halves of the answers", "what it says")
-    return Sheet("can the target be trusted?", head, rows, texts=4, note=note, marked=frozenset(marked))
+    columns = (
+        Column("step", "count"),
+        Column("halves of the targets", "ratio"),
+        Column("halves of the answers", "ratio"),
+        Column("what it says"),
+    )
+    return Sheet("reliability", "can the target be trusted?", columns, rows, note, frozenset(marked))
 
 
-def _groups(selections: Sequence[SelectionFile]) -> Iterator[Sheet]:
-    """By task and by source where there is more than one of them, by length where lengths are known."""
-    first = selections[0]
-    draws = [(selection.chosen, selection.scores) for selection in selections]
-    note = "all selections counted together" if len(selections) > 1 else ""
+def _group_sheet(grouping: Grouping, selections: Sequence[SelectionFile]) -> Sheet:
     some = any(selection.looked_at is not None for selection in selections)
-    for what, values in (("task", first.tasks), ("source", first.sources)):
-        names = [NOTHING if value is None else str(value) for value in values]
-        if any(value is not None for value in values) and (what == "task" or len(set(names)) > 1):
-            yield _group_sheet(what, group_rows(names, draws), note, some)
-    if first.tokens:
-        yield _group_sheet("tokens", by_length(group_rows(length_names(first.tokens), draws)), note, some)
-
-
-def _group_sheet(what: str, groups: Sequence[GroupRow], note: str, some: bool) -> Sheet:
     rows = [
         (
             row.name,
-            f"{row.candidates:,}",
-            f"{row.share:.1%}",
-            *([f"{row.looked_at:,}"] if some else []),
-            f"{row.selected:,}",
-            f"{row.selected_share:.1%}",
-            f"{row.lift:.2f}x",
-            _score(row.mean_score),
+            row.candidates,
+            row.share,
+            *([row.looked_at] if some else []),
+            row.selected,
+            row.selected_share,
+            row.lift,
+            row.mean_score,
         )
-        for row in groups[:MOST_GROUPS]
+        for row in grouping.rows[:MOST_GROUPS]
     ]
-    if len(groups) > MOST_GROUPS:
-        note = "; ".join(filter(None, [note, f"{len(groups) - MOST_GROUPS:,} more, of which fewer rows were selected"]))
-    looked = ["looked at"] if some else []
-    head = (what, "rows", "share", *looked, "selected", "share of selected", "lift", "mean score")
-    return Sheet(f"selected by {what}", head, rows, note=note)
+    notes = [f"Groups: {grouping.known_by}."]
+    if len(selections) > 1:
+        notes.append("All selections counted together.")
+    if len(grouping.rows) > MOST_GROUPS:
+        notes.append(f"{len(grouping.rows) - MOST_GROUPS:,} more, of which fewer rows were selected.")
+    columns = (
+        Column(grouping.what),
+        Column("rows", "count"),
+        Column("share", "share", "of all rows"),
+        *([LOOKED_AT] if some else []),
+        Column("selected", "count"),
+        Column("share of selected", "share"),
+        Column("lift", "lift", "share of selected over share: 1 is what a random choice gives"),
+        Column("mean score", "score"),
+    )
+    return Sheet(f"by {grouping.what}", f"selected by {grouping.what}", columns, rows, " ".join(notes))
 
 
 def _quantiles(selection: SelectionFile) -> Sheet:
     scores = selection.scores
     everything, chosen = scores[np.isfinite(scores)], scores[selection.chosen & np.isfinite(scores)]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     if len(everything) and len(chosen):
-        pairs = zip(QUANTILES, np.quantile(everything, QUANTILES), np.quantile(chosen, QUANTILES), strict=True)
-        rows = [(f"{share:.0%}", _score(float(of_all)), _score(float(of_chosen))) for share, of_all, of_chosen in pairs]
-    return Sheet(f"scores at step {selection.step}", ("quantile", "of all rows", "of the selected"), rows)
+        found = np.quantile(everything, QUANTILES).tolist(), np.quantile(chosen, QUANTILES).tolist()
+        rows = [(f"{share:.0%}", *values) for share, *values in zip(QUANTILES, *found, strict=True)]
+    meaning_of_it = "this share of the rows has a score of at most the numbers beside it"
+    columns = (
+        Column("quantile", "text", meaning_of_it),
+        Column("of all rows", "score"),
+        Column("of the selected", "score"),
+    )
+    return Sheet("scores", f"scores at step {selection.step}", columns, rows)
 
 
 def _excerpts(selection: SelectionFile) -> Sheet:
-    found = selection.facts.get("excerpts")
     rows = [
-        (
-            str(row.get("place", "")),
-            str(row.get("id", "")),
-            str(row.get("prompt", "")),
-            str(row.get("answer", "")),
-            _score(numbers(row).get("score")),
-        )
-        for row in (found if isinstance(found, list) else [])
-        if isinstance(row, Mapping)
+        (*(row.get(key) or "" for key in ("place", "id", "prompt", "answer")), numbers(row).get("score"))
+        for row in selection.excerpts
     ]
-    return Sheet(f"rows at step {selection.step}", ("place", "id", "prompt", "answer", "score"), rows, texts=4)
+    columns = (*map(Column, ("place", "id", "prompt", "answer")), Column("score", "score"))
+    return Sheet("rows", f"rows at step {selection.step}", columns, rows)
+
+
+def _answers(report: RunReport) -> Iterator[Sheet]:
+    """Rewards of each round, and the best and worst answers of the last."""
+    rounds = report.answers
+    rows = []
+    for step, found in rounds.items():
+        means = found.means
+        every = [reward for own in found.rewards.values() for reward in own]
+        low, high = min(every), max(every)
+        counts = (len(means), len(every), sum(every) / len(every))
+        never, always = (sum(set(own) == {end} for own in found.rewards.values()) for end in (low, high))
+        rows.append((step, *counts, never, always))
+    columns = (
+        Column("step", "count"),
+        Column("prompts", "count"),
+        Column("answers", "count", "sampled answers that have a reward"),
+        Column("mean reward", "score"),
+        Column("never", "count", "prompts all of whose answers earned the lowest reward of the round"),
+        Column("always", "count", "prompts all of whose answers earned the highest"),
+    )
+    note = "Some rounds have more answers, of which the first were read." if any(a.cut for a in rounds.values()) else ""
+    yield Sheet("rewards", "rewards of sampled answers", columns, rows, note)
+    if rounds:
+        step, last = list(rounds.items())[-1]
+        shown = [("best", answer) for answer in last.best] + [("worst", answer) for answer in last.worst]
+        heads = (*map(Column, ("place", "prompt", "answer", "reference")), Column("reward", "score"))
+        yield Sheet("answers", f"best and worst answers at step {step}", heads, [_answer(*pair) for pair in shown])
+
+
+def _answer(place: str, answer: Answer) -> tuple[Any, ...]:
+    return place, answer.prompt, answer.text, answer.reference, answer.reward
 
 
 def _facts(selection: SelectionFile) -> Sheet:
     known = {key: value for key, value in selection.report.items() if key not in ("seconds", "left_out")}
-    return Sheet(f"what the selector says at step {selection.step}", ("fact", "value"), list(flat(known)))
+    columns = (Column("fact"), Column("value"))
+    return Sheet("facts", f"what the selector says at step {selection.step}", columns, list(flat(known)))
 
 
 def _mixtures(mixtures: Sequence[Mapping[str, Any]]) -> Sheet:
     """A row a domain and mixture: its share, its rows, and its loss in the phase before."""
     rows = []
     for mixture in mixtures:
-        columns = [mixture.get(key) for key in ("domains", "proportions", "counts", "losses_before")]
-        lists = [column if isinstance(column, list) else [] for column in columns]
+        found = [mixture.get(key) for key in ("domains", "proportions", "counts", "losses_before")]
+        lists = [values if isinstance(values, list) else [] for values in found]
         for name, share, count, loss in zip(*lists, strict=False):
             known = numbers({"share": share, "count": count, "loss": loss})
-            rows.append(
-                (
-                    str(mixture.get("step", "?")),
-                    str(name),
-                    f"{known['share']:.1%}" if "share" in known else "-",
-                    f"{known['count']:,.0f}" if "count" in known else "-",
-                    f"{known['loss']:.4f}" if "loss" in known else "-",
-                )
-            )
+            rows.append((numbers(mixture).get("step"), str(name), *map(known.get, ("share", "count", "loss"))))
     names = [str(mixture["mixer"]) for mixture in mixtures if mixture.get("mixer")]
     title = f"{names[-1]}: {len(names)} mixture{'s' if len(names) > 1 else ''}" if names else "mixture"
+    columns = (
+        Column("step", "count"),
+        Column("domain"),
+        Column("share", "share", "of the rows of the next phase"),
+        Column("rows", "count"),
+        Column("loss before", "loss", "mean training loss of the domain in the phase before, nats a token"),
+    )
     note = "" if len(rows) <= MOST_ROWS else f"the last {MOST_ROWS} of {len(rows)} rows"
-    return Sheet(title, ("step", "domain", "share", "rows", "loss before"), rows[-MOST_ROWS:], texts=2, note=note)
+    return Sheet("mixtures", title, columns, rows[-MOST_ROWS:], note)
 
 
 def _weights(entries: Sequence[Mapping[str, Any]]) -> Sheet:
@@ -216,11 +242,11 @@ def _weights(entries: Sequence[Mapping[str, Any]]) -> Sheet:
     rows = []
     for entry in chosen:
         known = numbers(entry)
-        values = [known.get(f"weight_{name}") for name in WEIGHTS]
-        cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        rows.append((str(entry.get("current_steps", "?")), *cells))
-    note = f"{len(chosen)} of {len(entries)} logged steps" if len(entries) > len(chosen) else ""
-    return Sheet("weights of samples", ("step", *WEIGHTS), rows, texts=0, note=note)
+        rows.append((known.get("current_steps"), *(known.get(f"weight_{name}") for name in WEIGHTS)))
+    note = "A weight multiplies the loss of a sample; their mean is 1."
+    note += f" {len(chosen)} of {len(entries)} logged steps." if len(entries) > len(chosen) else ""
+    columns = (Column("step", "count"), *(Column(name, "weight") for name in WEIGHTS))
+    return Sheet("weights", "weights of samples", columns, rows, note)
 
 
 def _left_out(report: RunReport) -> Sheet:
@@ -229,45 +255,33 @@ def _left_out(report: RunReport) -> Sheet:
         for name, count in selection.left_out.items():
             totals[name] = totals.get(name, 0.0) + count
     last = report.selections[-1].left_out if report.selections else {}
-    rows = [(name, f"{last.get(name, 0):,.0f}", f"{total:,.0f}") for name, total in totals.items()]
-    return Sheet("left out", ("what", "of the last selection", "of all selections"), rows)
+    rows = [(name, last.get(name, 0), total) for name, total in totals.items()]
+    columns = (Column("what"), Column("of the last selection", "count"), Column("of all selections", "count"))
+    return Sheet("left out", "left out", columns, rows)
 
 
 def _data(results: Mapping[str, Any]) -> Sheet:
     """What became of the rows of the training and the evaluation set."""
     found = results.get("data")
+    keys = ("total", "dropped", "truncated", "kept", "tokens", "label_tokens")
     rows = []
     for name, counts in found.items() if isinstance(found, Mapping) else ():
         known = numbers(counts)
-        keys = ("total", "dropped", "truncated", "kept", "tokens", "label_tokens")
-        rows.append((str(name), *(f"{known[key]:,.0f}" if key in known else "-" for key in keys)))
-    head = ("data", "rows", "nothing to learn, left out", "cut to cutoff_len", "used", "tokens", "of them learnt")
-    return Sheet("data", head, rows)
+        rows.append((str(name), *map(known.get, keys)))
+    heads = ("rows", "nothing to learn, left out", "cut to cutoff_len", "used", "tokens", "of them learnt")
+    return Sheet("data", "data", (Column("data"), *(Column(head, "count") for head in heads)), rows)
 
 
 def _time(seconds: Mapping[str, float]) -> Sheet:
-    rows = [(name, f"{value:.1f}") for name, value in seconds.items()]
-    return Sheet("time", ("phase", "seconds"), [*rows, ("total", f"{sum(seconds.values()):.1f}")])
+    rows = [*seconds.items(), ("total", sum(seconds.values()))]
+    return Sheet("time", "time", (Column("phase"), Column("seconds", "seconds")), rows)
 
 
 def _results(results: Mapping[str, Any]) -> Sheet:
     plain = {key: value for key, value in results.items() if not isinstance(value, Mapping)}
-    return Sheet("results", ("result", "value"), list(flat(plain)))
-
-
-def _overlap(before: SelectionFile | None, now: SelectionFile) -> str:
-    count = int(now.chosen.sum())
-    if before is None or not count or len(before.chosen) != len(now.chosen):
-        return "-"
-    return f"{(before.chosen & now.chosen).sum() / count:.0%}"
+    return Sheet("results", "results", (Column("result"), Column("value")), list(flat(plain)))
 
 
 def _mean(scores: Any) -> float | None:
     finite = scores[np.isfinite(scores)]
     return float(finite.mean()) if len(finite) else None
-
-
-def _score(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:+.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:+.4g}"

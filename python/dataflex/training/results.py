@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.report.page import write_page
 from dataflex.report.read import read_report
-from dataflex.report.run import write_html
 from dataflex.training.outputs import write_model_card
 from dataflex.training.state import RunState
 from dataflex.training.tracking import PLOT_FILE, plot_losses
@@ -103,7 +103,7 @@ def write_results(
     write_model_card(output_dir, {"base_model": base_model, **scalars(results)})
     if plot:
         plot_losses(history, output_dir / PLOT_FILE)
-    write_html(read_report(output_dir))
+    write_page(read_report(output_dir))
 
 
 def scalars(values: Mapping[str, Any]) -> dict[str, Any]:

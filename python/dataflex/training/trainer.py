@@ -27,6 +27,7 @@ from dataflex.errors import TrainingError
 from dataflex.mixers.base import Mixer
 from dataflex.models.model import save_model
 from dataflex.plugins.registry import registry
+from dataflex.report.page import refresh_page
 from dataflex.selectors.base import Selector
 from dataflex.training import facts, preflight, story
 from dataflex.training.arguments import TrainingArguments
@@ -279,6 +280,7 @@ class Trainer:
         loop = self._loop(self.stepper.whole_optimizer())
         self.log.add(self.state.step, self.curriculum.select(phase, loop, self.state.step, self.watch))
         self.state.note_curriculum(self.curriculum.state_dict())
+        self.ranks.on_main(lambda: refresh_page(self.args.output_dir))
 
     def _loop(self, optimizer: torch.optim.Optimizer) -> Loop:
         return Loop(self.model, self.tokenizer, self.template, optimizer, self.accelerator.autocast, self.ranks)

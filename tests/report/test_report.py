@@ -1,0 +1,190 @@
+"""The page, the tables for programs, and runs that go on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import dataflex as df
+from dataflex.cli.app import cli
+from dataflex.curriculum.selection_file import write_selection
+from dataflex.data.dataset import TokenizedDataset
+from dataflex.errors import DataError
+from dataflex.report.compare import overlap, rank_correlation
+from dataflex.report.page import refresh_page
+from dataflex.selectors.base import Selection
+from dataflex.testing import tiny_dataset
+from dataflex.utils.files import write_json
+
+
+def log(folder: Path, *entries: dict[str, object]) -> None:
+    lines = [json.dumps({"current_steps": step, "total_steps": 9, **entry}) for step, entry in enumerate(entries, 1)]
+    (folder / "trainer_log.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def rollouts(folder: Path, step: int, rewards: list[list[float]]) -> None:
+    lines = [
+        {"prompt": [{"role": "user", "content": f"ask {row}"}], "sample_id": str(row), "text": f"{row}.{number}"}
+        | {"reference": "right", "reward": reward}
+        for row, own in enumerate(rewards)
+        for number, reward in enumerate(own)
+    ]
+    path = folder / "rollouts" / f"step-{step}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def selected(folder: Path, step: int, chosen: list[int], scores: list[float], **report: object) -> None:
+    file = folder / "selections" / f"step-{step}.parquet"
+    found = Selection(np.array(chosen), np.array(scores), "nice", step, step, report)
+    write_selection(file, found, tiny_dataset(len(scores), seed=3), "task")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of two selections that goes on."""
+    rng = np.random.default_rng()
+    for step in (2, 5):
+        scores = rng.normal(size=60).tolist()
+        reliability = {"targets": 0.2 if step == 5 else 0.8}
+        selected(tmp_path, step, np.argsort(scores)[::-1][:9].tolist(), scores, reliability=reliability)
+    log(tmp_path, {"loss": 2.0}, {"loss": 1.5, "eval_loss": 1.8}, {"loss": 1.0}, {"eval_loss": 1.2, "loss": 0.9})
+    rollouts(tmp_path, 2, [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Elements of a page, and whether each that must be closed is."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_its_pictures_are_named(run: Path) -> None:
+    text = df.Report(run).write().read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert {tag for tag, _ in page.elements} & {"script", "img", "iframe", "object", "base", "form"} == set()
+    outside = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", text)
+    assert all(link.startswith(("#", "data:")) for link in outside)
+    pictures = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert all(picture["role"] == "img" for picture in pictures)
+    questions = [str(picture["aria-label"]).split("?")[0] for picture in pictures]
+    assert questions[0] == "Which rows were chosen"
+    assert set(questions) >= {"Do the selections agree", "What was rewarded", "Did the model learn"}
+    assert len(set(questions)) == len(questions) >= 7
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert "var(--chosen)" in text
+    assert "#0072b2" not in text.split("</style>", 1)[1]
+
+
+def test_a_run_that_goes_on_has_a_page_of_what_there_is(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    refresh_page(run)
+    assert "A run that goes on: step 4 of 9." in (run / "report.html").read_text(encoding="utf-8")
+    (run / "selections" / "step-5.parquet").write_bytes(b"half")
+    refresh_page(run)
+    assert "report.html could not be written: DataError" in caplog.text
+
+
+def test_the_summary_says_what_was_chosen_how_sure_it_is_and_what_to_change(run: Path) -> None:
+    answers = df.Report(run).summary
+    assert answers["What was chosen?"].startswith("nice chose 2 times, the last time 9 of 60 rows (15.0%).")
+    assert answers["Can it be trusted?"].startswith("In part. Reliability of the targets, of 1: 0.80 at step 2 (")
+    assert "More targets" in answers["What would I change?"]
+    assert "0.20" in answers["What would I change?"]
+
+
+def test_tables_hold_numbers_for_programs(run: Path) -> None:
+    report = df.Report(run)
+    by_task = report.to_pandas("by task")
+    assert by_task["rows"].sum() == 60
+    assert by_task["selected"].sum() == 18
+    assert (by_task["lift"] == by_task["share of selected"] / by_task["share"]).all()
+    rewards = report.tables["rewards"].to_pylist()
+    assert rewards == [{"step": 2, "prompts": 3, "answers": 6, "mean reward": 0.5, "never": 1, "always": 1}]
+    answers = report.to_pandas("answers")
+    assert answers[answers["place"] == "best"]["reward"].tolist() == [1.0, 1.0, 0.0]
+    with pytest.raises(DataError, match="no table 'nothing'"):
+        report.to_pandas("nothing")
+
+
+def test_a_notebook_shows_the_page_shut_in(run: Path) -> None:
+    shown = df.Report(run)._repr_html_()
+    page = Page(shown)
+    ((tag, attributes),) = page.elements
+    assert (tag, attributes["sandbox"]) == ("iframe", "")
+    assert "<h1>" in str(attributes["srcdoc"])
+    assert repr(df.Report(run)).startswith(f"Report({run.name}: nice chose 2 times")
+
+
+def test_the_command_prints_json_with_the_meaning_of_every_number(run: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", str(run), "--json"], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert found["finished"] is False
+    columns = {column["name"]: column["meaning"] for column in found["tables"]["by task"]["columns"]}
+    assert "random choice" in columns["lift"]
+    assert (run / "report.html").is_file()
+
+
+def test_a_subset_has_a_report_by_its_folder_and_by_its_files(tmp_path: Path) -> None:
+    scores = tmp_path / "subset.scores.parquet"
+    write_selection(scores, Selection(np.array([1]), np.arange(4.0), "less", 7, 1), tiny_dataset(4), "task")
+    for place in (tmp_path, scores, tmp_path / "subset.jsonl"):
+        report = df.Report(place)
+        assert report.read.page == tmp_path / "subset.report.html"
+        assert report.read.selections[0].step == 7
+    write_json(tmp_path / "all_results.json", {})
+    assert df.Report(scores).read.name == "subset"
+    (tmp_path / "all_results.json").unlink()
+    scores.with_name("other.scores.parquet").write_bytes(scores.read_bytes())
+    with pytest.raises(DataError, match="2 subsets"):
+        df.Report(tmp_path)
+
+
+def test_groups_of_data_without_tasks_are_the_words_and_scripts_of_the_rows(tmp_path: Path) -> None:
+    russian = tiny_dataset(2)
+    examples = [replace(one, sample=replace(one.sample, metadata={})) for one in tiny_dataset(80, seed=5)]
+    examples += [
+        replace(one, sample=replace(one.sample, metadata={}, messages=({"role": "user", "content": "что это такое"},)))
+        for one in russian
+    ]
+    chosen = Selection(np.array([80]), np.arange(82.0), "x", 1, 1)
+    write_selection(tmp_path / "selections" / "step-1.parquet", chosen, TokenizedDataset(examples), "task")
+    report = df.Report(tmp_path)
+    scripts = report.to_pandas("by script").set_index("script")["rows"].to_dict()
+    assert scripts == {"Latin": 80, "Cyrillic": 2}
+    words = report.to_pandas("by words")
+    assert words["rows"].sum() == 82
+    assert len(words) > 2
+
+
+def test_overlap_and_rank_correlation_are_what_they_are_by_hand() -> None:
+    assert overlap(np.array([True, True, False]), np.array([False, True, True])) == 0.5
+    assert overlap(np.array([True]), np.array([True, False])) is None
+    one, other = np.array([1.0, 2.0, 2.0, 4.0, np.nan, 9.0]), np.array([10.0, 30.0, 20.0, 20.0, 5.0, np.inf])
+    # ranks 0, 1.5, 1.5, 3 and 0, 3, 1.5, 1.5: deviations -1.5 0 0 1.5 and -1.5 1.5 0 0, each of size sqrt(4.5)
+    assert rank_correlation(one, other) == pytest.approx(2.25 / 4.5)
+    assert rank_correlation(one, -one) == pytest.approx(-1.0)
+    assert rank_correlation(np.ones(3), np.arange(3.0)) is None
