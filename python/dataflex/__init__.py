@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dataflex.mixers.random import RandomMixer
     from dataflex.mixers.static import StaticMixer
     from dataflex.offline.api import less_static, select
+    from dataflex.offline.explain import explain
     from dataflex.offline.selection import OfflineSelection
     from dataflex.plugins.hookspecs import HOOK_API_VERSION, hookimpl
     from dataflex.projection.projector import AdamMoments, ProjectionKind, Projector
@@ -87,6 +88,7 @@ _HOMES = {
     "Weighter": "dataflex.weighters.base",
     "WeighterConfig": "dataflex.weighters.base",
     "__version__": "dataflex.version",
+    "explain": "dataflex.offline.explain",
     "hookimpl": "dataflex.plugins.hookspecs",
     "less_static": "dataflex.offline.api",
     "load_config": "dataflex.config",
@@ -140,6 +142,7 @@ __all__ = [
     "Weighter",
     "WeighterConfig",
     "__version__",
+    "explain",
     "hookimpl",
     "less_static",
     "load_config",

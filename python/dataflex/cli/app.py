@@ -20,6 +20,7 @@ import click
 from dataflex.cli.config import config_group
 from dataflex.cli.doctor import doctor
 from dataflex.cli.evaluate import evaluate
+from dataflex.cli.explain import diff, explain
 from dataflex.cli.export import export_model
 from dataflex.cli.near import near
 from dataflex.cli.plugins import plugins
@@ -173,7 +174,11 @@ def cli(ctx: click.Context, traceback: bool, verbose: bool, quiet: bool) -> None
     ctx.with_resource(_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO))
 
 
-for command in (train, export_model, select, near, report, evaluate, plugins, config_group, version, doctor, preview):
+_COMMANDS = (
+    *(train, export_model, select, near, report, explain, diff, evaluate),
+    *(plugins, config_group, version, doctor, preview),
+)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

@@ -48,6 +48,37 @@ class TextGroups:
     words: list[str | None]
 
 
+def most_similar(dataset: TokenizedDataset, place: int, count: int) -> list[tuple[int, float]]:
+    """The rows whose words are most like those of one, best first.
+
+    Args:
+        dataset: n rows.
+        place: Position of the row.
+        count: How many at the most.
+
+    Returns:
+        Positions and cosines of the tf-idf of their words, above 0; none where too many rows would have to be read.
+    """
+    if len(dataset) > MOST_ROWS:
+        return []
+    rows = [_WORD.findall(text_of(sample).lower()) for sample in dataset.samples]
+    own = Counter(rows[place])
+    spread = Counter(word for row in rows for word in set(row) & own.keys())
+    weights = {word: float(np.log(1 + len(rows) / found)) for word, found in spread.items()}
+    sizes = {word: weight**2 for word, weight in weights.items()}
+    whole = sum(sizes.values())
+    found = []
+    for other, row in enumerate(rows):
+        words = set(row)
+        shared = sum(sizes[word] for word in words & own.keys())
+        if other != place and shared:
+            # A word that the row lacks weighs as much as the rarest.
+            strange = float(np.log(1 + len(rows))) ** 2 * len(words - own.keys())
+            size = sum(sizes[word] for word in words & own.keys()) + strange
+            found.append((other, float(shared / np.sqrt(whole * size))))
+    return sorted(found, key=lambda pair: -pair[1])[:count]
+
+
 _known: weakref.WeakKeyDictionary[TokenizedDataset, TextGroups] = weakref.WeakKeyDictionary()
 
 
@@ -55,7 +86,7 @@ def text_groups(dataset: TokenizedDataset) -> TextGroups:
     """The groups of a dataset's rows, found once for each dataset."""
     found = _known.get(dataset)
     if found is None:
-        found = TextGroups([], []) if len(dataset) > MOST_ROWS else groups_of_texts(list(map(_text, dataset.samples)))
+        found = TextGroups([], []) if len(dataset) > MOST_ROWS else groups_of_texts(list(map(text_of, dataset.samples)))
         _known[dataset] = found
     return found
 
@@ -66,7 +97,7 @@ def groups_of_texts(texts: Sequence[str]) -> TextGroups:
     return TextGroups(scripts, clusters([_WORD.findall(text.lower()) for text in texts]))
 
 
-def _text(sample: Sample) -> str:
+def text_of(sample: Sample) -> str:
     """The beginning of what is asked; of a row without a prompt, of its answer."""
     prompt = sample.prompt[-1]["content"] if sample.prompt else ""
     return (prompt or sample.reference or "")[:MOST_LETTERS]

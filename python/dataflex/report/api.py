@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from dataflex.errors import DataError
+from dataflex.report.diff import differences
 from dataflex.report.page import page_html, write_page
 from dataflex.report.read import RunReport, read_report
 from dataflex.report.sections import Pages, lay_out
@@ -71,6 +72,21 @@ class Report:
             "changes": self._pages.summary.changes,
             "tables": {sheet.key: sheet.to_json() for sheet in self._pages.sheets},
         }
+
+    def diff(self, other: Report) -> dict[str, pa.Table]:
+        """What another run or selection of the same data chose otherwise; what ``dataflex diff`` prints.
+
+        Args:
+            other: The other report.
+
+        Returns:
+            ``selections`` (rows in common and rank correlation), ``rows`` that only one chose, their groups (``by
+            task``, ...) and ``results``, as far as there are some.
+
+        Raises:
+            DataError: One has no selection, or they share no candidate.
+        """
+        return {sheet.key: sheet.to_arrow() for sheet in differences(self.read, other.read)}
 
     def write(self) -> Path:
         """Write the page beside what it is of; returns where."""
