@@ -92,6 +92,14 @@ def _check_precision(config: RunFields) -> Iterator[Problem]:
         yield "fp16", "fp16 and bf16 exclude each other; keep one"
 
 
+def _check_quantization(config: RunFields) -> Iterator[Problem]:
+    if config.quantization_bit is not None and config.finetuning_type != "lora":
+        yield (
+            "quantization_bit",
+            f"quantised weights are frozen, and finetuning_type {config.finetuning_type} trains them",
+        )
+
+
 def _check_adapter(config: RunFields) -> Iterator[Problem]:
     if config.adapter_name_or_path is not None and config.finetuning_type != "lora":
         yield (
@@ -170,6 +178,7 @@ def _check_secrets(config: RunFields) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _check_work,
     _check_precision,
+    _check_quantization,
     _check_adapter,
     _check_deepspeed,
     _check_val_size,

@@ -36,6 +36,9 @@ from dataflex.config.values import (
 from dataflex.utils.home import HomePaths
 
 Stage = Annotated[Literal["sft"], refuse("sft", "pt", "rm", "ppo", "dpo", "kto")]
+QuantizationMethod = Annotated[
+    Literal["bnb"], refuse("bnb", "gptq", "awq", "aqlm", "quanto", "eetq", "hqq", "mxfp4", "fp8")
+]
 FinetuningType = Annotated[Literal["lora", "full", "freeze"], refuse("lora, full, freeze", "oft")]
 TrainType = Annotated[
     Literal["static", "dynamic_select", "dynamic_mix", "dynamic_weight"],
@@ -92,6 +95,14 @@ class RunFields(FileConfig):
     trust_remote_code: bool = Field(
         default=False, description="let the model's repository run its own Python code on this machine"
     )
+
+    quantization_bit: Literal[4, 8] | None = Field(
+        default=None,
+        description="QLoRA: base weights in 4 or 8 bits (bitsandbytes), the adapter in float32; null: neither",
+    )
+    quantization_method: QuantizationMethod = Field(default="bnb", description="who quantises: bitsandbytes")
+    quantization_type: Literal["nf4", "fp4"] = Field(default="nf4", description="code of 4-bit weights")
+    double_quantization: bool = Field(default=True, description="quantise the scales of 4-bit weights, too")
 
     # Method
     stage: Stage = Field(default="sft", description="supervised fine-tuning")

@@ -182,6 +182,9 @@ def _warn_idle(config: RunFields) -> Iterator[Problem]:
 def _warn_trained(config: RunFields) -> Iterator[Problem]:
     """What is trained by another ``finetuning_type``, or was decided when an adapter was made."""
     kind = config.finetuning_type
+    if config.quantization_bit != 4:
+        for key in filter(partial(is_written, config), ("quantization_type", "double_quantization")):
+            yield key, f"has no effect with quantization_bit {config.quantization_bit or 'null'}"
     if kind != "freeze":
         for key in filter(partial(is_written, config), _FREEZE_KEYS):
             yield key, f"has no effect with finetuning_type {kind}"

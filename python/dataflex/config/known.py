@@ -9,18 +9,17 @@ from __future__ import annotations
 from typing import Final
 
 _MODEL = """
-adapter_folder add_special_tokens add_tokens audio_sampling_rate block_diag_attn compute_dtype
-crop_to_patches device_map disable_gradient_checkpointing double_quantization enable_liger_kernel export_device
-export_dir export_hub_model_id export_legacy_format export_quantization_bit export_quantization_dataset
-export_quantization_maxlen export_quantization_nsamples export_size flash_attn fp8 fp8_backend
-fp8_enable_fsdp_float8_all_gather hf_hub_token image_do_pan_and_scan image_max_pixels image_min_pixels infer_backend
-infer_dtype init_special_tokens low_cpu_mem_usage mixture_of_depths model_max_length model_revision moe_aux_loss_coef
-ms_hub_token new_special_tokens_config offload_folder om_hub_token print_param_status quantization_bit
-quantization_device_map quantization_method quantization_type resize_vocab rope_scaling sglang_config
-sglang_lora_backend sglang_maxlen sglang_mem_fraction sglang_tp_size shift_attn split_special_tokens
-train_from_scratch upcast_layernorm upcast_lmhead_output use_audio_in_video use_cache use_fast_tokenizer use_kv_cache
-use_reentrant_gc use_unsloth use_unsloth_gc use_v1_kernels video_fps video_max_pixels video_maxlen video_min_pixels
-vllm_config vllm_enforce_eager vllm_gpu_util vllm_max_lora_rank vllm_maxlen
+adapter_folder add_special_tokens add_tokens audio_sampling_rate block_diag_attn compute_dtype crop_to_patches
+device_map disable_gradient_checkpointing enable_liger_kernel export_device export_dir export_hub_model_id
+export_legacy_format export_quantization_bit export_quantization_dataset export_quantization_maxlen
+export_quantization_nsamples export_size flash_attn fp8 fp8_backend fp8_enable_fsdp_float8_all_gather hf_hub_token
+image_do_pan_and_scan image_max_pixels image_min_pixels infer_backend infer_dtype init_special_tokens low_cpu_mem_usage
+mixture_of_depths model_max_length model_revision moe_aux_loss_coef ms_hub_token new_special_tokens_config
+offload_folder om_hub_token print_param_status quantization_device_map resize_vocab rope_scaling sglang_config
+sglang_lora_backend sglang_maxlen sglang_mem_fraction sglang_tp_size shift_attn split_special_tokens train_from_scratch
+upcast_layernorm upcast_lmhead_output use_audio_in_video use_cache use_fast_tokenizer use_kv_cache use_reentrant_gc
+use_unsloth use_unsloth_gc use_v1_kernels video_fps video_max_pixels video_maxlen video_min_pixels vllm_config
+vllm_enforce_eager vllm_gpu_util vllm_max_lora_rank vllm_maxlen
 """
 
 _DATA = """
@@ -82,11 +81,7 @@ ADVICE: Final = {
 """What to say about an ignored key beyond its having no effect."""
 
 QUANTIZATION: Final = {
-    "quantization_bit": "training on quantised weights",
-    "quantization_method": "training on quantised weights",
-    "quantization_type": "training on quantised weights",
-    "quantization_device_map": "training on quantised weights",
-    "double_quantization": "training on quantised weights",
+    "quantization_device_map": "a quantised model spread over devices",
     "export_quantization_bit": "an export of quantised weights",
 }
 """Keys that ask for what is not built, and what that is: passed over, the result would be another model."""

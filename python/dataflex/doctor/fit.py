@@ -34,7 +34,7 @@ from dataflex.models.optimizers import KINDS
 from dataflex.selectors.base import Selector
 from dataflex.selectors.gradient import GradientConfig
 from dataflex.selectors.gradient.scoring import expects_features
-from dataflex.training.run import prepared
+from dataflex.training.run import prepared, quantization
 
 TRAINABLE_BYTES = 8
 """A trainable parameter with its gradient, float32 each."""
@@ -77,6 +77,8 @@ def outline(config: RunConfig, tokens: int) -> Outline:
         config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
     )
     bounds = Bounds.of(base)
+    stored = quantization(config)
+    saved = 0 if stored is None else stored.saved_bytes(base)
     with torch.device("meta"):
         if config.adapter_name_or_path is None:
             model = prepared(base, config)
@@ -91,7 +93,8 @@ def outline(config: RunConfig, tokens: int) -> Outline:
     return Outline(
         parameters=sum(value.numel() for value in model.parameters()),
         trainable=trainable,
-        base_bytes=sum(value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad),
+        base_bytes=sum(value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad)
+        - saved,
         bytes_per_token=per_token,
         bounds=bounds,
         unknown=unknown,

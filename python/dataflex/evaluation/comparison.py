@@ -25,12 +25,13 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, ModelError, TrainingError
 from dataflex.models.adapters import adapter_folder, load_adapter
 from dataflex.models.model import load_model, load_tokenizer
+from dataflex.models.quantization import is_quantized
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
 from dataflex.rollouts.file import readable_answers, readable_line
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.preflight import model_findings
-from dataflex.training.run import evaluation_samples
+from dataflex.training.run import evaluation_samples, quantization
 from dataflex.types import Sample
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import write_text
@@ -207,8 +208,13 @@ def _evaluate_all(
     """The base model, then every trained one: adapters on it, and whole models."""
 
     def load(name: str) -> PreTrainedModel:
-        model = load_model(config.locate(name), precision=config.precision, trust_remote_code=config.trust_remote_code)
-        if torch.cuda.is_available():
+        model = load_model(
+            config.locate(name),
+            precision=config.precision,
+            trust_remote_code=config.trust_remote_code,
+            quantization=quantization(config),
+        )
+        if torch.cuda.is_available() and not is_quantized(model):
             model.to(torch.device("cuda"))  # type: ignore[arg-type]  # a decorator of transformers hides the signature
         return model
 

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from dataflex.errors import ModelError
+from dataflex.models.quantization import Quantization, keep_weights
 from dataflex.models.weights import compare_shapes, require_safetensors
 from dataflex.types import Autocast
 from dataflex.utils.files import atomic_directory, fsync
@@ -49,15 +50,22 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Pre
 
 
 def load_model(
-    name_or_path: str, *, precision: Precision | None = "fp32", trust_remote_code: bool = False
+    name_or_path: str,
+    *,
+    precision: Precision | None = "fp32",
+    trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model with weights in ``precision`` (None: as stored); only safetensors are read.
+
+    With ``quantization`` its linear layers are quantised, and it lies where it is to stay.
 
     Raises:
         ModelError: The folder or hub id does not hold a loadable causal language model.
     """
     outline_model(name_or_path, trust_remote_code=trust_remote_code)  # before weights of other shapes take memory
     dtype = "auto" if precision is None else DTYPES[precision]
+    settings = {} if quantization is None else quantization.settings(DTYPES[precision or "fp32"])
     with loading("model", name_or_path), library_bars():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
@@ -65,6 +73,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **settings,
         )
     model, facts = loaded
     if missing := sorted(facts["missing_keys"]):
@@ -73,6 +82,7 @@ def load_model(
             f"its files ({missing[0]}, ...); they would be random",
             hint="take config.json and weights from the same model",
         )
+    keep_weights(model)
     return cast(PreTrainedModel, model)
 
 

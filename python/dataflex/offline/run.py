@@ -33,7 +33,8 @@ from dataflex.utils.files import sweep, write_text
 logger = logging.getLogger(__name__)
 
 _ACTING = """
-model_name_or_path adapter_name_or_path trust_remote_code finetuning_type freeze_trainable_layers
+model_name_or_path adapter_name_or_path trust_remote_code quantization_bit quantization_method quantization_type
+double_quantization finetuning_type freeze_trainable_layers
 freeze_trainable_modules freeze_extra_modules lora_target lora_rank lora_alpha dataset dataset_dir
 eval_dataset val_size template cutoff_len max_samples task_column seed bf16 fp16 components_cfg_file component_name
 component_params cache_dir overwrite_cache preprocessing_num_workers
@@ -188,8 +189,9 @@ def _selection_context(
     count = resolve_count(num_samples, len(training))
     selector.check_data(training.samples)
     model = build_model(config).eval()
+    movable = config.quantization_bit is None
     context = build_context(
-        model.to(ranks.device if ranks.count > 1 else "cuda") if torch.cuda.is_available() else model,
+        model.to(ranks.device if ranks.count > 1 else "cuda") if torch.cuda.is_available() and movable else model,
         tokenizer,
         template,
         training,

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from dataflex.errors import RolloutError
 from dataflex.models.bounds import Bounds
 from dataflex.models.model import base_model
+from dataflex.models.quantization import is_quantized
 from dataflex.plugins.configurable import ComponentConfig
 from dataflex.rollouts.answers import Prompt, Rollout, Sampling, answer_key, rollout
 from dataflex.rollouts.comparison import compare_answers
@@ -264,6 +265,8 @@ def _lora_config(model: nn.Module) -> LoraConfig:
     configs = list(model.peft_config.values()) if isinstance(model, PeftModel) else []
     if len(configs) != 1 or not isinstance(configs[0], LoraConfig):
         raise RolloutError("vLLM can only take over a model with one LoRA adapter", hint=_USE_HF)
+    if is_quantized(base_model(model)):
+        raise RolloutError("vLLM would draw from the weights before they were quantised", hint=_USE_HF)
     others = [name for name, value in model.named_parameters() if value.requires_grad and ".lora_" not in name]
     if others or configs[0].use_dora:
         what = "DoRA" if configs[0].use_dora else f"trained parameters that are not LoRA's ({others[0]}, ...)"

@@ -29,6 +29,7 @@ from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError
 from dataflex.models.adapters import load_adapter
 from dataflex.models.model import add_lora, load_model, load_tokenizer
+from dataflex.models.quantization import Quantization
 from dataflex.models.trainable import train_all, train_layers
 from dataflex.plugins.registry import registry
 from dataflex.training.arguments import SwanlabOptions, TrainingArguments
@@ -130,10 +131,18 @@ def build_model(config: RunConfig) -> nn.Module:
         config.locate(config.model_name_or_path),
         precision="fp32" if config.finetuning_type == "full" else config.precision,
         trust_remote_code=config.trust_remote_code,
+        quantization=quantization(config),
     )
     if config.adapter_name_or_path is not None:
         return cast(nn.Module, load_adapter(base, config.locate(config.adapter_name_or_path)))
     return prepared(base, config)
+
+
+def quantization(config: RunConfig) -> Quantization | None:
+    """How the base weights are stored; None: in the run's precision."""
+    if config.quantization_bit is None:
+        return None
+    return Quantization(config.quantization_bit, config.quantization_type, config.double_quantization)
 
 
 def prepared(base: PreTrainedModel, config: RunConfig) -> nn.Module:
