@@ -11,6 +11,7 @@ import click
 
 from dataflex.cli.paths import UserPath
 from dataflex.cli.run_file import load_run, root_options, run_file
+from dataflex.utils.console import echo
 
 logger = logging.getLogger("dataflex")
 
@@ -23,7 +24,8 @@ logger = logging.getLogger("dataflex")
     type=UserPath(exists=True, file_okay=False),
     help="Use the answers and rewards of that run; nothing is generated and no judge is asked.",
 )
-def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Say the steps, and the forward passes that mixtures or weights add.")
+def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None, dry_run: bool) -> None:
     """Fine-tune as the YAML file CONFIG says.
 
     KEY=VALUE replaces a key of the file: learning_rate=2e-4, component_params.mc_samples=8.
@@ -37,6 +39,11 @@ def train(config: str, overrides: tuple[str, ...], replay_rewards: str | None) -
     if replay_rewards is not None:
         overrides = (*overrides, f"component_params.replay_rewards={json.dumps(replay_rewards)}")
     run = load_run(config, overrides)
+    if dry_run:
+        from dataflex.doctor.plan import plan_lines
+
+        echo("\n".join(plan_lines(run)))
+        return
     command = torchrun_command([*root_options(), "train", config, *overrides])
     if command is not None:
         os.execv(command[0], command)

@@ -15,25 +15,21 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.config import RunConfig, load_config
 from dataflex.config.values import COMPONENT_KINDS
-from dataflex.curriculum.schedule import Phase, longest_selection
 from dataflex.data.templates import ChatTemplate
 from dataflex.doctor.bounds import bounds_checks
 from dataflex.doctor.check import Check, attempt
 from dataflex.doctor.fit import Outline, disk_checks, memory_check, outline
 from dataflex.doctor.look import Look, learnt_tokens, look
+from dataflex.doctor.plan import mixture_text, run_phases, schedule_check, weights_text
 from dataflex.doctor.preview import marked
 from dataflex.errors import ConfigError, DataflexError
-from dataflex.mixers.base import Mixer
-from dataflex.mixers.domains import find_domains, initial_mixture
 from dataflex.models.model import load_tokenizer
 from dataflex.rewards.base import RewardBackend
 from dataflex.selectors.base import Selector
 from dataflex.training.component import Component
 from dataflex.training.folder import check_output_dir
-from dataflex.training.run import build_component, build_schedule, domain_names, load_rows, training_arguments
+from dataflex.training.run import build_component, load_rows, training_arguments
 from dataflex.types import Sample
-from dataflex.utils.shown import listed
-from dataflex.weighters.base import Weighter
 
 TRAINING, EVALUATION = "training set", "evaluation set"
 SHOWN = 160
@@ -82,13 +78,13 @@ def diagnose_run(config: RunConfig) -> Iterator[Check]:
         data = yield from _data(config)
         if data is None:
             return
-        phases = _phases(config, len(data.training))
-        yield _schedule(config, phases, len(data.training))
+        phases = run_phases(config, len(data.training))
+        yield schedule_check(config, phases, len(data.training))
         if component.mixer is not None:
             mixer = component.mixer
-            yield from attempt("mixture", lambda: _mixture(config, mixer, data.training, phases), str)
+            yield from attempt("mixture", lambda: mixture_text(config, mixer, data.training, phases), str)
         if component.weighter is not None:
-            yield Check("weights", "pass", _weights(config, component.weighter, phases[-1].stop))
+            yield Check("weights", "pass", weights_text(config, component.weighter, phases[-1].stop))
         if selector is not None and type(selector).check_data is not Selector.check_data:
             rows = data.training
             yield from attempt("candidates", lambda: selector.check_data(rows), lambda _: "they fit the selector")
@@ -129,41 +125,6 @@ def _component(config: RunConfig) -> Generator[Check, None, Component]:
         return Component()
     kind, name = COMPONENT_KINDS[config.train_type], config.component_name or "static"
     return (yield from attempt(kind, lambda: build_component(config), lambda built: name)) or Component()
-
-
-def _phases(config: RunConfig, rows: int) -> list[Phase]:
-    """The phases of the run; one with weights has a single one."""
-    settings = training_arguments(config)
-    schedule = build_schedule(config, rows)
-    if config.train_type == "dynamic_weight":
-        return [Phase(0, schedule.total_steps(settings.num_train_epochs), None)]
-    return schedule.phases(settings.num_train_epochs)
-
-
-def _mixture(config: RunConfig, mixer: Mixer[Any], samples: Sequence[Sample], phases: Sequence[Phase]) -> str:
-    """What the run begins with, and what mixtures cost.
-
-    Raises:
-        DataError: Rows have no domain, or the proportions do not fit.
-    """
-    domains = find_domains(samples, config.domain_column, domain_names(config))
-    rule, given = config.mixture_sample_rule, config.init_mixture_proportions
-    initial = initial_mixture(domains, rule, given, mixer.initial_proportions(domains))
-    parts = [
-        f"{domain.name} {len(domain.rows):,} rows ({share:.1%})" for domain, share in zip(domains, initial, strict=True)
-    ]
-    passes = mixer.measured_rows(domains) * sum(phase.round is not None and phase.start > 0 for phase in phases)
-    cost = f"mixtures add forward passes of {passes:,} rows" if passes else "mixtures cost no forward pass"
-    return f"{listed(parts)}; {cost}"
-
-
-def _weights(config: RunConfig, weighter: Weighter[Any], steps: int) -> str:
-    """What weights cost."""
-    weighed = max(steps - config.warmup_step, 0)
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    passes = weighter.passes * weighed * batch
-    cost = f"they add forward passes of {passes:,.0f} rows" if passes else "they cost no forward pass"
-    return f"in {weighed:,} of {steps:,} steps; {cost}"
 
 
 def _reward(selector: Selector[Any] | None) -> Iterator[Check]:
@@ -241,21 +202,6 @@ def _learnt(seen: Look, tokenizer: PreTrainedTokenizerBase) -> Iterator[Check]:
     if len(seen.unlabelled) > MANY * rows:
         fix = "`dataflex preview` shows rows; answers may be empty or in a column that is not mapped"
         yield Check("labels", "warn", f"{len(seen.unlabelled):,} of {rows:,} rows have no token to learn", fix)
-
-
-def _schedule(config: RunConfig, phases: Sequence[Phase], rows: int) -> Check:
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    detail = f"{phases[-1].stop:,} steps of {batch} rows"
-    selections = sum(phase.round is not None for phase in phases)
-    if config.train_type == "dynamic_mix":
-        return Check("schedule", "pass", f"{detail}; {selections} mixtures")
-    if not selections:
-        return Check("schedule", "pass", detail)
-    wanted = longest_selection(phases) * batch
-    detail = f"{detail}; {selections} selections of up to {wanted:,} of {rows:,}"
-    if wanted > rows and not config.selection_repeats:
-        return Check("schedule", "fail", detail, f"update_step of at most {rows // batch}, or selection_repeats: true")
-    return Check("schedule", "pass", detail)
 
 
 def _described(name: str) -> Callable[[Outline], str]:
