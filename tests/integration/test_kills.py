@@ -30,6 +30,7 @@ def outcome(output_dir: Path) -> dict[str, object]:
             for file in sorted((output_dir / "selections").glob("*"))
         ],
         "mixtures": [file.read_text() for file in sorted((output_dir / "mixtures").glob("*"))],
+        "weights of samples": [file.read_text() for file in sorted((output_dir / "weights").glob("*"))],
         "quantiles": [[value for key, value in entry.items() if key.startswith("weight")] for entry in log],
         "losses": [(entry["current_steps"], entry["loss"]) for entry in log if "loss" in entry],
         "eval_losses": [(entry["current_steps"], entry["eval_loss"]) for entry in log if "eval_loss" in entry],

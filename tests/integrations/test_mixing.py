@@ -129,6 +129,10 @@ def test_a_weighter_weighs_as_in_the_own_trainer(tmp_path: Path, make: Any) -> N
     expected, found = weights([json.loads(line) for line in log]), weights(theirs.state.log_history)
     assert len(found) == 6
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    record = [(tmp_path / name / "weights" / "steps.jsonl").read_text().splitlines() for name in ("ours", "theirs")]
+    rows_of = [[json.loads(line)["rows"] for line in lines] for lines in record]
+    assert rows_of[1] == rows_of[0]
+    assert len(rows_of[0]) == 6
     assert max(quantiles[4] for quantiles in found) > 1.001
     # The trainer logs what it descends: the weighted losses.
     np.testing.assert_allclose(foreign.losses(theirs)[2:], [quantiles[5] for quantiles in found], rtol=1e-3)

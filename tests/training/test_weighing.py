@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 import dataflex as df
+from dataflex.curriculum.step import RowLosses
+from dataflex.curriculum.weight_file import WeightFile
 from dataflex.errors import TrainingError
 from dataflex.testing import tiny_dataset
 from dataflex.weighters.adapt import AdaptWeighter
 from dataflex.weighters.base import GlobalBatch, Weighter, WeighterConfig
 from dataflex.weighters.loss import LossWeighter
 from helpers.mixing import domain_trainer
+
+RECORD = Path("weights", "steps.jsonl")
 
 
 class Recording(Weighter[WeighterConfig]):
@@ -137,6 +141,38 @@ def test_a_resumed_run_ends_as_the_unbroken_one(tmp_path: Path, make: Any) -> No
         assert entries(broken, key) == entries(whole, key)
     weights = "adapter_model.safetensors"
     assert (broken / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (broken / RECORD).read_bytes() == (whole / RECORD).read_bytes()
+
+
+def test_the_record_has_each_row_of_each_weighed_step(tmp_path: Path) -> None:
+    weighter = Recording()
+    trainer = domain_trainer(tmp_path, weighter=weighter, schedule=df.Schedule(2, 4, 1))
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / RECORD).read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [3, 4, 5, 6]
+    assert [line["rows"] for line in lines] == [trainer.curriculum.rows(step) for step in range(2, 6)]
+    np.testing.assert_allclose([line["weights"] for line in lines], weighter.returned, atol=1e-6)
+    for line in lines:  # the weigher is the loss itself
+        np.testing.assert_allclose(line["weights"], line["losses"] / np.mean(line["losses"]), rtol=1e-4)
+
+
+def test_a_record_that_a_kill_tore_goes_on_whole(tmp_path: Path) -> None:
+    losses = RowLosses(np.array([2.0, float("nan")]), np.array([4, 1]), np.array([1.5, 0.5]))
+    first = WeightFile(tmp_path)
+    for step in (1, 2, 3):
+        first.add(step, [7, 8], losses)
+    whole = (tmp_path / RECORD).read_text()
+    assert json.loads(whole.splitlines()[0]) == {
+        "step": 1,
+        "rows": [7, 8],
+        "weights": [1.5, 0.5],
+        "losses": [0.5, None],
+    }
+    (tmp_path / RECORD).write_text(whole[:-9])
+    again = WeightFile(tmp_path)
+    for step in (2, 3):
+        again.add(step, [7, 8], losses)
+    assert (tmp_path / RECORD).read_text() == whole
 
 
 def test_what_does_not_fit_is_said_before_training(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dataflex.curriculum.curriculum import Curriculum, Loop
 from dataflex.curriculum.schedule import Phase, Schedule
 from dataflex.curriculum.step import RowLosses, StepWork
+from dataflex.curriculum.weight_file import WeightFile
 from dataflex.utils.distributed import Ranks
 from dataflex.weighters.base import GlobalBatch, Weighter, normalised
 
@@ -41,7 +42,7 @@ class WeightedCurriculum(Curriculum):
         global_batch: Rows of one step, of all processes together.
         micro_batch: Rows of one forward pass.
         seed: Seed of the draws and of the weighter.
-        output_dir: Folder of the run.
+        output_dir: Folder of the run: ``weights/``.
         shuffle: False: the rows come in the dataset's own order.
 
     Attributes:
@@ -79,6 +80,7 @@ class WeightedCurriculum(Curriculum):
         goes_on = schedule.cycle_steps > schedule.warmup_step
         self.begins = schedule.warmup_step if goes_on else self.total_steps
         self._micro_batch = micro_batch
+        self._record = WeightFile(output_dir)
 
     @property
     def epoch_steps(self) -> int:
@@ -113,8 +115,14 @@ class WeightedCurriculum(Curriculum):
             ranks=loop.ranks,
         )
         if self.weighter.scope == "micro_batch":
-            return _WithinMicroBatches(self.weighter, batch)
-        return _Weighed(normalised(self.weighter.weights(batch), batch, self.weighter.name))
+            return _WithinMicroBatches(self, batch)
+        return _Weighed(self, batch, normalised(self.weighter.weights(batch), batch, self.weighter.name))
+
+    def note_weights(self, batch: GlobalBatch, losses: RowLosses) -> dict[str, float]:
+        """Write the record of a step that was taken; returns numbers for its log entry."""
+        if batch.ranks.is_main:
+            self._record.add(batch.step, self.rows(batch.step - 1), losses)
+        return weight_statistics(losses)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state: ``component``, the weighter's own."""
@@ -129,34 +137,37 @@ class WeightedCurriculum(Curriculum):
         self.weighter.close()
 
 
-class _Weighed(StepWork):
+class _Weighing(StepWork):
+    """Of a step with weights."""
+
+    def __init__(self, curriculum: WeightedCurriculum, batch: GlobalBatch) -> None:
+        self._curriculum, self._batch = curriculum, batch
+
+    def done(self, losses: RowLosses) -> dict[str, float]:
+        return self._curriculum.note_weights(self._batch, losses)
+
+
+class _Weighed(_Weighing):
     """Weights of a global batch that are known before the step."""
 
-    def __init__(self, weights: NDArray[np.float64]) -> None:
+    def __init__(self, curriculum: WeightedCurriculum, batch: GlobalBatch, weights: NDArray[np.float64]) -> None:
+        super().__init__(curriculum, batch)
         self._weights = weights
 
     def weights(self, rows: Sequence[int], losses: NDArray[np.float64]) -> NDArray[np.float64]:
         del losses
         return self._weights[list(rows)]
 
-    def done(self, losses: RowLosses) -> dict[str, float]:
-        return weight_statistics(losses)
 
-
-class _WithinMicroBatches(StepWork):
+class _WithinMicroBatches(_Weighing):
     """Weights from the losses of each micro-batch's own forward pass."""
-
-    def __init__(self, weighter: Weighter[Any], batch: GlobalBatch) -> None:
-        self._weighter, self._batch = weighter, batch
 
     def weights(self, rows: Sequence[int], losses: NDArray[np.float64]) -> NDArray[np.float64]:
         examples = [self._batch.examples[row] for row in rows]
         alone = Ranks(device=self._batch.ranks.device)  # the other ranks are at rows of their own
         part = replace(self._batch, examples=examples, ranks=alone, known_losses=losses)
-        return normalised(self._weighter.weights(part), part, self._weighter.name)
-
-    def done(self, losses: RowLosses) -> dict[str, float]:
-        return weight_statistics(losses)
+        weighter = self._curriculum.weighter
+        return normalised(weighter.weights(part), part, weighter.name)
 
 
 def weight_statistics(losses: RowLosses) -> dict[str, float]:

@@ -24,6 +24,7 @@ OUTPUTS = {
     "model.safetensors": "model",
     "selections": "scores and ranks of all candidates, a file a selection",
     "mixtures": "shares of the domains, a file a mixture",
+    "weights": "weights and losses of the samples of each step",
     "rollouts": "sampled answers with their rewards",
     "trainer_log.jsonl": "losses and learning rates",
     "training_loss.png": "loss plot",

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 LEFTOVERS = (
     "selections",
     "mixtures",
+    "weights",
     BEST_MODEL,
     TENSORBOARD_DIR,
     LOG_FILE,
@@ -38,6 +39,7 @@ LEFTOVERS = (
 WRITTEN = (
     "selections",
     "mixtures",
+    "weights",
     "features",
     "scores",
     "rollouts",
