@@ -34,7 +34,7 @@ def test_two_processes_with_accumulation_and_workers_train_on_the_selections_lik
         "dataloader_num_workers": 2,
     }
     whole = tmp_path / "one"
-    launch(1, str(SCRIPT), str(whole), json.dumps(settings), timeout=280)
+    foreign_run.train(whole, **settings)
     launch(2, str(SCRIPT), str(tmp_path / "two"), json.dumps(settings), timeout=280)
     one, two = outcome(whole), [outcome(tmp_path / "two", rank) for rank in (0, 1)]
     steps = [foreign.joined(one["batches"][4 * step : 4 * step + 4]) for step in range(8)]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 
@@ -71,6 +72,16 @@ def test_a_static_curriculum_has_the_losses_of_the_trainers_own_run(tmp_path: Pa
     assert len(foreign.losses(ours)) == 8
     expected = foreign.weights(own)
     assert all(torch.equal(value, expected[name]) for name, value in foreign.weights(ours).items())
+
+
+@pytest.mark.parametrize("settings", [{"train_sampling_strategy": "sequential"}, {"seed": 7, "data_seed": 3}])
+def test_the_order_of_random_rows_is_what_the_trainers_arguments_say(tmp_path: Path, settings: dict[str, Any]) -> None:
+    found = Curriculum(foreign.rows())
+    trainer = inside(found, foreign.arguments(tmp_path, max_steps=3, **settings))
+    seen = foreign.Seen(trainer.model, foreign.rows())
+    trainer.train()
+    drawn = range(12) if "data_seed" not in settings else random_order(24, 0, 12, seed=3).tolist()
+    assert foreign.joined(seen.steps(2)) == [*drawn]
 
 
 @pytest.mark.parametrize("make", [less, tiny_nice, DeltaLossSelector], ids=["less", "nice", "delta_loss"])
@@ -207,6 +218,13 @@ def test_arguments_that_would_train_on_other_rows_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         inside(curriculum(), foreign.arguments(tmp_path, **settings))
+
+
+def test_processes_that_share_a_row_are_refused(tmp_path: Path) -> None:
+    args = foreign.arguments(tmp_path)
+    args.parallelism_config = ParallelismConfig(cp_size=2)
+    with pytest.raises(ConfigError, match=r"parallelism_config shares a row over processes \(tp, cp, sp\)"):
+        curriculum().callback.on_init_end(args, None, None)
 
 
 def test_rows_without_positions_and_a_missing_schedule_are_refused() -> None:

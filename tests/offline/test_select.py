@@ -13,14 +13,16 @@ import torch
 
 import dataflex
 from dataflex.curriculum.schedule import Schedule
+from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.sources import load_samples
 from dataflex.errors import CheckpointError, ConfigError, DataError, PluginError, SelectionError
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.offline.context import resolve_count
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import EchoReward, tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
+from helpers import foreign
 from helpers.rows import alpaca_rows, write_rows
-from helpers.runs import tiny_trainer
+from helpers.runs import tiny_nice, tiny_trainer
 
 NICE = {"reward": EchoReward(), "mc_samples": 2, "max_new_tokens": 4, "gradient_type": "sgd", "proj_dim": 256}
 LESS = {"gradient_type": "sgd", "proj_dim": 256}
@@ -109,6 +111,18 @@ def test_a_tokenised_dataset_knows_no_rows(tmp_path):
     with pytest.raises(SelectionError, match="tokenised dataset, which does not know its rows"):
         chosen.write_jsonl(tmp_path / "s.jsonl")
     assert len(chosen.to_dataset(alpaca_rows(8))) == 4
+
+
+@pytest.mark.parametrize("form", [list, datasets.Dataset.from_list], ids=["list", "dataset"])
+def test_rows_as_trainers_of_transformers_take_them(form):
+    rows, targets = foreign.rows(12), foreign.targets()
+    params = {"selector": "less", "gradient_type": "sgd", "proj_dim": 128}
+    chosen = select(form(rows), form(targets), num_samples=3, **params)
+    of_tokens = TokenizedDataset.from_columns(rows), TokenizedDataset.from_columns(targets)
+    assert np.array_equal(chosen.scores, select(*of_tokens, num_samples=3, **params).scores)
+    assert chosen.to_dataset(notes=False)["input_ids"] == [rows[row]["input_ids"] for row in chosen.rows.tolist()]
+    with pytest.raises(SelectionError, match="'nice' reads the text of rows, and the evaluation set has tokens alone"):
+        select(form(rows), form(targets), selector=tiny_nice(), num_samples=3)
 
 
 def test_written_rows_are_those_of_the_source_with_notes(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -18,6 +19,8 @@ from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.inputs import as_arguments
 from dataflex.training.trainer import Trainer
+from helpers import foreign
+from helpers.runs import tiny_nice
 
 SHORT = Schedule(warmup_step=2, update_step=1, update_times=1)
 
@@ -77,6 +80,41 @@ def test_what_only_concerns_their_loop_is_said_and_defaults_are_not(tmp_path, ca
     assert "do not act here" in caplog.text
     assert "dataloader_num_workers" in caplog.text
     assert "save_strategy (checkpoints come every save_steps" in caplog.text
+
+
+def test_arguments_of_trl_mean_what_is_done_here_or_are_refused(tmp_path, caplog):
+    trl = pytest.importorskip("trl", reason="TRL is not installed (the dev extra brings it)")
+
+    def taken(**values):
+        arguments = {"bf16": False, "use_cpu": True, "report_to": "none", **values}
+        return as_arguments(trl.SFTConfig(output_dir=str(tmp_path), **arguments), scheduled=True)
+
+    with caplog.at_level(logging.WARNING):
+        found = taken(assistant_only_loss=True, completion_only_loss=True, max_length=99, padding_free=True)
+    assert (found.cutoff_len, found.bf16, found.disable_shuffling) == (99, False, False)
+    assert "only_loss" not in caplog.text
+    assert {"cutoff_len", "bf16"} <= found.model_fields_set
+    with pytest.raises(ConfigError, match="completion_only_loss=False has no counterpart here"):
+        taken(completion_only_loss=False)
+    with pytest.raises(ConfigError, match="packing=True has no counterpart here: samples are trained one by one"):
+        taken(packing=True)
+
+
+def test_the_order_of_rows_as_transformers_names_it(tmp_path):
+    args = theirs(tmp_path, train_sampling_strategy="sequential", report_to="none")
+    assert as_arguments(args, scheduled=True).disable_shuffling
+    with pytest.raises(ConfigError, match="'group_by_length' goes by the rows' lengths, expected random or sequential"):
+        as_arguments(theirs(tmp_path, train_sampling_strategy="group_by_length"), scheduled=True)
+
+
+def test_rows_as_trainers_of_transformers_take_them(tmp_path):
+    args = TrainingArguments(output_dir=tmp_path, template="chatml")
+    rows, targets = foreign.rows(), datasets.Dataset.from_list(foreign.targets())
+    found = trainer(args, train_dataset=rows, eval_dataset=targets, selector="less")
+    assert [example.labels for example in found.train_dataset] == [row["labels"] for row in rows]
+    assert [example.input_ids for example in found.eval_dataset] == targets["input_ids"]
+    with pytest.raises(TrainingError, match="'nice' reads the text of rows, and the evaluation set has tokens alone"):
+        trainer(args, train_dataset=rows, eval_dataset=targets, selector=tiny_nice())
 
 
 def test_max_steps_is_the_length_of_the_run(tmp_path):

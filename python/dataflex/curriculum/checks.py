@@ -10,6 +10,17 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.selectors.base import Selector
 
 
+def text_problems(
+    selector: Selector[Any], train_dataset: TokenizedDataset, eval_dataset: TokenizedDataset | None
+) -> Iterator[str]:
+    """Why a selector cannot read what rows say: some were tokenised by somebody else, and have no text."""
+    sets = {"train_dataset": ("training set", train_dataset), "eval_dataset": ("evaluation set", eval_dataset)}
+    for argument in selector.reads_text:
+        what, rows = sets[argument]
+        if rows and not rows.samples[0].messages:
+            yield f"selector {selector.name!r} reads the text of rows, and the {what} has tokens alone"
+
+
 def selection_problems(
     schedule: Schedule,
     selector: Selector[Any] | None,

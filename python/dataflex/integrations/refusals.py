@@ -49,6 +49,9 @@ def _process_problems(args: Any) -> Iterator[str]:
             'accelerator_config={"dispatch_batches": False}: by default one reads for all where a data set has no '
             "length, which cannot join batches of different lengths, nor end where nothing is left to read"
         )
+    parallel = getattr(args, "parallelism_config", None)
+    if any(getattr(parallel, f"{axis}_size", 1) > 1 for axis in ("tp", "cp", "sp")):
+        yield "parallelism_config shares a row over processes (tp, cp, sp); each process has to read rows of its own"
     kind = getattr(args.distributed_state.distributed_type, "name", "NO") if args.distributed_state else "NO"
     if kind in SHARDED or getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
         yield "parameters or gradients are shared over processes, where the gradient of one row cannot be computed"

@@ -201,15 +201,15 @@ class Curriculum:
             update={
                 "num_train_epochs": max_steps / schedule.cycle_steps,
                 "per_device_train_batch_size": args.train_batch_size,
-                "seed": args.seed,
+                "seed": args.seed if args.data_seed is None else args.data_seed,
+                "disable_shuffling": getattr(args, "train_sampling_strategy", "random") == "sequential",
                 "output_dir": Path(args.output_dir),
             }
         )
         mixer, training, measured = self.component.mixer, sets[TRAINING], sets.get(MIXER)
         global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         targets = sets.get(EVALUATION)
-        size = len(training)
-        problems = [*component_problems(self.component, schedule, settings, size, targets, global_batch)]
+        problems = [*component_problems(self.component, schedule, settings, training, targets, global_batch)]
         if problems:
             raise TrainingError("; ".join(problems))
         return build_curriculum(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dataflex.curriculum.checks import text_problems
 from dataflex.curriculum.story import log_selection, selection_statistics
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
@@ -56,8 +57,8 @@ def select(
     Args:
         model: Causal language model with trainable parameters (a peft model, as a rule), on the device to compute on.
         processing_class: Its tokenizer; may be called ``tokenizer``.
-        train_dataset: Candidates: rows (``datasets.Dataset``, list of dicts) in a known form, a file, a name in
-            ``dataset_info.json``, or a tokenised dataset.
+        train_dataset: Candidates: rows (``datasets.Dataset``, list of dicts) in a known form or tokenised as for a
+            trainer of transformers (``input_ids``), a file, a name in ``dataset_info.json``, or a tokenised dataset.
         eval_dataset: What the selection is for, in the same forms; None for selectors without a target.
         selector: Name of a registered selector, or one that is built already.
         num_samples: How many candidates: a number (int) or a share (float up to 1, or text as ``"5%"``).
@@ -178,6 +179,9 @@ def checked_context(
     """
     if selector.needs_eval_dataset and not context.eval_dataset:
         raise SelectionError(f"selector {selector.name!r} needs an evaluation set", hint="pass eval_dataset")
+    unreadable = [*text_problems(selector, context.train_dataset, context.eval_dataset)]
+    if unreadable:
+        raise SelectionError("; ".join(unreadable), hint="pass the rows themselves, not what they were tokenised to")
     adam = getattr(selector.config, "gradient_type", None) == "adam"
     state = at_checkpoint(context, home_path(checkpoint), needs_optimizer=adam) if checkpoint else nullcontext(context)
     with state as current:

@@ -48,10 +48,10 @@ class RowSource:
         return f"RowSource({quoted(self.spec) if named else f'{type(self.spec).__name__} of {len(self.spec):,} rows'})"
 
     def read(self, chosen: Sequence[Sample]) -> list[OriginalRow]:
-        """The rows of some samples, as they stand in the source.
+        """The rows of some samples, as they stand in the source; rows that came as tokens are not compared again.
 
         Raises:
-            SelectionError: The source has other rows (by now), or came tokenised.
+            SelectionError: The source has other rows (by now), or came as a tokenised dataset.
             DataError: It cannot be read.
         """
         if isinstance(self.spec, TokenizedDataset):
@@ -61,6 +61,8 @@ class RowSource:
             )
         reader = open_samples(self.spec, dataset_dir=self.dataset_dir, base_dirs=self.base_dirs)
         rows = [sample.row for sample in chosen]
+        if not any(sample.messages for sample in chosen):
+            return reader.originals(rows)
         there = [row for row in rows if row < reader.num_rows]
         messages = {sample.row: sample.messages for sample in reader.take_rows(there)}
         for sample in chosen:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dataflex.curriculum.checks import selection_problems
+from dataflex.curriculum.checks import selection_problems, text_problems
 from dataflex.curriculum.curriculum import Curriculum
 from dataflex.curriculum.mixing import Mixture, MixtureCurriculum
 from dataflex.curriculum.schedule import Schedule
@@ -200,7 +200,7 @@ def component_problems(
     component: Component,
     schedule: Schedule,
     args: TrainingArguments,
-    candidates: int,
+    training: TokenizedDataset,
     evaluation: TokenizedDataset | None,
     global_batch: int,
 ) -> Iterator[str]:
@@ -210,7 +210,7 @@ def component_problems(
         component: What decides in it.
         schedule: When.
         args: Arguments of the run.
-        candidates: n.
+        training: n candidates.
         evaluation: Evaluation set.
         global_batch: Samples of one step.
     """
@@ -219,12 +219,14 @@ def component_problems(
         yield from selection_problems(
             schedule,
             component.selector,
-            candidates,
+            len(training),
             evaluation,
             global_batch,
             num_train_epochs=args.num_train_epochs,
             repeats=args.selection_repeats,
         )
+    if component.selector is not None:
+        yield from text_problems(component.selector, training, evaluation)
     if mixer is not None and mixer.needs_schedule and not schedule.update_step * schedule.update_times:
         yield f"the schedule has no phase for the mixer {mixer.name!r}: update_step and update_times must be at least 1"
     if weighter is None:

@@ -63,10 +63,15 @@ READ = (
     "eval_steps",
     "resume_from_checkpoint",
     "overwrite_output_dir",
+    "train_sampling_strategy",
     "do_eval",  # transformers sets it where eval_strategy asks for evaluations
 )
 STEPS = ("logging_steps", "save_steps", "eval_steps")
 """Numbers of steps, where transformers takes a share of the run below 1, too."""
+SAMPLING = {"random": False, "sequential": True}
+"""Orders of rows that transformers knows, and ``disable_shuffling`` for each; the others go by the rows' lengths."""
+ALWAYS = {"assistant_only_loss": True, "completion_only_loss": True}
+"""TRL's arguments, and the value that says what is done here in any case."""
 ADVICE = {
     "save_strategy": "checkpoints come every save_steps, before each selection and at the end",
     "logging_strategy": "the loss is logged every logging_steps",
@@ -92,6 +97,7 @@ HARMLESS = (
 )
 HARMLESS_NAMES = (
     "batch_eval_metrics",
+    "dataset_num_proc",
     "debug",
     "disable_tqdm",
     "do_predict",
@@ -103,6 +109,7 @@ HARMLESS_NAMES = (
     "label_names",
     "length_column_name",
     "local_rank",
+    "padding_free",
     "prediction_loss_only",
     "project",
     "remove_unused_columns",
@@ -130,7 +137,7 @@ def from_transformers(args: TransformersArguments, *, scheduled: bool) -> tuple[
     Raises:
         ConfigError: Arguments that would change the training and have no counterpart; all of them.
     """
-    defaults = _defaults(type(args))
+    defaults = _defaults(args)
     changed = {name: value for name, value in _values(args).items() if value != defaults.get(name)}
     problems = [*_problems(args, changed, scheduled=scheduled)]
     if problems:
@@ -138,7 +145,7 @@ def from_transformers(args: TransformersArguments, *, scheduled: bool) -> tuple[
             [f"args: transformers' {problem}" for problem in problems],
             hint="df.TrainingArguments has the names of what can be changed",
         )
-    idle = [name for name in changed if name not in READ]
+    idle = [name for name in changed if name not in READ and name not in ALWAYS]
     if idle:
         said = "; ".join(f"{name} ({ADVICE[name]})" if name in ADVICE else name for name in idle)
         logger.warning("arguments of transformers that do not act here: %s", said)
@@ -158,6 +165,7 @@ def _taken(values: dict[str, Any], *, scheduled: bool) -> dict[str, Any]:
         taken["warmup_steps"] = int(warmup)
     else:
         taken["warmup_ratio"] = warmup or values.get("warmup_ratio") or 0.0
+    taken["disable_shuffling"] = SAMPLING[values.get("train_sampling_strategy", "random")]
     taken["max_steps"] = values["max_steps"]
     taken["num_train_epochs"] = 1.0 if scheduled else values["num_train_epochs"]
     return taken
@@ -178,8 +186,12 @@ def _problems(args: TransformersArguments, changed: dict[str, Any], *, scheduled
             yield f"{name}={value} is a share of the run, expected a number of steps"
     if isinstance(args.warmup_steps, float) and args.warmup_steps > 1 and not args.warmup_steps.is_integer():
         yield f"warmup_steps={args.warmup_steps}: expected a whole number of steps or a share below 1"
+    sampling = getattr(args, "train_sampling_strategy", "random")
+    if sampling not in SAMPLING:
+        yield f"train_sampling_strategy={sampling!r} goes by the rows' lengths, expected {' or '.join(SAMPLING)}"
     for name, value in changed.items():
-        if name not in READ and not name.startswith(HARMLESS) and name not in HARMLESS_NAMES:
+        known = name in READ or name in HARMLESS_NAMES or name.startswith(HARMLESS)
+        if not known and ALWAYS.get(name) != value:
             advice = f": {ADVICE[name]}" if name in ADVICE else ""
             yield f"{name}={value!r} has no counterpart here{advice}"
 
@@ -190,6 +202,12 @@ def _values(args: TransformersArguments) -> dict[str, Any]:
     return {name: value.value if isinstance(value, Enum) else value for name, value in found.items()}
 
 
-def _defaults(kind: type[TransformersArguments]) -> dict[str, Any]:
-    """What arguments of this class hold where nothing but the folder was written; some are settled as it is made."""
-    return _values(kind(output_dir="unused"))
+def _defaults(args: TransformersArguments) -> dict[str, Any]:
+    """What arguments of this class hold where nothing but the folder was written; some are settled as it is made.
+
+    Whether they can be made may depend on the machine (TRL's ask for bfloat16): what decides that is told as it is, and
+    counts as written where it is not the class's own.
+    """
+    machine = {name: getattr(args, name) for name in ("use_cpu", "bf16", "fp16")}
+    own = {field.name: field.default for field in dataclasses.fields(args) if field.name in machine}
+    return _values(type(args)(output_dir="unused", **machine)) | own

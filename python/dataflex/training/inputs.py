@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers import TrainingArguments as TransformersArguments
@@ -185,7 +186,7 @@ def as_dataset(
     keep_unlabelled: bool = False,
     dataset_dir: Path | None = None,
 ) -> TokenizedDataset:
-    """Tokenise rows, a ``datasets.Dataset``, a file or a dataset's name; a tokenised dataset passes through.
+    """Tokenise rows, a ``datasets.Dataset``, a file or a dataset's name; what is tokenised already passes through.
 
     Args:
         data: What to train or evaluate on.
@@ -197,6 +198,8 @@ def as_dataset(
     Raises:
         DataError: Rows of no known form, nothing left to train on, or tokenised samples that cannot be trained on.
     """
+    if _is_tokenised(data):
+        data = TokenizedDataset.from_columns(data)
     if isinstance(data, TokenizedDataset):
         if not keep_unlabelled:
             check_labels(data)
@@ -204,3 +207,9 @@ def as_dataset(
     name = "evaluation set" if keep_unlabelled else "training set"
     rows = tokenised_rows(open_samples(data, dataset_dir=dataset_dir), template, cutoff_len, name=name)
     return kept_dataset(rows, keep_unlabelled=keep_unlabelled, name=name)
+
+
+def _is_tokenised(data: Any) -> bool:
+    """Whether the data are rows as a trainer of transformers takes them."""
+    rows = isinstance(data, Dataset | list) and len(data) > 0
+    return rows and isinstance(data[0], Mapping) and "input_ids" in data[0]

@@ -46,7 +46,7 @@ def check_component(
         DataflexError: The selector's own files do not.
     """
     global_batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    problems = list(component_problems(component, schedule, args, len(training), evaluation, global_batch))
+    problems = list(component_problems(component, schedule, args, training, evaluation, global_batch))
     if problems:
         raise TrainingError("; ".join(problems))
     if component.selector is not None:

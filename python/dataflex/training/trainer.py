@@ -68,7 +68,8 @@ class Trainer:
     Args:
         model: Causal language model with trainable parameters (a peft model, as a rule).
         processing_class: Its tokenizer; may be called ``tokenizer``.
-        train_dataset: n candidates: a tokenised dataset, or rows (``datasets.Dataset``, list of dicts) in a known form.
+        train_dataset: n candidates: a tokenised dataset, or rows (``datasets.Dataset``, list of dicts) in a known form
+            or tokenised as for a trainer of transformers (``input_ids``).
         eval_dataset: q samples for evaluation and for selectors with a target, or None.
         selector: Picks the samples of each phase but the first: one that is built, or the name of one with its
             defaults; None trains on random samples throughout.
@@ -262,7 +263,7 @@ class Trainer:
                 self.component,
                 self.schedule,
                 self.args,
-                len(self.train_dataset),
+                self.train_dataset,
                 self.eval_dataset,
                 self.global_batch,
             ),
