@@ -21,13 +21,31 @@ def test_what_is_measured_of_a_size(tmp_path: Path) -> None:
     assert (other.rows, other.tokens) == (40, first.tokens)
 
 
+def test_use_of_rows_is_timed(tmp_path: Path) -> None:
+    scale.write_rows(tmp_path / "rows.jsonl", 40)
+    spent = scale.use(tmp_path / "rows.jsonl", tmp_path / "c", None)
+    assert len(spent) == 4
+    assert min(spent.values()) >= 0
+
+
 def test_goals_are_judged_at_the_largest_size() -> None:
     good = scale.Start(100.0, 50.0, 1000, 234_000, 1000)
-    small = scale.Scale(1000, good, replace(good, wall=1.0, cpu=0.01), replace(good, cpu=60.0), 1_000_000, 900_000)
-    large = replace(small, rows=10_000, first=replace(good, cpu=500.0, tokens=2_340_000), token_bytes=9_000_000)
+    ranks = (replace(good, wall=1.0, cpu=0.01), replace(good, wall=1.0, cpu=0.02, private=90_000))
+    small = scale.Scale(1000, good, ranks, replace(good, cpu=60.0), {"look": 1.0}, 1_000_000, 900_000)
+    large = replace(
+        small,
+        rows=10_000,
+        first=replace(good, cpu=500.0, tokens=2_340_000),
+        ranks=(replace(ranks[0], private=91_000), replace(ranks[1], private=180_000)),
+        use={"look": 11.0},
+        token_bytes=9_000_000,
+    )
     found = {name: (value, met) for name, value, _, met in scale.outcomes([small, large])}
     assert found["first start, CPU s a 1,000 rows"] == (50.0, False)
+    assert found["second start, CPU s a 1,000 rows"] == (pytest.approx(0.002), True)
     assert found["second start over the first, wall"] == (pytest.approx(0.01), True)
     assert found["bytes of tokens a row of 234"] == (pytest.approx(900), True)
-    assert found["growth of the first start (1: a straight line)"] == (pytest.approx(1.0), True)
-    assert scale.exponent((10, 1.0), (100, 100.0)) == pytest.approx(2.0)
+    assert found["private bytes a row, each of two ranks"] == (10.0, True)
+    line = "a row's cost, largest size over the one before: "
+    assert found[f"{line}first start, CPU"] == (pytest.approx(1.0), True)
+    assert found[f"{line}look"] == (pytest.approx(1.1), False)
