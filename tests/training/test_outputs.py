@@ -70,8 +70,10 @@ def test_statistics_without_scores_and_before_the_second_selection():
 
 def test_the_model_card_shows_every_fact_as_text(tmp_path):
     folder = tmp_path / "*run*"
-    write_model_card(folder, {"base_model": "a/b\x1b[2J", "task [x](http://e)": "one\n| two | <img src=x>"})
+    facts = {"base_model": "a/b\x1b[2J", "task [x](http://e)": "one\n| two | <img src=x>"}
+    write_model_card(folder, facts, [("What was chosen?", "3 of <b> rows")])
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "\x1b" not in card
     assert "# \\*run\\*" in card
+    assert r"**What was chosen?** 3 of \<b\> rows" in card
     assert r"| task \[x\](http\://e) | one\\n\| two \| \<img src=x\> |" in card

@@ -59,6 +59,11 @@ def test_tensorboard(tmp_path: Path) -> None:
     events.Reload()
     found = {key: {event.step: event.value for event in events.Scalars(key)} for key in events.Tags()["scalars"]}
     assert_received(found, logged)
+    pictures = {key: [event.step for event in events.Images(key)] for key in events.Tags()["images"]}
+    assert pictures["report/losses"] == pictures["report/scores"] == [2, 5]
+    image = events.Images("report/scores")[0]
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    assert image.width > image.height > 100
     [written] = (tmp_path / "tensorboard").glob("*/hparams.yml")
     assert "learning_rate: 0.01" in written.read_text(encoding="utf-8")
 

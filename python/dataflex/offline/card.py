@@ -20,7 +20,14 @@ MOST_GROUPS = 40
 """Groups that a table lists."""
 
 
-def subset_card(name: str, selection: OfflineSelection, facts: Mapping[str, Any], config: str, task_column: str) -> str:
+def subset_card(
+    name: str,
+    selection: OfflineSelection,
+    facts: Mapping[str, Any],
+    config: str,
+    task_column: str,
+    summary: Sequence[tuple[str, str]] = (),
+) -> str:
     """Markdown with the metadata block that dataset hubs read.
 
     Args:
@@ -29,6 +36,7 @@ def subset_card(name: str, selection: OfflineSelection, facts: Mapping[str, Any]
         facts: Facts of the run that the selection does not know.
         config: The resolved configuration as YAML.
         task_column: Column that groups rows.
+        summary: Questions and answers of the report.
     """
     table = {
         "rows": f"{len(selection.indices):,} of {len(selection.samples):,} candidates",
@@ -39,6 +47,8 @@ def subset_card(name: str, selection: OfflineSelection, facts: Mapping[str, Any]
         "versions": ", ".join(f"{package} {number}" for package, number in versions().items()),
     }
     lines = ["---", "tags:", "- dataflex", "- data-selection", "---", "", f"# {shown(name, target='markdown')}", ""]
+    for question, answer in summary:
+        lines += [f"**{question}** {_cell(answer)}", ""]
     lines += ["A subset that was selected with dataflex. Every row is a row of its source with one more key:", ""]
     lines += [
         "- `_dataflex.score`: the selector's score, null if it has none",

@@ -12,8 +12,6 @@ make the prediction.
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +26,7 @@ from dataflex.gradients.store import FeatureStore
 from dataflex.models.model import undisturbed
 from dataflex.selectors.base import SelectionContext, Selector
 from dataflex.selectors.plan import PlannedPart
+from dataflex.utils.memory import peak_memory
 
 TIMED_BATCHES = 3
 MIB = 1 << 20
@@ -118,7 +117,7 @@ def dry_run(selector: Selector[Any], context: SelectionContext) -> DryRun:
     """
     plan = selector.plan(context)
     parts = [_estimate(part, context) for part in plan.parts]
-    return DryRun(parts, plan.counts, _peak_memory(context), plan.notes)
+    return DryRun(parts, plan.counts, peak_memory(next(context.model.parameters()).device), plan.notes)
 
 
 def _estimate(part: PlannedPart, context: SelectionContext) -> PartEstimate:
@@ -188,11 +187,3 @@ def _timed(action: Callable[[], Any]) -> Cost:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _peak_memory(context: SelectionContext) -> int:
-    device = next(context.model.parameters()).device
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024

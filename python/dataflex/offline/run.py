@@ -25,6 +25,7 @@ from dataflex.offline.subset import refuse_existing
 from dataflex.offline.work import check_agreed, dated_template, working_in
 from dataflex.report.page import write_page
 from dataflex.report.read import read_report
+from dataflex.report.sections import lay_out
 from dataflex.selectors.base import SelectionContext, Selector
 from dataflex.training.run import build_model, load_datasets
 from dataflex.utils.distributed import Ranks
@@ -246,6 +247,9 @@ def _write(
         "scores of all candidates": files.scores.name,
         **({"rows without a token to learn, which are no candidates": dropped} if dropped else {}),
     }
-    write_text(files.card, subset_card(files.rows.name, selection, facts, config.to_yaml(), config.task_column))
-    write_page(read_report(files.scores))
+    report = read_report(files.scores)
+    pages = lay_out(report)
+    card = subset_card(files.rows.name, selection, facts, config.to_yaml(), config.task_column, pages.summary.lines())
+    write_text(files.card, card)
+    write_page(report, pages)
     selection.write_jsonl(files.rows, overwrite=True)

@@ -35,13 +35,21 @@ def write_page(report: RunReport, pages: Pages | None = None) -> None:
     write_text(report.page, page_html(report, pages or lay_out(report)))
 
 
-def refresh_page(output_dir: Path) -> None:
-    """Write the page of a run that goes on; what is wrong with it is said and does not end the run."""
+def refresh_page(output_dir: Path) -> Pages | None:
+    """Write the page of a run that goes on; what is wrong with it is said and does not end the run.
+
+    Returns:
+        What it shows; None where it could not be written.
+    """
     try:
-        write_page(read_report(output_dir))
+        report = read_report(output_dir)
+        pages = lay_out(report)
+        write_page(report, pages)
     except Exception as error:  # the run's work is worth more than its page
         logger.warning("report.html could not be written: %s: %s", type(error).__name__, error)
         logger.debug("where that comes from", exc_info=True)
+        return None
+    return pages
 
 
 def page_html(report: RunReport, pages: Pages) -> str:

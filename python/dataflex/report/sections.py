@@ -57,6 +57,13 @@ class Pages:
     sections: list[Section]
     sheets: list[Sheet]
 
+    def pictures(self) -> Iterator[tuple[str, Figure]]:
+        """Names and figures of all pictures, drawn one after the other."""
+        for section in self.sections:
+            figure = section.draw() if section.draw is not None else None
+            if figure is not None:
+                yield section.key, figure
+
 
 def lay_out(report: RunReport) -> Pages:
     """Count and say everything once; pictures are drawn when they are asked for."""

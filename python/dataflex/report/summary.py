@@ -13,7 +13,10 @@ from dataflex.report.read import RunReport, SelectionFile, entries_with
 from dataflex.report.table import time_text
 from dataflex.utils.facts import numbers
 from dataflex.utils.reliability import HIGH, LOW, decisive, meaning
+from dataflex.utils.shown import shown
 
+NAME = 40
+"""Longest name in a sentence, in characters."""
 LENGTH_RATIO = 1.5
 """Selected rows whose median length is so many times that of all, or less than one over it, are told apart by it."""
 SAME = 0.95
@@ -70,7 +73,7 @@ def _chosen(report: RunReport, found: Sequence[Grouping]) -> str:
     if not selections:
         return _without_selection(report)
     last, count = selections[-1], len(selections)
-    times = "once" if count == 1 else f"{count} times, the last time"
+    times = "once:" if count == 1 else f"{count} times, the last time"
     n, k = len(last.chosen), int(last.chosen.sum())
     text = f"{last.selector} chose {times} {k:,} of {n:,} rows ({k / n:.1%})."
     return " ".join([text, *(leading(grouping) for grouping in found[:1])])
@@ -90,13 +93,15 @@ def _without_selection(report: RunReport) -> str:
 def leading(grouping: Grouping) -> str:
     """The group that gained most, and the one that was left behind, in a sentence."""
     first = max(grouping.rows, key=lambda row: row.selected_share * row.lift)
-    what = f"{first.name} tokens" if grouping.what == LENGTH else f"{first.name} ({grouping.what})"
+    name = shown(first.name, NAME)
+    what = f"{name} tokens" if grouping.what == LENGTH else f"{name} ({grouping.what})"
     text = (
         f"{first.selected_share:.0%} of the selected rows are of {what}, {first.lift:.1f} times its share of all rows"
     )
     none = [row for row in grouping.rows if not row.selected]
     if grouping.what != LENGTH and none:
-        text += f"; none is of {none[0].name}" + (f" or {len(none) - 1} more" if len(none) > 1 else "")
+        more = f" or {len(none) - 1} other groups" if len(none) > 1 else ""
+        text += f"; none is of {shown(none[0].name, NAME)}{more}"
     return text + "."
 
 
@@ -131,8 +136,9 @@ def cost(report: RunReport) -> str:
     requests = sum(numbers(found.report.get("reward_backend")).get("requests", 0) for found in report.selections[-1:])
     if requests:
         parts.append(f"{requests:,.0f} requests to the judge")
-    memory = numbers(report.results.get("memory"))
-    parts += [f"{value / 2**30:.1f} GiB of {name} at the most" for name, value in memory.items()]
+    memory = numbers(report.results).get("peak_memory_bytes")
+    if memory:
+        parts.append(f"at most {memory / 2**30:.1f} GiB of memory in the main process, on its GPU where it has one")
     return "; ".join(parts) + "."
 
 
@@ -174,7 +180,7 @@ def _about_rows(report: RunReport, found: Sequence[Grouping]) -> Iterator[str]:
         if grouping.what != LENGTH and largest.selected_share > CONCENTRATED and largest.share < CONCENTRATED:
             yield (
                 f"Fewer rows, or targets of several kinds, if that is too narrow: {largest.selected_share:.0%} of the "
-                f"selected are {grouping.what} {largest.name}."
+                f"selected are {grouping.what} {shown(largest.name, NAME)}."
             )
     tokens = last.tokens()
     if len(tokens) and last.chosen.any() and np.isfinite(last.scores).any():

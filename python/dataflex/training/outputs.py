@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,14 @@ from dataflex.utils.files import write_text
 from dataflex.utils.shown import shown
 
 
-def write_model_card(output_dir: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``README.md`` with the metadata block that model hubs read."""
+def write_model_card(output_dir: Path, facts: Mapping[str, Any], summary: Sequence[tuple[str, str]] = ()) -> None:
+    """Write ``README.md`` with the metadata block that model hubs read.
+
+    Args:
+        output_dir: Folder of the run.
+        facts: What its table holds.
+        summary: Questions and answers of the report.
+    """
     adapter = (output_dir / "adapter_config.json").is_file()
     lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "tags:", "- dataflex"]
     lines += ["- lora"] * adapter
@@ -21,9 +27,12 @@ def write_model_card(output_dir: Path, facts: Mapping[str, Any]) -> None:
     lines += ["---", "", f"# {_cell(output_dir.name)}", ""]
     what = "An adapter" if adapter else "A model"
     lines.append(f"{what} that was fine-tuned with dataflex: training samples were selected while it was trained.")
+    for question, answer in summary:
+        lines += ["", f"**{question}** {_cell(answer)}"]
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items() if value is not None]
-    lines += ["", "Which samples were selected, with their scores: `selections/`. Configuration: `config.yaml`.", ""]
+    files = "The report with pictures: `report.html`. Which samples were selected, with their scores: `selections/`."
+    lines += ["", f"{files} Configuration: `config.yaml`.", ""]
     write_text(output_dir / "README.md", "\n".join(lines))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.report.page import write_page
 from dataflex.report.read import read_report
+from dataflex.report.sections import lay_out
 from dataflex.training.outputs import write_model_card
 from dataflex.training.state import RunState
 from dataflex.training.tracking import PLOT_FILE, plot_losses
@@ -35,6 +36,7 @@ def run_results(
     datasets: Mapping[str, TokenizedDataset | None],
     of_best: bool,
     seconds: Mapping[str, float],
+    memory: int,
 ) -> dict[str, Any]:
     """What ``all_results.json`` holds; names that transformers has mean what they mean there.
 
@@ -50,6 +52,7 @@ def run_results(
         datasets: The sets ``training`` and ``evaluation``.
         of_best: The weights that are saved are the best evaluation's, not the last one's.
         seconds: Wall-clock seconds by kind of work.
+        memory: Most bytes that the main process has held, on its GPU where it has one.
     """
     evaluations = [entry for entry in history if any(key.startswith("eval_") for key in entry)]
     if of_best:
@@ -73,6 +76,7 @@ def run_results(
         **last,
         "best_metric": state.best.value,
         "best_step": state.best.step,
+        "peak_memory_bytes": memory,
         "seconds": dict(seconds),
     }
 
@@ -100,10 +104,12 @@ def write_results(
     stored = {**state.to_json(), "history": list(history)}
     del stored["indices"]  # in selections/, with scores
     write_json(output_dir / "trainer_state.json", stored)
-    write_model_card(output_dir, {"base_model": base_model, **scalars(results)})
+    report = read_report(output_dir)
+    pages = lay_out(report)
+    write_model_card(output_dir, {"base_model": base_model, **scalars(results)}, pages.summary.lines())
     if plot:
         plot_losses(history, output_dir / PLOT_FILE)
-    write_page(read_report(output_dir))
+    write_page(report, pages)
 
 
 def scalars(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ which goes on in the same folder): what it logged before the kill stays with the
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -21,10 +22,14 @@ from accelerate.tracking import (
     WandBTracker,
     get_available_trackers,
 )
+from matplotlib.figure import Figure
 
 from dataflex.errors import DataflexError, TrainingError
+from dataflex.report.drawing import pixels
 from dataflex.training.arguments import TrainingArguments
 from dataflex.utils.distributed import Ranks
+
+logger = logging.getLogger(__name__)
 
 PROJECT = "dataflex"
 """Name of the project or experiment, where neither the arguments nor the tracker's own variables give one."""
@@ -74,6 +79,51 @@ def start_trackers(
 
     if args.report_to:
         ranks.on_main(start)
+
+
+def show_pictures(accelerator: Accelerator, pictures: Iterable[tuple[str, Figure]], step: int) -> None:
+    """Give the trackers that take pictures those of the report, as ``report/NAME``; a failure is said.
+
+    Args:
+        accelerator: Has the trackers; only the main process does.
+        pictures: Names and figures.
+        step: Steps taken so far.
+    """
+    takers = [tracker for tracker in accelerator.trackers if tracker.name in _PICTURES]
+    for name, figure in pictures if takers else ():
+        for tracker in takers:
+            try:
+                _PICTURES[tracker.name](tracker, f"report/{name}", figure, step)
+            except Exception as error:  # the tracker's package may raise anything, and the run is worth more
+                logger.warning("%s got no picture %s: %s: %s", tracker.name, name, type(error).__name__, error)
+
+
+def _image(tracker: Any, name: str, figure: Figure, step: int) -> None:
+    tracker.log_images({name: [pixels(figure)]}, step=step)
+
+
+def _tensorboard_image(tracker: Any, name: str, figure: Figure, step: int) -> None:
+    tracker.writer.add_image(name, pixels(figure), global_step=step, dataformats="HWC")
+
+
+def _mlflow_figure(tracker: Any, name: str, figure: Figure, step: int) -> None:
+    tracker.log_figure(figure, f"{name}-step-{step}.png")
+
+
+def _trackio_image(tracker: Any, name: str, figure: Figure, step: int) -> None:
+    import trackio
+
+    tracker.log({name: trackio.Image(pixels(figure))}, step=step)
+
+
+_PICTURES: dict[str, Callable[[Any, str, Figure, int], None]] = {
+    "mlflow": _mlflow_figure,
+    "swanlab": _image,
+    "tensorboard": _tensorboard_image,
+    "trackio": _trackio_image,
+    "wandb": _image,
+}
+"""How each tracker takes a picture; others take none."""
 
 
 def _cannot_start(name: str, error: Exception) -> DataflexError:

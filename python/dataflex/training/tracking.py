@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from matplotlib.figure import Figure
 
 from dataflex.errors import TrainingError
+from dataflex.report.drawing import png
+from dataflex.report.pictures import losses
 from dataflex.training.story import log_line
 from dataflex.utils.files import atomic_path, write_text
 from dataflex.utils.foreign import foreign
@@ -73,19 +74,8 @@ def _json_number(value: Any) -> Any:
 
 
 def plot_losses(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw training and evaluation loss over steps, with a mark at each selection."""
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    for key, label, style in (("loss", "training loss", "-"), ("eval_loss", "evaluation loss", "o--")):
-        points = [(entry["current_steps"], entry[key]) for entry in history if entry.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
-    selections = [entry["current_steps"] for entry in history if "selection_round" in entry]
-    for number, step in enumerate(selections):
-        axes.axvline(step, color="0.6", linestyle=":", label="selection" if number == 0 else None)
-    axes.set(xlabel="step", ylabel="token cross-entropy (nats)")
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    """Draw training and evaluation loss over steps, with a mark at each selection, as the report does."""
+    figure = losses(history)
+    if figure is not None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(png(figure))

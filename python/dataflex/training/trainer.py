@@ -47,12 +47,13 @@ from dataflex.training.record import write_config
 from dataflex.training.results import passes, run_results, scalars, write_results
 from dataflex.training.sameness import check_ranks
 from dataflex.training.state import RunState
-from dataflex.training.trackers import check_trackers, start_trackers
+from dataflex.training.trackers import check_trackers, show_pictures, start_trackers
 from dataflex.training.tracking import RunLog
 from dataflex.training.zero import stepper_class
 from dataflex.utils.aliases import also_called
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.going_on import going_on
+from dataflex.utils.memory import peak_memory
 from dataflex.utils.progress import Stopwatch, progress_bar
 from dataflex.weighters.base import Weighter
 
@@ -282,7 +283,13 @@ class Trainer:
         loop = self._loop(self.stepper.whole_optimizer())
         self.log.add(self.state.step, self.curriculum.select(phase, loop, self.state.step, self.watch))
         self.state.note_curriculum(self.curriculum.state_dict())
-        self.ranks.on_main(lambda: refresh_page(self.args.output_dir))
+        self.ranks.on_main(self._show)
+
+    def _show(self) -> None:
+        """Let people see how far the run is: the report's page, and its pictures for the trackers."""
+        pages = refresh_page(self.args.output_dir)
+        if pages is not None:
+            show_pictures(self.accelerator, pages.pictures(), self.state.step)
 
     def _loop(self, optimizer: torch.optim.Optimizer) -> Loop:
         return Loop(self.model, self.tokenizer, self.template, optimizer, self.accelerator.autocast, self.ranks)
@@ -365,6 +372,7 @@ class Trainer:
             datasets={"training": self.train_dataset, "evaluation": self.eval_dataset},
             of_best=self.args.load_best_model_at_end,
             seconds=self.watch.seconds,
+            memory=peak_memory(self.accelerator.device),
         )
         self.ranks.on_main(lambda: self._write(results))
         return results
