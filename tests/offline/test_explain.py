@@ -1,0 +1,64 @@
+"""The terms of a score, computed again from what a run has left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dataflex as df
+from dataflex.config import load_config
+from dataflex.training.run import train_from_config
+from helpers.rows import rows_project
+
+CONFIG = {
+    "model_name_or_path": "model",
+    "dataset": ["train"],
+    "dataset_dir": ".",
+    "eval_dataset": "target.jsonl",
+    "template": "chatml",
+    "cutoff_len": 128,
+    "lora_rank": 2,
+    "output_dir": "out",
+    "train_type": "dynamic_select",
+    "warmup_step": 2,
+    "update_step": 1,
+    "update_times": 1,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 2,
+    "plot_loss": False,
+}
+NICE = {"reward_model_backend": "metric", "reward_backend_params": {"metric": {"metric": "token_f1"}}}
+RULES = [
+    ("less", {"aggregate": "task_max"}, 1e-6),
+    ("less", {"aggregate": "mean", "gradient_type": "sgd"}, 1e-6),
+    ("less", {"aggregate": "max", "proj_dim": 8192}, 0.06),
+    ("nice", {**NICE, "mc_samples": 2, "max_new_tokens": 4}, 1e-6),
+]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("name", "params", "tolerance"), RULES, ids=["less tasks", "less mean", "less max", "nice"])
+def test_the_parts_of_the_targets_add_up_to_the_score(
+    name: str, params: dict[str, object], tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within float32 for exact scores; projected ones differ by the projection's error, 1 / sqrt(8192) = 0.011."""
+    config = {**CONFIG, "component_name": name, "component_params": params}
+    root = rows_project(tmp_path, config, rows=20, targets=4)
+    (root / "dataset_info.json").write_text(json.dumps({"train": {"file_name": "rows.jsonl"}}), encoding="utf-8")
+    monkeypatch.chdir(root)
+    train_from_config(load_config(root / "run.yaml"))
+    before = {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*")}
+    stories = df.explain("out", top=2, lowest=1)
+    scores = df.Report("out").read.selections[-1].scores
+    for story in stories:
+        assert story.unknown == []
+        parts = story.tables["targets"].to_pandas()["part"]
+        assert len(parts) == 4
+        assert float(parts.sum()) == pytest.approx(scores[story.place], abs=tolerance)
+        assert story.texts["answer"]
+    assert [np.argmax(scores), np.argmin(scores)] == [stories[0].place, stories[2].place]
+    assert stories[0].tables["scores"]["rank"].to_pylist() == [1]
+    assert {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*")} == before
