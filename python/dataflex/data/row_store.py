@@ -114,7 +114,7 @@ class RowWriter:
         self._notes = Notes()
         self._sources: dict[str, int] = {}
         self._seen = array("q")
-        self._digests = {"all": hashlib.sha256(), "labelled": hashlib.sha256()}
+        self._digests = {"all": hashlib.sha256()}  # and "labelled", from the first row without a label on
         self._bounds: list[int] = []
 
     def __enter__(self) -> RowWriter:
@@ -163,10 +163,12 @@ class RowWriter:
 
     def _add_digests(self, tokens: TokenPart) -> None:
         texts = fingerprint_bytes(tokens.input_ids, tokens.labels(), tokens.lengths.tolist())
+        if "labelled" not in self._digests and not tokens.counts.all():
+            self._digests["labelled"] = self._digests["all"].copy()
         for text, count in zip(texts, tokens.counts.tolist(), strict=True):
-            self._digests["all"].update(text)
-            if count:
-                self._digests["labelled"].update(text)
+            for name, digest in self._digests.items():
+                if count or name == "all":
+                    digest.update(text)
 
     def _finish(self) -> None:
         self._add_bits(self._bits[:0], last=True)
@@ -178,7 +180,9 @@ class RowWriter:
             "id_bounds": self._bounds or [0, 0],
             "sources": list(self._sources),
             "notes": list(self._notes.names),
-            "fingerprints": {name: digest.hexdigest() for name, digest in self._digests.items()},
+            "fingerprints": {
+                name: self._digests.get(name, self._digests["all"]).hexdigest() for name in ("all", "labelled")
+            },
         }
         write_json(self._folder / FACTS, facts)
 

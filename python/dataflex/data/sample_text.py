@@ -64,7 +64,7 @@ def read_metadata(text: bytes) -> dict[str, Any]:
 
 def _text(value: Any) -> bytes:
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_tagged).encode()
+        text = _JSON.encode(value).encode()
         back = _value(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise NotStorableError(str(error)) from error
@@ -82,6 +82,9 @@ def _tagged(value: Any) -> dict[str, str]:
         if type(value) is kind and not getattr(value, "fold", 0):  # ISO 8601 has no word for the second 2:30 of a night
             return {_TAG: name, "value": write(value)}
     raise TypeError(f"a value of the type {type(value).__name__}")
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_tagged)
 
 
 def _untagged(value: dict[str, Any]) -> Any:
