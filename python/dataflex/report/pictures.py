@@ -222,8 +222,8 @@ def time_bars(seconds: Mapping[str, float]) -> Figure:
     return figure
 
 
-def mixture_areas(mixtures: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """The share of each domain from mixture to mixture; beyond six domains the smaller ones are one."""
+def mixture_areas(mixtures: Sequence[Mapping[str, Any]], stop: float) -> Figure | None:
+    """The share of each domain in each phase, the last until ``stop``; beyond six domains the smaller ones are one."""
     known = [found for found in mixtures if isinstance(found.get("proportions"), list) and "step" in numbers(found)]
     names = [str(domain) for domain in known[-1].get("domains", [])] if known else []
     known = [found for found in known if len(found["proportions"]) == len(names)]
@@ -236,8 +236,7 @@ def mixture_areas(mixtures: Sequence[Mapping[str, Any]]) -> Figure | None:
     if len(rest):
         parts, labels = [*parts, shares[:, rest].sum(axis=1)], [*labels, f"{len(rest)} others"]
     steps = [numbers(found)["step"] for found in known]
-    if len(steps) == 1:
-        steps, parts = [steps[0], steps[0] + 1], [np.repeat(part, 2) for part in parts]
+    steps, parts = [*steps, max(stop, steps[-1] + 1)], [np.append(part, part[-1]) for part in parts]
     with look():
         figure, axes = canvas(2.5 + 0.2 * (len(labels) // 2))
         axes.stackplot(steps, *parts, labels=labels, colors=[colour(role) for role in SERIES], alpha=0.85, step="post")

@@ -203,7 +203,7 @@ def _of_training(report: RunReport, named: Mapping[str, Sheet]) -> Iterator[Sect
         meaning = "Cross-entropy in nats a token; dotted lines: selections."
         yield Section("losses", "Did the model learn?", text, partial(pictures.losses, report.history), [], meaning)
     if "mixtures" in named:
-        drawn = partial(pictures.mixture_areas, report.mixtures)
+        drawn = partial(pictures.mixture_areas, report.mixtures, numbers(report.results).get("steps", 0.0))
         text = summarize(report, []).chosen if not report.selections else ""
         meaning = "Each colour is a domain's share of the rows of a phase."
         yield Section("mixtures", "How were the domains mixed?", text, drawn, _taken(named, "mixtures"), meaning)
