@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -19,9 +21,11 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import DataError
 from dataflex.report.compare import overlap, rank_correlation
 from dataflex.report.page import refresh_page
+from dataflex.report.sections import Pages
 from dataflex.selectors.base import Selection
 from dataflex.testing import tiny_dataset
 from dataflex.utils.files import write_json
+from helpers.runs import tiny_trainer
 
 
 def log(folder: Path, *entries: dict[str, object]) -> None:
@@ -178,6 +182,66 @@ def test_groups_of_data_without_tasks_are_the_words_and_scripts_of_the_rows(tmp_
     words = report.to_pandas("by words")
     assert words["rows"].sum() == 82
     assert len(words) > 2
+
+
+def test_a_run_rewrites_its_page_after_each_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[str] = []
+
+    def noted(output_dir: Path) -> Pages | None:
+        pages = refresh_page(output_dir)
+        states.extend(re.findall(r'class="state">([^<]*)', (output_dir / "report.html").read_text(encoding="utf-8")))
+        return pages
+
+    monkeypatch.setattr("dataflex.training.trainer.refresh_page", noted)
+    tiny_trainer(tmp_path).train()
+    assert states == [f"A run that goes on: step {step} of 8." for step in (2, 5)]
+    assert "A finished run." in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "GiB of memory" in df.Report(tmp_path).summary["What did it cost?"]
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "**What was chosen?** nice chose 2 times" in card
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</svg><img src=x onerror=alert(2)>",
+    r"$\frac{1}{2}$",
+    "\x1b[2J",
+    "\u202e\u0645\u0631\u062d",
+    "{{ 7 * 7 }}{% if x %}",
+    "\ud800😀",
+    "a" * 100_000,
+]
+
+
+def test_a_large_run_of_hostile_texts_is_a_small_page_of_text(tmp_path: Path) -> None:
+    n, rng = 20_000, np.random.default_rng()
+    tasks = [f"{HOSTILE[number % 6]}{number}" for number in range(2_000)]
+    for step in (1, 2):
+        scores = rng.normal(size=n)
+        excerpts = [
+            {"place": "best", "id": text[:300], "prompt": text[:300], "answer": text[:300], "score": 1.0}
+            for text in HOSTILE
+        ]
+        facts = {"selector": HOSTILE[0], "report": {HOSTILE[1]: HOSTILE[2]}, "excerpts": excerpts}
+        table = pa.table(
+            {
+                "id": [str(number) for number in range(n)],
+                "task": rng.choice(tasks, n),
+                "tokens": rng.integers(1, 5_000, n),
+                "score": scores,
+                "chosen": scores > 2,
+            }
+        ).replace_schema_metadata({b"dataflex": json.dumps(facts).encode()})
+        path = tmp_path / "selections" / f"step-{step}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(table, path)
+    text = df.Report(tmp_path).write().read_text(encoding="utf-8")
+    assert len(text.encode()) < 500_000
+    assert {tag for tag, _ in Page(text).elements} & {"script", "img"} == set()
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert "{{ 7 * 7 }}" in text
+    assert r"$\frac{1}{2}$" in text
+    assert "1,960 more" in text
 
 
 def test_overlap_and_rank_correlation_are_what_they_are_by_hand() -> None:

@@ -119,5 +119,5 @@ def _plain(value: Any, kind: Kind) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
     if kind == "text":
-        return str(value)
+        return str(value).encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair has no UTF-8
     return int(value) if kind == "count" else float(value)
