@@ -25,7 +25,7 @@ from accelerate.tracking import (
 from matplotlib.figure import Figure
 
 from dataflex.errors import DataflexError, TrainingError
-from dataflex.report.drawing import pixels
+from dataflex.report.drawing import look, pixels
 from dataflex.training.arguments import TrainingArguments
 from dataflex.utils.distributed import Ranks
 
@@ -93,7 +93,8 @@ def show_pictures(accelerator: Accelerator, pictures: Iterable[tuple[str, Figure
     for name, figure in pictures if takers else ():
         for tracker in takers:
             try:
-                _PICTURES[tracker.name](tracker, f"report/{name}", figure, step)
+                with look():  # a tracker may draw it
+                    _PICTURES[tracker.name](tracker, f"report/{name}", figure, step)
             except Exception as error:  # the tracker's package may raise anything, and the run is worth more
                 logger.warning("%s got no picture %s: %s: %s", tracker.name, name, type(error).__name__, error)
 
