@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,9 +15,12 @@ from click.testing import CliRunner, Result
 import dataflex
 from dataflex.cli import cli
 from dataflex.config import RunConfig
+from dataflex.data.encoding import Encoded
 from dataflex.data.sources import load_samples
+from dataflex.data.templates import ChatTemplate
 from dataflex.offline.run import ACTING_KEYS, NEUTRAL_KEYS
 from dataflex.testing import tiny_samples, tiny_tokenizer
+from dataflex.types import Sample
 from dataflex.utils.distributed import Ranks
 from helpers.rows import rows_project
 
@@ -148,6 +153,25 @@ def test_a_dry_run_predicts_and_leaves_nothing(project: Path, folder: Path) -> N
     ):
         assert text in done.stdout
     assert list(folder.iterdir()) == []
+
+
+def test_a_dry_run_reads_some_rows_that_stand_for_all(
+    project: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenised: list[int] = []
+    encode = ChatTemplate.encode_batch
+
+    def counted(self: ChatTemplate, samples: Sequence[Sample], *rest: Any) -> list[Encoded]:
+        tokenised.extend(sample.row for sample in samples)
+        return encode(self, samples, *rest)
+
+    monkeypatch.setattr(ChatTemplate, "encode_batch", counted)
+    monkeypatch.setattr("dataflex.training.run.OUTLINED", 7)
+    done = run("--num", "3", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "training gradients: 20 rows" in done.stdout
+    assert len(tokenised) <= 14
+    assert {0, 19} <= set(tokenised)
 
 
 def test_a_checkpoint_gives_the_moments_of_adam(project: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ import dataflex
 from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.sources import load_samples
+from dataflex.data.templates import ChatTemplate
 from dataflex.errors import CheckpointError, ConfigError, DataError, PluginError, SelectionError
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.offline.context import resolve_count
@@ -55,6 +56,19 @@ def test_every_selector_selects(selector, params):
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_tokenised_rows_are_kept_where_it_is_asked_for_and_read_again(tmp_path, monkeypatch):
+    rows, settings = alpaca_rows(10), {"selector": "random", "data_cache_dir": tmp_path / "c"}
+    first = select(rows, preprocessing_num_workers=2, **settings)
+    assert len([*(tmp_path / "c" / "tokenized").glob("*/rows.json")]) == 2  # candidates and targets
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatTemplate, "encode_batch", None)  # now nothing can be tokenised
+        assert select(rows, **settings).rows.tolist() == first.rows.tolist()
+        with pytest.raises(TypeError):
+            select(rows, overwrite_cache=True, **settings)
+    with pytest.raises(ConfigError, match="preprocessing_num_workers is 0, expected at least 1"):
+        select(rows, preprocessing_num_workers=0, **settings)
 
 
 def test_rows_without_an_answer_are_no_candidates_and_shift_nothing():

@@ -15,7 +15,7 @@ from dataflex.selectors.random import RandomSelector
 from dataflex.testing import run_ranks, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.facts import selector_facts
-from dataflex.training.sameness import COVERED, FACTS, FREE, NEUTRAL_PARAMETERS, TRACKING, check_ranks, compare
+from dataflex.training.sameness import CACHING, COVERED, FACTS, FREE, NEUTRAL_PARAMETERS, TRACKING, check_ranks, compare
 from dataflex.training.trainer import Trainer
 from helpers.runs import tiny_nice
 from helpers.scripts import ROOT
@@ -170,10 +170,10 @@ def test_facts_are_plain_json_whatever_the_parameters():
 
 def test_the_list_has_every_argument_once():
     keys = [fact.key for fact in FACTS]
-    listed = [*keys, *FREE, *TRACKING, *COVERED]
+    listed = [*keys, *FREE, *CACHING, *TRACKING, *COVERED]
     assert len(listed) == len(set(listed))
     assert set(TrainingArguments.model_fields) <= set(listed)
-    assert not NEUTRAL_PARAMETERS & set(TrainingArguments.model_fields)
+    assert not NEUTRAL_PARAMETERS & (set(TrainingArguments.model_fields) - set(CACHING))
 
 
 def test_the_documentation_has_the_list():

@@ -20,6 +20,7 @@ import dataflex
 from dataflex.curriculum.schedule import Schedule, selected_samples
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
+from dataflex.data.templates import ChatTemplate
 from dataflex.errors import CheckpointError, DataError, GradientError, SelectionError, TrainingError
 from dataflex.models.losses import summed_loss
 from dataflex.selectors.base import Selection, Selector, SelectorConfig
@@ -28,7 +29,8 @@ from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training import checkpoint
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.trainer import Trainer
-from helpers.runs import tiny_nice, tiny_trainer
+from helpers.rows import alpaca_rows
+from helpers.runs import tiny_arguments, tiny_nice, tiny_trainer
 
 
 def losses(output_dir: Path) -> list[float]:
@@ -109,6 +111,19 @@ def test_accumulation_does_not_change_the_step(tmp_path):
     first = losses(tmp_path / "1")
     for size in (2, 4):
         np.testing.assert_allclose(losses(tmp_path / f"{size}"), first, rtol=1e-5)
+
+
+def test_rows_are_tokenised_where_the_arguments_say(tmp_path, monkeypatch):
+    def made():
+        args = tiny_arguments(
+            tmp_path / "out", template="chatml", cache_dir=tmp_path / "c", preprocessing_num_workers=2
+        )
+        return Trainer(tiny_lora(tiny_model()), tiny_tokenizer(), alpaca_rows(12), args=args).train_dataset
+
+    first = made()
+    assert len([*(tmp_path / "c" / "tokenized").glob("*/rows.json")]) == 1
+    monkeypatch.setattr(ChatTemplate, "encode_batch", None)  # now nothing can be tokenised
+    assert made().fingerprint == first.fingerprint
 
 
 def test_same_seed_same_run_other_seed_other_run(tmp_path):

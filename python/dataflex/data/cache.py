@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex.data.sample_reader import SampleReader
-from dataflex.errors import DataError
+from dataflex.errors import ConfigError, DataError
 from dataflex.plugins.registry import registry
 from dataflex.utils.home import home_path
 from dataflex.version import __version__
@@ -51,6 +51,12 @@ class CacheSettings:
     folder: Path | None = None
     overwrite: bool = False
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(
+                f"preprocessing_num_workers is {self.workers}, expected at least 1", hint="None: one, with threads"
+            )
 
 
 @cache

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.curriculum.checks import text_problems
 from dataflex.curriculum.story import log_selection, selection_statistics
+from dataflex.data.cache import CacheSettings
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, SelectionError
@@ -47,6 +48,9 @@ def select(
     precision: Precision = "fp32",
     output_dir: str | Path | None = None,
     dataset_dir: str | Path | None = None,
+    data_cache_dir: str | Path | None = None,
+    overwrite_cache: bool = False,
+    preprocessing_num_workers: int | None = None,
     **params: Any,
 ) -> OfflineSelection:
     """Select once, for the model as it is or as a checkpoint holds it, without training.
@@ -72,6 +76,10 @@ def select(
         output_dir: Folder of features and answers, which make a killed selection resumable; None: a temporary one.
             Processes on several machines need one on a disk that they share.
         dataset_dir: Folder of ``dataset_info.json``.
+        data_cache_dir: Folder of tokenised data, for any run (``cache_dir`` of a configuration; here that name is the
+            selector's folder of features); None: the common one, for data of 2,000 rows and more.
+        overwrite_cache: Tokenise again what the cache has.
+        preprocessing_num_workers: Processes that tokenise, at most one a core; None: one, with threads.
         **params: Parameters of the selector, if it is named.
 
     Raises:
@@ -87,7 +95,8 @@ def select(
     """
     _refuse_arguments(params)
     built = as_component("selector", selector, params)
-    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir, output_dir)
+    cache = _cache(data_cache_dir, overwrite_cache, preprocessing_num_workers)
+    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir, output_dir, cache)
     try:
         with _context(built, inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
             return _finish(run_selector(built, context, checkpoint), context, train_dataset, dataset_dir)
@@ -111,6 +120,9 @@ def less_static(
     precision: Precision = "fp32",
     output_dir: str | Path | None = None,
     dataset_dir: str | Path | None = None,
+    data_cache_dir: str | Path | None = None,
+    overwrite_cache: bool = False,
+    preprocessing_num_workers: int | None = None,
     **params: Any,
 ) -> OfflineSelection:
     """Select as LESS does (arXiv 2402.04333): over the checkpoints of a warm-up run.
@@ -139,6 +151,9 @@ def less_static(
         precision: As for :func:`select`.
         output_dir: As for :func:`select`.
         dataset_dir: As for :func:`select`.
+        data_cache_dir: As for :func:`select`.
+        overwrite_cache: As for :func:`select`.
+        preprocessing_num_workers: As for :func:`select`.
         **params: Parameters of :class:`dataflex.LessSelector`.
 
     Raises:
@@ -153,7 +168,8 @@ def less_static(
     """
     _refuse_arguments(params)
     selector = LessSelector(**params)
-    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir, output_dir)
+    cache = _cache(data_cache_dir, overwrite_cache, preprocessing_num_workers)
+    inputs = _Inputs.of(model, processing_class, template, cutoff_len, seed, precision, dataset_dir, output_dir, cache)
     folders = [home_path(path) for path in checkpoints]
     try:
         with _context(selector, inputs, train_dataset, eval_dataset, num_samples, output_dir) as context:
@@ -202,6 +218,10 @@ def run_selector(selector: Selector[Any], context: SelectionContext, checkpoint:
     return selection
 
 
+def _cache(folder: str | Path | None, overwrite: bool, workers: int | None) -> CacheSettings:
+    return CacheSettings(None if folder is None else home_path(folder), overwrite, workers)
+
+
 @dataclass(frozen=True)
 class _Inputs:
     """What both functions are given alike."""
@@ -213,6 +233,7 @@ class _Inputs:
     seed: int
     precision: Precision
     dataset_dir: str | Path | None
+    cache: CacheSettings
 
     @classmethod
     def of(
@@ -225,18 +246,21 @@ class _Inputs:
         precision: Precision,
         dataset_dir: str | Path | None,
         output_dir: str | Path | None,
+        cache: CacheSettings,
     ) -> _Inputs:
         """Checked model and tokenizer, and the template by its name."""
         check_model(model)
         tokenizer = as_tokenizer(processing_class)
         work = None if output_dir is None else home_path(output_dir)
         loaded = dated_template(template, tokenizer, work, launched_ranks())
-        return cls(model, tokenizer, loaded, cutoff_len, seed, precision, dataset_dir)
+        return cls(model, tokenizer, loaded, cutoff_len, seed, precision, dataset_dir, cache)
 
     def dataset(self, data: Any, *, keep_unlabelled: bool = False) -> TokenizedDataset:
         """Tokenise."""
         folder = None if self.dataset_dir is None else home_path(self.dataset_dir)
-        return as_dataset(data, self.template, self.cutoff_len, keep_unlabelled=keep_unlabelled, dataset_dir=folder)
+        return as_dataset(
+            data, self.template, self.cutoff_len, self.cache, keep_unlabelled=keep_unlabelled, dataset_dir=folder
+        )
 
 
 @contextmanager
@@ -279,7 +303,7 @@ def _finish(
 
 def as_offline(selection: Selection, candidates: TokenizedDataset, source: RowSource) -> OfflineSelection:
     """The selection with the rows that its candidates come from."""
-    return OfflineSelection(**vars(selection), samples=candidates.samples, source=source, lengths=candidates.lengths)
+    return OfflineSelection(**vars(selection), samples=candidates.samples, source=source)
 
 
 _ADVICE = {

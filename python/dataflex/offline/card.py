@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dataflex.config import versions
+from dataflex.data.dataset import TokenizedDataset
 from dataflex.offline.selection import OfflineSelection
-from dataflex.types import group_names
 from dataflex.utils.groups import GroupRow, by_length, group_rows, length_names
 from dataflex.utils.shown import shown
 
@@ -23,6 +23,7 @@ MOST_GROUPS = 40
 def subset_card(
     name: str,
     selection: OfflineSelection,
+    candidates: TokenizedDataset,
     facts: Mapping[str, Any],
     config: str,
     task_column: str,
@@ -33,13 +34,14 @@ def subset_card(
     Args:
         name: File name of the subset.
         selection: What was chosen.
+        candidates: What it was chosen from; their texts are not read.
         facts: Facts of the run that the selection does not know.
         config: The resolved configuration as YAML.
         task_column: Column that groups rows.
         summary: Questions and answers of the report.
     """
     table = {
-        "rows": f"{len(selection.indices):,} of {len(selection.samples):,} candidates",
+        "rows": f"{len(selection.indices):,} of {len(candidates):,} candidates",
         "selector": selection.selector,
         **facts,
         **_score_facts(selection),
@@ -63,7 +65,7 @@ def subset_card(
         "|---|---|",
         *(f"| {_cell(key)} | {_cell(value)} |" for key, value in table.items()),
         "",
-        *_groups(selection, task_column),
+        *_groups(selection, candidates, task_column),
         "What the selector reports:",
         "",
         *_block("json", json.dumps(selection.report, indent=2, ensure_ascii=False)),
@@ -86,21 +88,19 @@ def _score_facts(selection: OfflineSelection) -> dict[str, str]:
     }
 
 
-def _groups(selection: OfflineSelection, column: str) -> list[str]:
+def _groups(selection: OfflineSelection, candidates: TokenizedDataset, column: str) -> list[str]:
     """Rows by task where any has one, by source where there are several, by length."""
-    chosen = np.zeros(len(selection.samples), dtype=np.bool_)
+    chosen = np.zeros(len(candidates), dtype=np.bool_)
     chosen[selection.indices] = True
     draws = [(chosen, selection.scores)]
-    tasks = group_names(selection.samples, column)
-    sources = [sample.source or NOTHING for sample in selection.samples]
+    tasks = candidates.groups(column)
+    sources = [source or NOTHING for source in candidates.sources()]
     lines = []
     if any(task is not None for task in tasks):
         lines += _table(column, group_rows([NOTHING if task is None else task for task in tasks], draws))
     if len(set(sources)) > 1:
         lines += _table("source", group_rows(sources, draws))
-    if selection.lengths:
-        lines += _table("tokens", by_length(group_rows(length_names(selection.lengths), draws)))
-    return lines
+    return [*lines, *_table("tokens", by_length(group_rows(length_names(candidates.lengths), draws)))]
 
 
 def _table(what: str, groups: Sequence[GroupRow]) -> list[str]:

@@ -27,7 +27,7 @@ from dataflex.report.page import write_page
 from dataflex.report.read import read_report
 from dataflex.report.sections import lay_out
 from dataflex.selectors.base import SelectionContext, Selector
-from dataflex.training.run import build_model, load_datasets
+from dataflex.training.run import build_model, load_datasets, outlined_datasets
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import sweep, write_text
 
@@ -137,6 +137,8 @@ def dry_run_from_config(
 ) -> DryRun:
     """Predict time, memory and disk of :func:`select_from_config` from a few batches.
 
+    Of large data some rows are read, and stand for all (:data:`dataflex.training.run.OUTLINED`).
+
     Args:
         config: As there.
         work: A folder to write a shard to, on the disk that the features would go to.
@@ -183,10 +185,15 @@ def _prepared(
 def _selection_context(
     config: RunConfig, num_samples: float, dated: Path | None, work: Path, selector: Selector[Any], ranks: Ranks
 ) -> SelectionContext:
-    """The context, with what needs no model checked before it is loaded; ``dated`` is the folder that notes its day."""
+    """The context, with what needs no model checked before it is loaded.
+
+    ``dated`` is the folder that notes its day. Without one nothing is selected, and a few rows stand for all, unless
+    the selector compares the candidates' text with what it has on disk.
+    """
     tokenizer = load_tokenizer(config.locate(config.model_name_or_path), trust_remote_code=config.trust_remote_code)
     template = dated_template(config.template, tokenizer, dated, ranks)
-    training, evaluation = load_datasets(config, template)
+    every = dated is not None or "train_dataset" in selector.reads_text
+    training, evaluation = (load_datasets if every else outlined_datasets)(config, template)
     count = resolve_count(num_samples, len(training))
     selector.check_data(training.samples)
     model = build_model(config).eval()
@@ -249,7 +256,7 @@ def _write(
     }
     report = read_report(files.scores)
     pages = lay_out(report)
-    card = subset_card(files.rows.name, selection, facts, config.to_yaml(), config.task_column, pages.summary.lines())
-    write_text(files.card, card)
+    described = config.to_yaml(), config.task_column, pages.summary.lines()
+    write_text(files.card, subset_card(files.rows.name, selection, context.train_dataset, facts, *described))
     write_page(report, pages)
     selection.write_jsonl(files.rows, overwrite=True)

@@ -81,12 +81,10 @@ class OfflineSelection(Selection):
     Attributes:
         samples: The n candidates; rows of the data that have nothing to learn are none.
         source: Where their rows come from.
-        lengths: Tokens of each candidate.
     """
 
     samples: Sequence[Sample]
     source: RowSource
-    lengths: Sequence[int] = ()
 
     @property
     def rows(self) -> NDArray[np.int64]:

@@ -83,6 +83,13 @@ class TrainingArguments(HomePaths):
     seed: int = Field(42, ge=0, description="seed of data order, dropout and selections")
     template: str | None = Field(None, description="chat template by name; null: the tokenizer's own")
     cutoff_len: int = Field(2048, ge=2, description="longest sample in tokens")
+    cache_dir: Path | None = Field(
+        None, description="folder of tokenised data, for any run; null: the common one, for 2,000 rows and more"
+    )
+    overwrite_cache: bool = Field(False, description="tokenise again what the cache has")
+    preprocessing_num_workers: int | None = Field(
+        None, ge=1, description="processes that tokenise, at most one a core; null: one, with threads"
+    )
     per_device_train_batch_size: int = Field(1, ge=1, description="samples of one forward pass on one device")
     gradient_accumulation_steps: int = Field(1, ge=1, description="forward passes of one optimizer step")
     num_train_epochs: float = Field(1.0, gt=0, description="how often the schedule is gone through")

@@ -17,6 +17,7 @@ from transformers import TrainingArguments as TransformersArguments
 
 from dataflex.curriculum.mixing import Mixture
 from dataflex.curriculum.schedule import Schedule
+from dataflex.data.cache import CacheSettings
 from dataflex.data.dataset import TokenizedDataset, check_labels, kept_dataset
 from dataflex.data.prepare import tokenised_rows
 from dataflex.data.sources import open_samples
@@ -61,15 +62,16 @@ class TrainingInputs:
         args = as_arguments(args, scheduled=scheduled)
         tokenizer = as_tokenizer(processing_class)
         template = run_template(args, tokenizer)
-        training = as_dataset(train_dataset, template, args.cutoff_len)
+        cache = CacheSettings(args.cache_dir, args.overwrite_cache, args.preprocessing_num_workers)
+        training = as_dataset(train_dataset, template, args.cutoff_len, cache)
         held_out = None
         if eval_dataset is not None:
-            held_out = as_dataset(eval_dataset, template, args.cutoff_len, keep_unlabelled=True)
+            held_out = as_dataset(eval_dataset, template, args.cutoff_len, cache, keep_unlabelled=True)
         mixture = None
         if component.mixer is not None:
             measured = None
             if mixer_eval_dataset is not None:
-                measured = as_dataset(mixer_eval_dataset, template, args.cutoff_len)
+                measured = as_dataset(mixer_eval_dataset, template, args.cutoff_len, cache)
             mixture = find_mixture(component.mixer, args, training, measured, domains)
         return cls(args, component, tokenizer, template, training, held_out, mixture)
 
@@ -182,6 +184,7 @@ def as_dataset(
     data: Any,
     template: ChatTemplate,
     cutoff_len: int,
+    cache: CacheSettings,
     *,
     keep_unlabelled: bool = False,
     dataset_dir: Path | None = None,
@@ -192,6 +195,7 @@ def as_dataset(
         data: What to train or evaluate on.
         template: Renders conversations.
         cutoff_len: Longest sample in tokens.
+        cache: How tokenised rows are kept.
         keep_unlabelled: Keep samples without an answer: an evaluation set for rewards needs none.
         dataset_dir: Folder of ``dataset_info.json``.
 
@@ -205,7 +209,7 @@ def as_dataset(
             check_labels(data)
         return data
     name = "evaluation set" if keep_unlabelled else "training set"
-    rows = tokenised_rows(open_samples(data, dataset_dir=dataset_dir), template, cutoff_len, name=name)
+    rows = tokenised_rows(open_samples(data, dataset_dir=dataset_dir), template, cutoff_len, cache, name=name)
     return kept_dataset(rows, keep_unlabelled=keep_unlabelled, name=name)
 
 

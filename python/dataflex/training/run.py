@@ -20,7 +20,7 @@ from dataflex.config.idle import is_written
 from dataflex.config.values import whole_steps
 from dataflex.curriculum.schedule import Schedule
 from dataflex.data.cache import CacheSettings
-from dataflex.data.dataset import TokenizedDataset, kept_dataset
+from dataflex.data.dataset import TokenizedDataset, kept_dataset, tokenize
 from dataflex.data.examples import ArrayRows, ChosenSamples
 from dataflex.data.prepare import tokenised_rows
 from dataflex.data.sample_reader import SampleReader
@@ -43,6 +43,8 @@ from dataflex.utils.launch import is_main_process, process_count
 
 logger = logging.getLogger(__name__)
 
+OUTLINED = 2000
+"""Rows that stand for all where costs are predicted: their mean length is known to some 2 %."""
 TRAINING, EVALUATION, MIXER = "training set", "evaluation set", "rows of mixer_eval_dataset"
 
 
@@ -187,6 +189,29 @@ def load_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedD
         if dataset is not None:
             logger.info("%s: %s", name, dataset.report.describe())
     return training, held_out
+
+
+def outlined_datasets(config: RunConfig, template: ChatTemplate) -> tuple[TokenizedDataset, TokenizedDataset | None]:
+    """As many rows as :func:`load_datasets` has, a few of which stand for all: enough to know what they cost."""
+    training, held_out = load_rows(config)
+    found = _outlined(training, template, config.cutoff_len, keep_unlabelled=False, name=TRAINING)
+    if held_out is None:
+        return found, None
+    return found, _outlined(held_out, template, config.cutoff_len, keep_unlabelled=True, name=EVALUATION)
+
+
+def _outlined(
+    samples: Sequence[Sample], template: ChatTemplate, cutoff_len: int, *, keep_unlabelled: bool, name: str
+) -> TokenizedDataset:
+    """Every row if there are up to :data:`OUTLINED`; else so many in equal steps, which stand for all in turn."""
+    places = np.linspace(0, len(samples) - 1, min(len(samples), OUTLINED)).round().astype(int).tolist()
+    some = [samples[place] for place in places]
+    found = tokenize(some, template, cutoff_len, keep_unlabelled=keep_unlabelled, name=name)
+    if len(places) == len(samples):
+        return found
+    logger.info("%s: %d of %d rows are read; they stand for all", name, len(places), len(samples))
+    total = round(len(samples) * len(found) / len(places))  # as many without a label as among those
+    return found.select(np.resize(np.arange(len(found)), total))
 
 
 def load_measured(config: RunConfig, template: ChatTemplate) -> TokenizedDataset | None:

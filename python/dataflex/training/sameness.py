@@ -85,6 +85,8 @@ FACTS = (
 
 FREE = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "ddp_timeout")
 """Arguments that say where a run is and how long it waits: not compared when it goes on, but among its processes."""
+CACHING = ("cache_dir", "overwrite_cache", "preprocessing_num_workers")
+"""Arguments that say where tokenised data are kept and who makes them."""
 TRACKING = ("report_to", "run_name", "swanlab")
 """Arguments of trackers, which the main process alone has."""
 COVERED = ("num_train_epochs", "max_steps", "bf16", "fp16", *MIXTURE_KEYS)
