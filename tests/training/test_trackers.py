@@ -52,6 +52,14 @@ def assert_received(found: Series, logged: Series) -> None:
     }
 
 
+def assert_drawn(folder: Path, pattern: str) -> None:
+    """The tracker has pictures of both selections."""
+    for step in (2, 5):
+        files = [*folder.rglob(pattern.format(step=step))]
+        assert files
+        assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logged = train(tmp_path, "tensorboard")
@@ -106,6 +114,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_received(found, logged)
     assert run.info.run_name == "first"
     assert run.info.status == "FINISHED"
+    assert_drawn(tmp_path / "mlruns", "scores-step-{step}.png")
     assert run.data.params["selector"] == "nice"
     assert float(run.data.params["learning_rate"]) == 0.01
 
@@ -146,6 +155,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 found.setdefault(key, {})[values["_step"]] = value
     assert_received(found, logged)
     assert ("selection", "first") in names
+    assert_drawn(tmp_path / "wandb", "scores_{step}_*.png")
 
 
 OFFLINE = {"mode": "offline", "project": "selection", "workspace": "mine", "run_name": "first"}
@@ -165,6 +175,7 @@ def test_swanlab_offline(tmp_path: Path) -> None:
             found.setdefault(record.scalar.key, {})[record.scalar.step] = record.scalar.value.number
     assert_received(found, logged)
     assert starts == [("selection", "mine", "first")]
+    assert_drawn(tmp_path / "swanlog", "00{step}-*.png")
 
 
 def test_swanlab_sends_the_webhook_only_through_its_callback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
