@@ -63,6 +63,9 @@ class _TurnRanks(Ranks):
         """The sum of what all ranks have gathered."""
         return tensor.copy_(torch.stack(self.gather_tensors(tensor)).sum(dim=0))
 
+    def _broadcast_bytes(self, data: bytes) -> torch.Tensor:
+        return self._gather_bytes(data)[0]
+
     def _gather_bytes(self, data: bytes) -> list[torch.Tensor]:
         return [torch.tensor(list(part), dtype=torch.uint8) for part in self.room.exchange(self.index, data)]
 

@@ -2,11 +2,16 @@
 
 Values travel as JSON and tensors, never as pickles. An error on the main process is raised on all of them, so that none
 waits for a process that has given up.
+
+Processes meet before they send: a collective of gloo or nccl gives up after a time (``ddp_timeout``), and one process
+may well work for longer than that while the others wait for it. They wait in the store of the process group in its
+place, as long as it takes. Where a process dies, its launcher (torchrun) ends the others.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +22,11 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+ARRIVED = "dataflex/arrived"
+"""Key of the store under which arrivals are counted, those of all meetings together."""
+LONGEST_PAUSE = 0.1
+"""Seconds between two looks at the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,7 @@ class Ranks:
         """The JSON-able values of all ranks, by rank, on every rank."""
         if self.count == 1:
             return [value]
-        return [json.loads(bytes(tensor.tolist())) for tensor in self._gather_bytes(json.dumps(value).encode())]
+        return [json.loads(_bytes_of(tensor)) for tensor in self._gather_bytes(json.dumps(value).encode())]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums of numbers over ranks, added by rank in float64: the same on every rank."""
@@ -86,7 +96,7 @@ class Ranks:
             except BaseException as error:
                 failure = error
                 outcome = {"error": str(error) or type(error).__name__}
-        outcome = self.gather(outcome)[0]
+        outcome = json.loads(_bytes_of(self._broadcast_bytes(json.dumps(outcome).encode())))
         if failure is not None:
             raise failure
         if "error" in outcome:
@@ -154,6 +164,7 @@ class Ranks:
             return tensor
         import torch.distributed as dist
 
+        self._meet()
         travelling = tensor.to(self.device)
         dist.all_reduce(travelling)
         return tensor.copy_(travelling)
@@ -163,6 +174,7 @@ class Ranks:
         import torch
         import torch.distributed as dist
 
+        self._meet()
         length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
         lengths = [torch.zeros_like(length) for _ in range(self.count)]
         dist.all_gather(lengths, length)
@@ -173,3 +185,34 @@ class Ranks:
         parts = [torch.zeros_like(padded) for _ in range(self.count)]
         dist.all_gather(parts, padded)
         return [part[:size].cpu() for part, size in zip(parts, sizes, strict=True)]
+
+    def _broadcast_bytes(self, data: bytes) -> torch.Tensor:
+        """The main process's bytes, uint8 on the CPU."""
+        import torch
+        import torch.distributed as dist
+
+        self._meet()
+        length = torch.tensor([len(data)], dtype=torch.int64, device=self.device)
+        dist.broadcast(length, 0)
+        travelling = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            travelling.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(travelling, 0)
+        return travelling.cpu()
+
+    def _meet(self) -> None:
+        """Wait until every rank is here, for any time."""
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store = _get_default_store()
+        arrived = store.add(ARRIVED, 1)
+        everyone = -(-arrived // self.count) * self.count
+        pause = 0.001
+        while arrived < everyone:
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            arrived = store.add(ARRIVED, 0)
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.numpy().tobytes()
