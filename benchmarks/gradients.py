@@ -14,6 +14,8 @@ conversation), with LoRA on all linear layers and the moments of two AdamW steps
   projector draws its matrix in every call and shares it among the samples of the call, 16 in LESS's code; a few of its
   k columns are timed with --trak-rows samples, and the rest is extrapolated, which the table says.
 
+Then, what batches cost beside arithmetic (measuring/batches.py): padding, and the host's time.
+
 Ratios are medians over rounds of pairs of the same round. Processor time is that of the process over the number of
 threads, and more telling than wall time where the machine is shared. Memory is the most that tensors held at once above
 the pass's start (measuring/memory.py says why not the resident set); --memory measures it alone, in one pass a variant.
@@ -50,6 +52,7 @@ from dataflex.projection.adam import adam_normalize
 from dataflex.projection.projector import Projector
 from dataflex.selectors.base import SelectionContext
 from dataflex.types import Sample
+from measuring import batches
 from measuring.memory import TensorMemory
 from measuring.timing import BASELINE, OURS, PEER, Contender, Times, measure, paired_ratio
 
@@ -364,7 +367,7 @@ def main() -> None:
     print(memory_table(times) if options.memory else table(times, absent, rows))
     print("\n" + goals(times, setting.directions))
     if not options.memory:
-        print(comparison_line(setting, times[FEATURES]))
+        print(comparison_line(setting, times[FEATURES]) + "\n\n" + batches.table(options.batch_tokens))
     scales = scaling(setting) if options.scaling else []
     for n, rate in scales:
         print(f"n = {n}: {rate:.2f} features a second")

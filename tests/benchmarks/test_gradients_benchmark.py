@@ -33,6 +33,8 @@ def test_the_benchmark_compares_all_variants(tmp_path, model_folder, monkeypatch
     assert "| exact / plain step <= 1.10, wall | " in printed
     assert "| plain step |" in printed
     assert "the rules are compared with plain gradients" in printed
+    assert "| padding <= 3% of the tokens | 0.2% | yes |" in printed
+    assert "| exact: host's processor time <= 150 ms a batch of 448 LoRA tensors | " in printed
     assert facts["comparison"] > 0
     assert [n for n, _ in facts["scaling"]] == [1, 3, 6]
     if importlib.util.find_spec("trak") is None:
