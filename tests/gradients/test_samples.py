@@ -20,7 +20,7 @@ from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.gradients.similarity import unusual_rows
 from dataflex.projection.projector import Projector
-from dataflex.testing import stepped_optimizer, tiny_context, tiny_dataset, tiny_model
+from dataflex.testing import run_ranks, stepped_optimizer, tiny_context, tiny_dataset, tiny_model
 from helpers.families import family_model
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -265,6 +265,19 @@ def test_rules_are_compared_once_a_run_on_rows_of_different_length(tmp_path, mon
     compute(context, gradient_type="sgd").prepare()
     assert len(items) == 2
     assert not caplog.records
+
+
+def test_ranks_share_the_comparison(tmp_path, monkeypatch):
+    items = counted_comparisons(monkeypatch)
+
+    def work(ranks):
+        features = compute(tiny_context(tmp_path, ranks=ranks), gradient_type="sgd")
+        features.prepare()
+        features.prepare()
+        return features._rule is not None
+
+    assert run_ranks(3, work) == [True] * 3
+    assert len(items) == 1
 
 
 def test_adapters_that_start_at_zero_are_compared_whole(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from dataflex.models.model import (
     load_tokenizer,
     outline_model,
     recomputing,
+    recomputing_layers,
     save_model,
     trainable_parameters,
 )
@@ -105,10 +106,10 @@ def test_a_frozen_model_is_said():
 def test_recomputing_follows_training_and_keeps_eval_mode():
     model = tiny_model().eval()
     layers = list(model.model.layers)
-    with recomputing(model):
+    with recomputing(recomputing_layers(model)):
         assert not any(module.training for module in model.modules())
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with recomputing(model):
+    with recomputing(recomputing_layers(model)):
         assert [module for module in model.modules() if module.training] == layers
     assert not any(module.training for module in model.modules())
 
@@ -116,7 +117,7 @@ def test_recomputing_follows_training_and_keeps_eval_mode():
 def test_layers_that_cannot_recompute_in_eval_mode_do_not(monkeypatch):
     model = tiny_model().eval()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    with recomputing(model):
+    with recomputing(recomputing_layers(model)):
         assert not any(module.training for module in model.modules())
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -124,7 +125,7 @@ def test_layers_that_cannot_recompute_in_eval_mode_do_not(monkeypatch):
         return torch.nn.functional.dropout(hidden_states, training=self.training)
 
     monkeypatch.setattr(type(model.model.layers[0]), "forward", forward)
-    with recomputing(model):
+    with recomputing(recomputing_layers(model)):
         assert not any(module.training for module in model.modules())
 
 

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dataflex.gradients.collectors import WholeRows
+from dataflex.gradients.collectors import Gathering, WholeRows
 from dataflex.gradients.context import GradientContext
 from dataflex.gradients.features import GradientFeatures
 from dataflex.gradients.filling import fill_apart
@@ -243,15 +243,15 @@ class ExactRows:
         self, rows: int, directions: Tensor, extents: Sequence[tuple[int, int]], adam: AdamMoments | None
     ) -> None:
         self._dots = DotAccumulator(directions, rows, extents, directions.device)
-        self._adam = adam
+        self._gathering = Gathering(lambda blocks: self._dots.add_all(blocks, adam), directions.device)
 
     def add(self, block: Tensor, offset: int) -> None:
         """Add a block's products."""
-        adam = None if self._adam is None else self._adam.slice(offset, offset + block.shape[1])
-        self._dots.add(block.float(), offset, adam)
+        self._gathering.add(block.float(), offset)
 
     def result(self) -> Tensor:
         """The sums."""
+        self._gathering.flush()
         found = self._dots.result()
         return torch.cat([found.squares[:, None], found.products], dim=1)
 

@@ -35,7 +35,7 @@ from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel, s
 from dataflex.gradients.layout import Layout, by_length
 from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
 from dataflex.gradients.store import FeatureDtype, FeatureStore
-from dataflex.models.model import recomputing, trainable_parameters, undisturbed
+from dataflex.models.model import recomputing, recomputing_layers, trainable_parameters, undisturbed
 from dataflex.models.rope import LengthClass, ScaledRotary, length_class, scaled_rotaries
 from dataflex.models.wide import in_float32
 from dataflex.projection.projector import AdamMoments, Projector
@@ -87,6 +87,7 @@ class GradientFeatures(ABC):
         self._adam = adam
         self._device = next(context.model.parameters()).device
         self._sections = section_starts(context.model)
+        self._layers = recomputing_layers(context.model)
         self._batch_tokens = batch_tokens
         self._rule: BatchedGradients | None = None
         self._announced = False
@@ -245,7 +246,7 @@ class GradientFeatures(ABC):
 
     def _collect_alone(self, item: int, collector: Collector) -> Tensor:
         """What comes of an item's plain gradient, a parameter at a time."""
-        with recomputing(self._model):
+        with recomputing(self._layers):
             gradient = self._plain(item)[None]  # (1, p)
         start = 0
         for _, parameter in trainable_parameters(self._model):
@@ -256,7 +257,7 @@ class GradientFeatures(ABC):
 
     def _run(self, rule: BatchedGradients, items: Sequence[int], sink: Sink) -> None:
         work = self._work(items)
-        with recomputing(self._model):
+        with recomputing(self._layers):
             rule.run(work.rows, work.losses, sink, groups=work.groups)
 
     def _fitting_tokens(self) -> int:
@@ -284,22 +285,33 @@ class GradientFeatures(ABC):
         kind = type(self).__name__
         try:
             rule = BatchedGradients(self._model)
-            verdict = VERDICTS.find(self._model, kind)
-            if verdict is None:
-                verdict, complete = self._compared()
-                if complete:
-                    VERDICTS.keep(self._model, kind, verdict)
+        except UnsupportedModel as error:
+            self._announce(str(error))
+            return None
+        verdict = VERDICTS.find(self._model, kind)
+        if verdict is None:
+            # The processes hold the same model and the same data: one of them compares.
+            reason, unseen, complete = self._context.ranks.on_main(self._judged)
+            verdict = Verdict(reason, unseen)
+            if complete:
+                VERDICTS.keep(self._model, kind, verdict)
+        if verdict.reason is None:
+            return rule
+        self._announce(verdict.reason)
+        return None
+
+    def _judged(self) -> tuple[str | None, list[str], bool]:
+        """The verdict on the rules, and whether it holds for later; JSON-able."""
+        try:
+            verdict, complete = self._compared()
         except torch.OutOfMemoryError as error:  # no fault of the rules, and one sample at a time would hide it
             raise GradientError(
                 f"there is not enough memory for a batch of gradients: {error}",
                 hint="a smaller feature_batch_tokens, or auto; gradient_checkpointing: true",
             ) from error
         except (UnsupportedModel, RuntimeError) as error:  # a model may forbid the taps in its own way
-            verdict = Verdict(str(error))
-        if verdict.reason is None:
-            return rule
-        self._announce(verdict.reason)
-        return None
+            return str(error), [], False
+        return verdict.reason, verdict.unseen, complete
 
     def _compared(self) -> tuple[Verdict, bool]:
         """The verdict on the rules, and whether it holds for later: lengths differed and every parameter was seen."""
@@ -361,7 +373,7 @@ class GradientFeatures(ABC):
 
     @contextmanager
     def _gradient_pass(self) -> Iterator[None]:
-        with undisturbed(self._model), recomputing(self._model):
+        with undisturbed(self._model), recomputing(self._layers):
             yield
 
     def _announce(self, reason: str) -> None:

@@ -14,8 +14,7 @@ What the rules do not cover is refused with :class:`UnsupportedModel`; the calle
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -45,20 +44,33 @@ class UnsupportedModel(Exception):  # noqa: N818 -- control flow between two pat
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A trainable parameter's name and the parameter index of its first value."""
+    """Where a trainable parameter lies.
 
+    Attributes:
+        number: Its place among the parameters.
+        name: Its name.
+        offset: Parameter index of its first value.
+        rows: Size of its first dimension.
+        width: Values of each of these rows.
+        section: Rows of a section (:func:`section_rows`).
+    """
+
+    number: int
     name: str
     offset: int
+    rows: int
+    width: int
+    section: int
 
 
 @dataclass(frozen=True, slots=True)
 class TappedModule:
-    """A module with trainable parameters, by their names in it, and the rule for their gradients."""
+    """A module with trainable parameters, whose slots are by their names in it, and the rule for their gradients."""
 
     name: str
     module: nn.Module
     rule: Rule
-    parameters: dict[str, nn.Parameter]
+    slots: dict[str, Slot]
 
 
 class BatchedGradients:
@@ -72,7 +84,6 @@ class BatchedGradients:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
         self._slots = parameter_slots(model)
         self._tapped = _tapped_modules(model, self._slots)
 
@@ -99,8 +110,8 @@ class BatchedGradients:
         Raises:
             UnsupportedModel: A module's input does not have the b rows in front.
         """
-        with frozen(self._model), torch.enable_grad():
-            state = _Pass(self._slots, rows, sink, groups)
+        with frozen(self._slots), torch.enable_grad():
+            state = _Pass(list(self._slots.values()), rows, sink, groups, next(iter(self._slots)).device)
             handles = [
                 tapped.module.register_forward_hook(state.hook(tapped), with_kwargs=True) for tapped in self._tapped
             ]
@@ -116,9 +127,8 @@ class BatchedGradients:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """``requires_grad`` off for all trainable parameters inside the block."""
-    parameters = [parameter for _, parameter in trainable_parameters(model)]
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """``requires_grad`` off for trainable parameters inside the block."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -149,13 +159,21 @@ class _Tap(torch.autograd.Function):
 class _Pass:
     """What one forward and backward pass has collected: pieces of each parameter's gradient, one a use."""
 
-    def __init__(self, slots: dict[nn.Parameter, Slot], rows: int, sink: Sink, groups: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        rows: int,
+        sink: Sink,
+        groups: Sequence[int] | None,
+        device: torch.device,
+    ) -> None:
         self.anchor = torch.zeros((), requires_grad=True)
         self.counting = True  # off in the backward pass, where checkpointing calls modules again
-        self._slots, self._rows, self._sink, self._groups = slots, rows, sink, groups
+        self._slots, self._device = slots, device
+        self._rows, self._sink, self._groups = rows, sink, groups
         self._width: int | None = None  # t, once a tensor (b, t, ...) has been seen
-        self._uses: Counter[nn.Parameter] = Counter()
-        self._pieces: dict[nn.Parameter, list[Piece]] = {parameter: [] for parameter in slots}
+        self._uses = [0] * len(slots)  # of each parameter
+        self._pieces: dict[int, list[Piece]] = {slot.number: [] for slot in slots}
 
     def hook(self, tapped: TappedModule) -> ForwardHook:
         """The forward hook that taps a module."""
@@ -171,9 +189,11 @@ class _Pass:
                 return None
             if len(inputs) != 1 or options:
                 raise UnsupportedModel(f"{tapped.name} is called with something else than one input")
-            given, output = (self._with_rows(tapped.name, values) for values in (inputs[0].detach(), output))
+            given = self._with_rows(tapped.name, inputs[0].detach())
+            output = self._with_rows(tapped.name, output)
             if self.counting:
-                self._uses.update(tapped.parameters.values())
+                for slot in tapped.slots.values():
+                    self._uses[slot.number] += 1
             result: Tensor = _Tap.apply(self.anchor, output, given, arrived)  # type: ignore[no-untyped-call]
             return result
 
@@ -184,20 +204,21 @@ class _Pass:
 
         Returns the names of parameters without any use.
         """
-        for parameter in list(self._pieces):
-            self._stream(parameter)
-        return frozenset(slot.name for parameter, slot in self._slots.items() if not self._uses[parameter])
+        for number in list(self._pieces):
+            self._stream(self._slots[number])
+        return frozenset(slot.name for slot in self._slots if not self._uses[slot.number])
 
     def _with_rows(self, name: str, values: Tensor) -> Tensor:
         """The tensor, once a row where the whole batch shares it (GPT-2's position embeddings).
 
         One of all positions in one dimension (experts that all tokens share) stays as it is for now.
         """
-        if values.shape[:1] == (1,):
+        first = values.shape[0] if values.ndim else 0
+        if first == 1:
             return values.expand(self._rows, *values.shape[1:])
-        if values.shape[:1] == (self._rows,):
+        if first == self._rows:
             self._width = self._width or (values.shape[1] if values.ndim > 2 else None)
-        elif self._width is None or values.ndim != 2 or values.shape[0] != self._rows * self._width:
+        elif self._width is None or values.ndim != 2 or first != self._rows * self._width:
             raise UnsupportedModel(f"{name} sees a tensor of shape {tuple(values.shape)} in a batch of {self._rows}")
         return values
 
@@ -205,35 +226,35 @@ class _Pass:
         if inputs.shape[0] != self._rows:
             inputs, gradient = (values.reshape(self._rows, -1, values.shape[-1]) for values in (inputs, gradient))
         pieces = tapped.rule(tapped.module, inputs, gradient)
-        for name, parameter in tapped.parameters.items():
-            self._pieces[parameter].append(pieces[name])
-            if len(self._pieces[parameter]) == self._uses[parameter]:
-                self._stream(parameter)
+        for name, slot in tapped.slots.items():
+            found = self._pieces[slot.number]
+            found.append(pieces[name])
+            if len(found) == self._uses[slot.number]:
+                self._stream(slot)
 
-    def _stream(self, parameter: nn.Parameter) -> None:
+    def _stream(self, slot: Slot) -> None:
         """Hand the sum of a parameter's pieces to the sink, a bounded range at a time."""
-        length, width = parameter.shape[0], parameter[0].numel()
 
         def nothing(start: int, stop: int) -> Tensor:
-            return torch.zeros(self._rows, stop - start, width, device=parameter.device)
+            return torch.zeros(self._rows, stop - start, slot.width, device=self._device)
 
-        pieces = self._pieces.pop(parameter) or [nothing]
-        section = section_rows(parameter)
-        step = max(1, BLOCK_VALUES // (self._rows * width * section)) * section
-        for start in range(0, length, step):
-            stop = min(start + step, length)
+        pieces = self._pieces.pop(slot.number) or [nothing]
+        step = max(1, BLOCK_VALUES // (self._rows * slot.width * slot.section)) * slot.section
+        for start in range(0, slot.rows, step):
+            stop = min(start + step, slot.rows)
             block = reduce(torch.add, (piece(start, stop).flatten(1) for piece in pieces))  # (b, n)
             if self._groups is not None:
                 block = torch.stack([rows.sum(dim=0) for rows in torch.split(block, list(self._groups))])
-            self._sink(block, self._slots[parameter].offset + start * width)
+            self._sink(block, slot.offset + start * slot.width)
 
 
 def parameter_slots(model: nn.Module) -> dict[nn.Parameter, Slot]:
     """Where the trainable parameters lie in the parameter index."""
     slots: dict[nn.Parameter, Slot] = {}
     end = 0
-    for name, parameter in trainable_parameters(model):
-        slots[parameter] = Slot(name, end)
+    for number, (name, parameter) in enumerate(trainable_parameters(model)):
+        width = parameter[0].numel()
+        slots[parameter] = Slot(number, name, end, len(parameter), width, section_rows(parameter))
         end += parameter.numel()
     return slots
 
@@ -253,7 +274,7 @@ def section_starts(model: nn.Module) -> list[int]:
     """Parameter index of the first value of every section, in ascending order."""
     starts: list[int] = []
     for parameter, slot in parameter_slots(model).items():
-        size = section_rows(parameter) * parameter[0].numel()
+        size = slot.section * slot.width
         starts.extend(range(slot.offset, slot.offset + parameter.numel(), size))
     return starts
 
@@ -261,7 +282,7 @@ def section_starts(model: nn.Module) -> list[int]:
 def _tapped_modules(model: nn.Module, slots: dict[nn.Parameter, Slot]) -> list[TappedModule]:
     tapped = []
     for name, module in model.named_modules():
-        own = {key: value for key, value in module.named_parameters(recurse=False) if value in slots}
+        own = {key: slots[value] for key, value in module.named_parameters(recurse=False) if value in slots}
         if not own:
             continue
         rule = find_rule(module)

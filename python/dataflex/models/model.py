@@ -214,24 +214,25 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
+def recomputing_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The layers that may recompute in training (:func:`recomputing`)."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 @contextmanager
-def recomputing(model: nn.Module) -> Iterator[None]:
+def recomputing(layers: Sequence[GradientCheckpointingLayer]) -> Iterator[None]:
     """Gradient checkpointing inside the block also in eval mode, where transformers leaves it out.
 
-    It is turned on for the layers that recompute in training, if that is the only use that they make of their
-    ``training`` flag; the modules in them stay in eval mode.
+    It is turned on for those of a model's :func:`recomputing_layers` that recompute in training, if that is the only
+    use that they make of their ``training`` flag; the modules in them stay in eval mode.
     """
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer) and not module.training and _recomputes(module)
-    ]
-    for layer in layers:
+    chosen = [layer for layer in layers if not layer.training and _recomputes(layer)]
+    for layer in chosen:
         layer.training = True
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in chosen:
             layer.training = False
 
 

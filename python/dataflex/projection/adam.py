@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Literal, get_args
 
@@ -116,6 +116,17 @@ class AdamMoments:
         for end, _ in self.rates:
             yield start, end, self.slice(start, end)
             start = end
+
+    def common_rate(self, start: int, stop: int) -> float | None:
+        """The learning rate over the mean rate of parameters ``start`` to ``stop``; None if they have several."""
+        if not self.rates:
+            return 1.0
+        end, rate = self.rates[bisect_right(self.rates, start, key=itemgetter(0))]
+        return rate if stop <= end else None
+
+    def at_rate(self, rate: float) -> AdamMoments:
+        """These moments with one learning rate, over the mean rate, for all parameters."""
+        return replace(self, rates=((len(self), rate),))
 
     @property
     def settings(self) -> tuple[int, tuple[float, float], float, AdamVariant, float]:

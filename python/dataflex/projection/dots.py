@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dataflex.errors import ProjectionError
 from dataflex.projection.adam import AdamMoments
-from dataflex.projection.kernels.block import arguments
+from dataflex.projection.kernels.block import normalisation
 from dataflex.projection.kernels.dots import PIECE, dots_accumulate
 from dataflex.projection.kinds.base import check_block, check_settings
 
@@ -99,6 +99,7 @@ class DotAccumulator:
         shape = (len(self._parameters), rows, 1 + directions.shape[0])
         self._sums = torch.zeros(shape, dtype=torch.float64, device=self.device)
         self._not_finite = torch.zeros(rows, dtype=torch.uint8, device=self.device)
+        self._starting = {start: (index, stop) for index, (start, stop) in enumerate(self._parameters)}
         self._added = [0] * len(self._parameters)  # columns of each parameter that have come
         self._begun: dict[int, _Part] = {}  # the columns of a piece that has come in part
         self._settings: tuple[object, ...] | None = None  # of the first block: (settings of its moments or None,)
@@ -116,10 +117,7 @@ class DotAccumulator:
                 order, or its learning rate changes inside a piece.
         """
         check_block(block, offset, adam, rows=self.rows, device=self.device)
-        settings = None if adam is None else adam.settings
-        if self._settings is not None:
-            check_settings(settings, self._settings[0])
-        self._settings = (settings,)
+        self._check_settings(adam)
         if offset + block.shape[1] > self._directions.shape[1]:
             raise ProjectionError(
                 f"parameters {offset} to {offset + block.shape[1]} do not fit directions of "
@@ -128,6 +126,40 @@ class DotAccumulator:
         whole = _Part(block.detach(), adam)
         for index, start, stop in self._crossed(offset, offset + block.shape[1]):
             self._add(index, start, whole.columns(start - offset, stop - offset))
+
+    def add_all(self, blocks: Sequence[tuple[Tensor, int]], adam: AdamMoments | None = None) -> None:
+        """As :meth:`add` for block after block, in few calls of the kernel where these are whole parameters.
+
+        Args:
+            blocks: Each block with its offset.
+            adam: Moments of all p parameters.
+
+        Raises:
+            ProjectionError: As :meth:`add`.
+        """
+        together: dict[float, list[tuple[Tensor, int, int]]] = {}
+        for block, offset in blocks:
+            stop = offset + block.shape[1]
+            number, end = self._starting.get(offset, (0, 0))
+            rate = 1.0 if adam is None else adam.common_rate(offset, stop)
+            if end != stop or rate is None or self._added[number]:
+                self.add(block, offset, None if adam is None else adam.slice(offset, stop))
+                continue
+            check_block(block, offset, None, rows=self.rows, device=self.device)
+            self._added[number] = stop - offset
+            together.setdefault(rate, []).append((block.detach(), offset, number))
+        for rate, some in together.items():
+            self._check_settings(adam)
+            grads, offsets, numbers = map(list, zip(*some, strict=True))
+            moments = normalisation(None if adam is None else adam.at_rate(rate))
+            dots_accumulate(grads, offsets, numbers, *moments, self._directions, self._sums, self._not_finite)
+
+    def _check_settings(self, adam: AdamMoments | None) -> None:
+        """Refuse moments of other settings than those of the first block."""
+        settings = None if adam is None else adam.settings
+        if self._settings is not None:
+            check_settings(settings, self._settings[0])
+        self._settings = (settings,)
 
     def result(self) -> Dots:
         """Inner products, squares and which rows are finite.
@@ -195,8 +227,8 @@ class DotAccumulator:
                     "it may change only where a parameter starts"
                 )
             directions = self._directions[:, offset + start : offset + stop]
-            block = arguments(part.block[:, start:stop], offset + start, adam)
-            dots_accumulate(*block, directions, self._sums[index], self._not_finite)
+            block = [part.block[:, start:stop]]
+            dots_accumulate(block, [0], [index], *normalisation(adam), directions, self._sums, self._not_finite)
 
 
 def whole_pieces(rows: int, width: int) -> int:

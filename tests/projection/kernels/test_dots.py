@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataflex.projection.adam import AdamVariant
+from dataflex.projection.adam import AdamMoments, AdamVariant
 from dataflex.projection.kernels import native
-from dataflex.projection.kernels.block import arguments
+from dataflex.projection.kernels.block import normalisation
 from dataflex.projection.kernels.dots import LANES, PIECE, dots_accumulate
 from helpers.projections import gradients, moments, torch_only
 
@@ -36,19 +36,28 @@ def summed_in_order(products: Tensor) -> float:
 def operator_call(count: int = 40) -> tuple[Any, ...]:
     """Arguments: two rows, three directions."""
     wanted = torch.randn(3, count, generator=torch.Generator().manual_seed(2))
-    sums = torch.zeros(2, 4, dtype=torch.float64)
-    return *arguments(gradients(2, count), 3, moments(count)), wanted, sums, torch.zeros(2, dtype=torch.uint8)
+    sums = torch.zeros(5, 2, 4, dtype=torch.float64)
+    blocks = list(gradients(2, count).split([count - 10, 10], dim=1))
+    return (
+        blocks,
+        [0, count - 10],
+        [3, 0],
+        *normalisation(moments(count)),
+        wanted,
+        sums,
+        torch.zeros(2, dtype=torch.uint8),
+    )
 
 
 def test_additions_come_in_the_stated_order() -> None:
     count = 2 * PIECE + 77
     grads = gradients(2, count, seed=torch.seed() % 2**31)
     wanted = torch.randn(3, count)
-    sums, flags = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.uint8)
-    dots_accumulate(*arguments(grads, 0, None), wanted, sums, flags)
+    sums, flags = torch.zeros(1, 2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.uint8)
+    dots_accumulate([grads], [0], [0], *normalisation(None), wanted, sums, flags)
     for row in range(2):
         factors = [grads[row], *wanted]
-        assert sums[row].tolist() == [summed_in_order(grads[row].double() * other.double()) for other in factors]
+        assert sums[0, row].tolist() == [summed_in_order(grads[row].double() * other.double()) for other in factors]
 
 
 def test_sums_are_added_to() -> None:
@@ -57,6 +66,8 @@ def test_sums_are_added_to() -> None:
     once = sums.clone()
     dots_accumulate(*before, sums, flags)
     assert torch.equal(sums, 2 * once)
+    assert [number for number in range(5) if sums[number].all()] == [0, 3]
+    assert not sums[[1, 2, 4]].any()
     assert not flags.any()
 
 
@@ -79,12 +90,12 @@ def test_the_operator_compiles_and_runs_in_inference_mode() -> None:
         assert torch.equal(call(sums), expected)
 
 
-def results(block: tuple[Any, ...], wanted: Tensor) -> tuple[Tensor, Tensor]:
+def results(grads: Tensor, adam: AdamMoments | None, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Sums, which start at 0.5, and flags of one call."""
-    rows = len(block[0])
-    sums, flags = torch.full((rows, 1 + len(wanted)), 0.5).double(), torch.zeros(rows, dtype=torch.uint8)
-    dots_accumulate(*block, wanted, sums, flags)
-    return sums, flags
+    rows = len(grads)
+    sums, flags = torch.full((1, rows, 1 + len(wanted)), 0.5).double(), torch.zeros(rows, dtype=torch.uint8)
+    dots_accumulate([grads], [0], [0], *normalisation(adam), wanted, sums, flags)
+    return sums[0], flags
 
 
 @needs_native
@@ -109,10 +120,10 @@ def test_every_instruction_set_gives_the_bits_of_the_reference(
     if rows > 2:
         grads[1, -1], grads[2, 0] = torch.nan, -torch.inf
     wanted = torch.randn(2 * number, count + 5)[::2, 3 : count + 3]
-    block = arguments(grads, 3, None if variant is None else moments(count, variant, seed=seed))
-    found = results(block, wanted)
+    adam = None if variant is None else moments(count, variant, seed=seed)
+    found = results(grads, adam, wanted)
     with torch_only():
-        expected = results(block, wanted)
+        expected = results(grads, adam, wanted)
     assert torch.equal(found[0], expected[0]), seed
     assert found[1].tolist() == expected[1].tolist() == [row in (1, 2) and rows > 2 for row in range(rows)]
 
@@ -122,8 +133,7 @@ def test_every_instruction_set_gives_the_bits_of_the_reference(
 def test_more_partial_sums_than_are_held_at_once() -> None:
     """40 rows x 3 pieces x 9,001 sums are more than 2^20: the pieces go through in turn."""
     grads, wanted = gradients(40, 2 * PIECE + 5), torch.randn(2, 2 * PIECE + 5).repeat(4500, 1)
-    block = arguments(grads, 0, None)
-    few, many = results(block, wanted[:2])[0], results(block, wanted)[0]
+    few, many = results(grads, None, wanted[:2])[0], results(grads, None, wanted)[0]
     assert torch.equal(many, torch.cat([few[:, :1], few[:, 1:].repeat(1, 4500)], dim=1))
 
 
@@ -169,6 +179,6 @@ def test_plain_torch_in_place_of_the_kernel_is_announced(monkeypatch: pytest.Mon
     native.announce.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="exact inner products run in plain torch, about .* times slower"):
-            results(arguments(torch.ones(1, 3), 0, None), torch.ones(1, 3))
+            results(torch.ones(1, 3), None, torch.ones(1, 3))
     finally:
         native.native_status.cache_clear()

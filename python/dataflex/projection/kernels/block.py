@@ -68,10 +68,14 @@ class Block:
 
 def arguments(block: Tensor, offset: int, adam: AdamMoments | None) -> tuple[Any, ...]:
     """The leading arguments of an operator (:data:`SCHEMA`)."""
+    return block.detach(), offset, *normalisation(adam)
+
+
+def normalisation(adam: AdamMoments | None) -> tuple[Any, ...]:
+    """What normalises a block, as the arguments of an operator: moments, variant, constants."""
     if adam is None:
-        return block.detach(), offset, None, None, "none", (0.0,) * 7
-    moments = adam.exp_avg.detach().contiguous(), adam.exp_avg_sq.detach().contiguous()
-    return block.detach(), offset, *moments, adam.variant, adam.constants()
+        return None, None, "none", (0.0,) * 7
+    return adam.exp_avg.detach().contiguous(), adam.exp_avg_sq.detach().contiguous(), adam.variant, adam.constants()
 
 
 def signed_seed(seed: int) -> int:

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dataflex.projection.kernels import block
 from dataflex.projection.kernels.block import VALUES_AT_ONCE, Block
 from dataflex.projection.kernels.native import kernel
 
@@ -32,7 +31,7 @@ LANES = 32
 
 
 def accumulate_reference(block: Block, directions: Tensor, sums: Tensor, not_finite: Tensor) -> None:
-    """Add the inner products of a block to sums, in plain torch; arguments as :func:`dots_accumulate`."""
+    """Add the inner products of a block with ``directions`` ``(d, n)`` to ``sums`` ``(b, 1 + d)``, in plain torch."""
     rows, count = block.grads.shape
     width = max(VALUES_AT_ONCE // (max(rows, 1) * PIECE), 1) * PIECE
     for start in range(0, count, width):
@@ -64,11 +63,13 @@ def _piece_sums(products: Tensor) -> Sequence[Tensor]:
 @torch.library.custom_op(
     "dataflex::dots_accumulate",
     mutates_args=("sums", "not_finite"),
-    schema=f"({block.SCHEMA}, Tensor directions, Tensor(a!) sums, Tensor(b!) not_finite) -> ()",
+    schema="(Tensor[] grads, int[] offsets, int[] parameters, Tensor? exp_avg, Tensor? exp_avg_sq, str variant, "
+    "float[] constants, Tensor directions, Tensor(a!) sums, Tensor(b!) not_finite) -> ()",
 )
 def dots_accumulate(
-    grads: Tensor,
-    offset: int,
+    grads: Sequence[Tensor],
+    offsets: Sequence[int],
+    parameters: Sequence[int],
     exp_avg: Tensor | None,
     exp_avg_sq: Tensor | None,
     variant: str,
@@ -77,25 +78,33 @@ def dots_accumulate(
     sums: Tensor,
     not_finite: Tensor,
 ) -> None:
-    """Add inner products and squares of a block of one parameter to sums, natively where a kernel is there.
+    """Add inner products and squares of blocks of parameters to sums, natively where a kernel is there.
+
+    Several blocks in one call: the way to a kernel takes as long as it takes for a small block.
 
     Args:
-        grads: As all arguments up to ``constants``: see :func:`dataflex.projection.kernels.sjlt.sjlt_accumulate`.
-        offset: Parameter index of the first column, at a multiple of :data:`PIECE` from where its parameter starts.
-        exp_avg: ``(n,)`` float32 or None.
-        exp_avg_sq: ``(n,)`` float32 or None.
-        variant: ``none``, ``adamw`` or ``less``.
-        constants: Numbers of the normalisation.
-        directions: ``(d, n)`` float32 of the same n parameters, d from 0; rows may be strided.
-        sums: ``(b, 1 + d)`` float64, added to: the square, then the inner products.
+        grads: Blocks of one parameter each, ``(b, n_i)`` float32, bfloat16 or float16; rows may be strided, values of a
+            row are contiguous.
+        offsets: Column of moments and directions where each block starts; it is at a multiple of :data:`PIECE` from
+            where its parameter starts.
+        parameters: Number of each block's parameter.
+        exp_avg: ``(n,)`` float32 first moments, or None for raw gradients.
+        exp_avg_sq: ``(n,)`` float32 second moments, or None for raw gradients.
+        variant: ``none``, ``adamw``, ``less`` or ``second_moment``.
+        constants: :meth:`dataflex.projection.adam.AdamMoments.constants`; zeros for raw gradients.
+        directions: ``(d, n)`` float32, d from 0; rows may be strided.
+        sums: ``(parameters, b, 1 + d)`` float64, added to: the square, then the inner products.
         not_finite: ``(b,)`` uint8, set to 1 where a value is not finite; such a value counts as 0.
     """
-    parameters = Block(grads, offset, exp_avg, exp_avg_sq, variant, constants)
-    native = kernel("dots", grads.device)
-    if native is None:
-        accumulate_reference(parameters, directions, sums, not_finite)
-        return
-    native(parameters, directions=directions, sums=sums, not_finite=not_finite)
+    native = kernel("dots", directions.device)
+    for values, start, number in zip(grads, offsets, parameters, strict=True):
+        stop = start + values.shape[1]
+        mean, square = (None if moment is None else moment[start:stop] for moment in (exp_avg, exp_avg_sq))
+        part = Block(values, start, mean, square, variant, constants)
+        if native is None:
+            accumulate_reference(part, directions[:, start:stop], sums[number], not_finite)
+        else:
+            native(part, directions=directions[:, start:stop], sums=sums[number], not_finite=not_finite)
 
 
 @dots_accumulate.register_fake
