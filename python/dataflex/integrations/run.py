@@ -113,7 +113,8 @@ class Run:
         if self.curriculum.wants_selection(phase):
             statistics = self.curriculum.select(phase, self._loop(model, optimizer), step)
             self._keep(state)
-            self._ranks.on_main(lambda: refresh_page(self.curriculum.output_dir))
+            if self._ranks.is_main:
+                refresh_page(self.curriculum.output_dir)
         rows = chain.from_iterable(self.curriculum.rows(each) for each in range(step, phase.stop))
         thrown_away = self.curriculum.rows(step)[:1] * self._skipped
         self._skipped = 0
