@@ -1,46 +1,58 @@
-"""One cell of the table: a method on the pool of a seed, from the base model to the test rows, kept when it is done.
+"""One cell of the table: a method on the pool of a task and a seed, from the base model to the test rows.
 
-Everything random follows from the seed, so all methods of a seed start from the same adapter, take the same warm-up
-steps, and select in the same state of the model. Methods by gradient share the candidates' features, and those of NICE
-their answers and rewards, as resumed runs do: what one has computed the next one reads.
+A new adapter is trained on the choice for a number of steps that does not depend on its size, so a small choice is seen
+more often. Methods without a choice of their own (all rows, none) and right rows that are fewer than the budget are the
+same cell at every budget, and measured once.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as pq
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 import dataflex as df
-from dataflex.models.model import add_lora, load_model, load_tokenizer
+from dataflex.models.model import load_model, load_tokenizer
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.inputs import as_dataset
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import write_json
 
-from .measures import of_choice
-from .methods import METHODS, Method
-from .pools import Pool, Row, build
-from .protocol import CUTOFF, EPOCHS, METRIC, TEMPLATE, Protocol, cell_key
+from .choices import Setting, choose, of_report
+from .measures import of_choice, of_scores
+from .methods import METHODS
+from .pools import Pool, build
+from .protocol import CUTOFF, ENCODER, METRIC, MODEL, TEMPLATE, Protocol, digest, pool_facts, weights_digest
+from .store import Result, Store
+from .tasks import TASKS
 
-logger = logging.getLogger(__name__)
 
-DRAW = 1000
-"""Between the seeds of two draws of a selection, further apart than the seeds of pools."""
-Result = dict[str, Any]
+@dataclass(frozen=True)
+class Cell:
+    """Which cell.
+
+    Attributes:
+        method: Name of the method.
+        seed: Of the pool, the adapter, the warm-up and the training.
+        task: Name of the target task.
+        budget: Share of the pool that is chosen; None: the rows of the steps that a run goes on for.
+    """
+
+    method: str
+    seed: int
+    task: str = "kinds"
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,182 +61,184 @@ class Bench:
 
     Attributes:
         protocol: What they have in common.
-        model: Folder of the base model.
-        folder: Results, and the work of runs that go on.
+        most: Largest budget, which choices go as far as.
+        model: Folder of the base model; where it is absent, results are looked up for the published one.
+        encoder: Folder of the model that embeds texts, likewise; None: methods that need it are not measured.
+        store: Results.
     """
 
     protocol: Protocol
+    most: float | None
     model: Path
-    folder: Path
+    encoder: Path | None
+    store: Store
 
-    def cell(self, name: str, seed: int, *, only_cached: bool = False) -> Result | None:
-        """The result of a method on the pool of a seed, from the cache if it is there."""
-        method, pool = METHODS[name], build(seed, self.protocol.sizes)
-        key = cell_key(self.protocol, pool, self.model, resolved(method, self.protocol))
-        path = self.folder / "results" / f"{key}.json"
+    def find(self, cell: Cell) -> Result | None:
+        """The kept result of a cell, or None."""
+        found = self.store.find(self.key(cell))
+        return None if found is None else {**found, **asdict(cell)}
+
+    def measurable(self, cell: Cell) -> bool:
+        """Whether what the cell needs is at hand."""
+        return self.model.is_dir() and (self.encoder is not None or not METHODS[cell.method].embeds)
+
+    def measure(self, cell: Cell) -> Result:
+        """Compute a cell and keep it."""
+        wall, processor = time.perf_counter(), time.process_time()
+        found = _Run(self, cell).result()
+        spent = {"total_seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - processor}
+        facts = {"revision": revision(), "utc": f"{datetime.now(UTC):%Y-%m-%d %H:%M}"}
+        self.store.keep(self.key(cell), _rounded({**asdict(cell), **found, **spent, **facts}))
+        return self.find(cell) or found
+
+    def key(self, cell: Cell) -> str:
+        """Digest of everything that a cell's outcome depends on, but the code."""
+        method = METHODS[cell.method]
+        resolved = method.resolved(self.longest(cell), self._encoder_digest)
+        counts = {"count": self.count(cell), "furthest": self._furthest(cell) if method.chooses else 0}
+        return digest({**self._pool_facts(cell), "method": resolved, **counts})
+
+    def count(self, cell: Cell) -> int:
+        """Rows that are trained on: the budget, unless the method has a number of its own."""
+        pool, selector = self.pool(cell), METHODS[cell.method].selector
+        count = self.protocol.chosen(len(pool.rows), cell.budget)
+        own = {"": 0, "all": len(pool.rows), "oracle": min(self.protocol.sizes.right, count)}
+        return own.get(selector, count)
+
+    def choice(self, cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Result:
+        """A method's choice on a pool, which all budgets share."""
+        method, setting = METHODS[cell.method], self.setting(cell)
+        count = self._furthest(cell)
+        resolved = method.resolved(self.longest(cell), self._encoder_digest)
+        path = self.store.folder / "choices" / f"{digest({'shared': setting.shared, **resolved, 'count': count})}.json"
         if path.is_file():
-            return {**json.loads(path.read_text(encoding="utf-8")), "method": name}
-        if only_cached:
-            return None
-        begun = time.perf_counter()
-        found = _Cell(self, method, pool, seed, key).run()
-        facts = {"seed": seed, "total_seconds": time.perf_counter() - begun, "revision": revision()}
-        result = {"method": name, **facts, "utc": f"{datetime.now(UTC):%Y-%m-%d %H:%M}", **found}
-        write_json(path, result)
-        return result
+            kept: Result = json.loads(path.read_text(encoding="utf-8"))
+            return kept
+        found = choose(setting, method, tokenizer, count)
+        write_json(path, found)
+        return found
 
+    def setting(self, cell: Cell) -> Setting:
+        """What the cells of a pool share."""
+        shared, work = digest(self._pool_facts(cell)), self.store.folder / "work"
+        where = (self.model, self.encoder, work, shared)
+        return Setting(self.protocol, self.pool(cell), cell.seed, self.longest(cell), *where)
 
-def resolved(method: Method, protocol: Protocol) -> dict[str, Any]:
-    """A method with all parameters that hold, so that another default is another cell."""
-    config = method.build(protocol, Path()).config.model_dump(mode="json") if method.selector else {}
-    facts = {"selector": method.selector, "trains": method.trains, "params": {**config, "cache_dir": None}}
-    return {**facts, "draw": method.draw} if method.draw else facts
+    def longest(self, cell: Cell) -> int:
+        """Tokens of the longest answer."""
+        return self.protocol.max_new_tokens or TASKS[cell.task].max_new_tokens
+
+    def pool(self, cell: Cell) -> Pool:
+        """The cell's pool."""
+        return _pool(cell.seed, self.protocol, cell.task)
+
+    def _furthest(self, cell: Cell) -> int:
+        """How many rows a method is asked for: the right rows, or those of the largest budget."""
+        if METHODS[cell.method].selector == "oracle":
+            return self.protocol.sizes.right
+        return self.protocol.chosen(len(self.pool(cell).rows), self.most)
+
+    def _pool_facts(self, cell: Cell) -> dict[str, Any]:
+        return pool_facts(self.protocol, self.pool(cell), self._model_digest, cell.task)
+
+    @property
+    def _model_digest(self) -> str:
+        return weights_digest(self.model) if self.model.is_dir() else MODEL
+
+    @property
+    def _encoder_digest(self) -> str:
+        return ENCODER if self.encoder is None else weights_digest(self.encoder)
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _Run:
     """A cell that is being computed."""
 
     bench: Bench
-    method: Method
-    pool: Pool
-    seed: int
-    key: str
+    cell: Cell
 
-    def run(self) -> Result:
-        """Train, or select only, and measure."""
-        tokenizer = load_tokenizer(str(self.bench.model))
-        model = self._adapted()
-        if not self.method.selector:
-            return self._tested(model, tokenizer)
-        work = self.bench.folder / "work" / self.key
-        try:
-            if self.method.trains == "after":
-                return self._trained_after(tokenizer, work)
-            return self._trained(model, tokenizer, work) if self.method.trains else self._chosen(model, tokenizer)
-        except df.DataflexError as error:
-            if "no evaluation prompt carries a signal" not in str(error):
-                raise
-            return {"stopped": "no signal"}
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    def result(self) -> Result:
+        """Choose, train and test, as far as the method does."""
+        method, tokenizer = METHODS[self.cell.method], load_tokenizer(str(self.bench.model))
+        if method.selector == "":
+            return self._tested(load_model(str(self.bench.model)), tokenizer)
+        if method.trains is True:
+            return self._gone_on(tokenizer)
+        pool, count = self.bench.pool(self.cell), self.bench.count(self.cell)
+        choice = self.bench.choice(self.cell, tokenizer) if method.chooses else {"indices": [*range(len(pool.rows))]}
+        if "stopped" in choice:
+            return choice
+        indices = choice["indices"][:count]
+        found = {**choice, "indices": indices, **of_choice(pool, indices)}
+        return {**found, **self._trained(indices, tokenizer)} if method.trains else found
 
-    def _adapted(self) -> PreTrainedModel:
-        torch.manual_seed(self.seed)
-        rank = self.bench.protocol.rank
-        return add_lora(load_model(str(self.bench.model)), rank=rank, alpha=2 * rank)
+    def _trained(self, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Result:
+        """Train a new adapter on the choice alone and test it."""
+        setting, begun = self.bench.setting(self.cell), time.process_time()
+        with self._folder() as folder:
+            arguments = setting.arguments(folder, max_steps=setting.protocol.steps)
+            rows = [setting.pool.rows[place] for place in indices]
+            trainer = df.Trainer(setting.adapted(), tokenizer, rows, args=arguments)
+            trainer.train()
+            tested = self._tested(trainer.model, tokenizer)
+            return {**tested, "train_processor": time.process_time() - begun}
 
-    @property
-    def _shared(self) -> Path:
-        """What the methods of a seed share: features, answers, the state after the warm-up."""
-        return self.bench.folder / "work" / f"shared-{cell_key(self.bench.protocol, self.pool, self.bench.model, {})}"
-
-    def _arguments(self, work: Path, **more: Any) -> df.TrainingArguments:
-        """How every cell trains."""
-        return df.TrainingArguments(
-            output_dir=work,
-            overwrite_output_dir=True,
-            seed=self.seed,
-            template=TEMPLATE,
-            cutoff_len=CUTOFF,
-            learning_rate=self.bench.protocol.learning_rate,
-            per_device_train_batch_size=self.bench.protocol.batch,
-            plot_loss=False,
-            **more,
-        )
-
-    def _trained(self, model: Any, tokenizer: PreTrainedTokenizerBase, work: Path) -> Result:
-        protocol = self.bench.protocol
-        trainer = df.Trainer(
-            model,
-            tokenizer,
-            self.pool.rows,
-            self.pool.prompts,
-            self.method.build(protocol, self._shared),
-            schedule=df.Schedule(protocol.warmup_step, protocol.update_step, 1),
-            args=self._arguments(work),
-        )
-        begun = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - begun
-        kept = self._shared / f"checkpoint-{protocol.warmup_step}"
-        if not kept.exists():
-            shutil.copytree(work / kept.name, kept)
-        table = pq.read_table(work / "selections" / f"step-{protocol.warmup_step}.parquet")
-        facts = json.loads(table.schema.metadata[b"dataflex"])
-        ranked = sorted(
-            row
-            for row in zip(*(table[name].to_pylist() for name in ("rank", "index")), strict=True)
-            if row[0] is not None
-        )
-        scores = table["score"].to_pylist()
-        return {
-            **of_choice(self.pool, [index for _, index in ranked], None if None in scores else scores),
-            **_of_report(facts["report"]),
-            **self._tested(trainer.model, tokenizer),
-            "train_seconds": seconds,
-        }
-
-    def _trained_after(self, tokenizer: PreTrainedTokenizerBase, work: Path) -> Result:
-        """Select after the warm-up, then train a new adapter on the choice alone, every row in each epoch."""
-        found = self._chosen(self._adapted(), tokenizer)
-        trainer = df.Trainer(
-            self._adapted(),
-            tokenizer,
-            [self.pool.rows[place] for place in found["indices"]],
-            args=self._arguments(work, num_train_epochs=EPOCHS),
-        )
-        trainer.train()
-        return {**found, **self._tested(trainer.model, tokenizer)}
-
-    def _chosen(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Result:
-        protocol = self.bench.protocol
-        checkpoint = self._shared / f"checkpoint-{protocol.warmup_step}"
-        if not checkpoint.exists():
-            self.bench.cell("random", self.seed)
-        if not checkpoint.exists():  # the cell of random rows came from the cache
-            _Cell(self.bench, METHODS["random"], self.pool, self.seed, f"{self.key}-warmup").run()
-        found = df.select(
-            model,
-            tokenizer,
-            self.pool.rows,
-            self.pool.prompts,
-            selector=self.method.build(protocol, self._shared),
-            num_samples=protocol.chosen,
-            checkpoint=checkpoint,
-            template=TEMPLATE,
-            cutoff_len=CUTOFF,
-            seed=self.seed + DRAW * self.method.draw,
-        )
-        scores = None if found.scores is None else found.scores.tolist()
-        indices = found.indices.tolist()
-        return {"indices": indices, **of_choice(self.pool, indices, scores), **_of_report(found.report)}
+    def _gone_on(self, tokenizer: PreTrainedTokenizerBase) -> Result:
+        """Let the run that warmed up select and go on with the choice."""
+        setting = self.bench.setting(self.cell)
+        cache = setting.work / f"features-{setting.shared}"
+        with self._folder() as folder:
+            selector = METHODS[self.cell.method].build(setting.max_new_tokens, cache, setting.encoder)
+            trainer = setting.trainer(tokenizer, selector, folder)
+            trainer.train()
+            path = folder / "selections" / f"step-{setting.protocol.warmup_step}.parquet"
+            return {**_selected(path, setting.pool), **self._tested(trainer.model, tokenizer)}
 
     def _tested(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Result:
-        """Greedy answers of the model to the test rows."""
-        template = df.ChatTemplate.load(TEMPLATE, tokenizer)
-        metric = AnswerMetric.from_params(
-            METRIC, max_new_tokens=self.bench.protocol.max_new_tokens, max_prompt_length=CUTOFF
-        )
-        rows: Sequence[Row] = self.pool.test
+        """Greedy answers of the model to the test rows, and its loss on their references."""
+        template, rows = df.ChatTemplate.load(TEMPLATE, tokenizer), self.bench.pool(self.cell).test
+        longest = self.bench.longest(self.cell)
+        metric = AnswerMetric.from_params(METRIC, max_new_tokens=longest, max_prompt_length=CUTOFF)
         dataset = as_dataset(list(rows), template, CUTOFF, keep_unlabelled=True)
         begun = time.perf_counter()
         evaluator = Evaluator(model, tokenizer, template, dataset, len(rows), nullcontext, Ranks(), metric)
         rewards = [float(answer.reward or 0.0) for answer in evaluator.answers()]
-        return {
-            "exact_match": fmean(rewards),
-            "test_rewards": rewards,
-            "test_seconds": time.perf_counter() - begun,
-        }
+        losses = [loss.total / loss.tokens for loss in evaluator.losses() if loss is not None]
+        return {"test_rewards": rewards, "test_losses": losses, "test_seconds": time.perf_counter() - begun}
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Where the run writes, until it is done."""
+        folder = self.bench.store.folder / "work" / self.bench.key(self.cell)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _of_report(report: Result) -> Result:
-    """Reliability, rewards and seconds from a selection's own report."""
-    kept = {key: report[key] for key in ("reliability", "seconds", "prompts", "rewards", "scoring") if key in report}
-    rewards = report.get("rewards")
-    if rewards:
-        kept["share_rewarded"] = rewards["mean"]  # of rewards 0 and 1
-    return kept
+def _selected(path: Path, pool: Pool) -> Result:
+    """The choice of a run, from its table of selections."""
+    table = pq.read_table(path)
+    facts = json.loads(table.schema.metadata[b"dataflex"])
+    columns = zip(*(table[name].to_pylist() for name in ("rank", "index")), strict=True)
+    indices = [index for _, index in sorted(row for row in columns if row[0] is not None)]
+    scores = table["score"].to_pylist()
+    of = of_scores(pool, None if None in scores else scores)
+    return {"indices": indices, **of_choice(pool, indices), **of, **of_report(facts["report"])}
+
+
+@lru_cache(maxsize=64)
+def _pool(seed: int, protocol: Protocol, task: str) -> Pool:
+    return build(seed, protocol.sizes, task)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six digits: no figure of the table has more than three."""
+    if isinstance(value, dict):
+        return {key: _rounded(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_rounded(own) for own in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def revision() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .pools import RIGHT, WRONG, Pool
+from .pools import DUPLICATE, RIGHT, WRONG, Pool
 
 
 def auc(scores: Sequence[float], positive: Sequence[int], negative: Sequence[int]) -> float:
@@ -18,21 +18,25 @@ def auc(scores: Sequence[float], positive: Sequence[int], negative: Sequence[int
     return float(larger)
 
 
-def of_choice(pool: Pool, chosen: Sequence[int], scores: Sequence[float] | None) -> dict[str, Any]:
-    """Shares of right and wrong target rows among the chosen, and how well the scores tell rows apart.
-
-    ``auc``: right target rows against all other rows, those with wrong answers among them; ``auc_families``: against
-    the rows of other families and noise; ``auc_wrong``: against target questions with wrong answers.
-    """
+def of_choice(pool: Pool, chosen: Sequence[int]) -> dict[str, Any]:
+    """Shares of right and wrong target rows among the chosen, and of near-duplicates of right ones."""
     tasks = [pool.rows[place]["task"] for place in chosen]
-    found: dict[str, Any] = {"chosen": len(tasks)}
-    found |= {f"share_{name}": tasks.count(task) / len(tasks) for name, task in (("right", RIGHT), ("wrong", WRONG))}
-    if scores is not None:
-        right, wrong = pool.places(RIGHT), pool.places(WRONG)
-        rest = [place for place in range(len(pool.rows)) if place not in {*right, *wrong}]
-        found |= {
-            "auc": auc(scores, right, [*wrong, *rest]),
-            "auc_families": auc(scores, right, rest),
-            "auc_wrong": auc(scores, right, wrong),
-        }
-    return found
+    shares = (("right", RIGHT), ("wrong", WRONG), ("duplicate", DUPLICATE))
+    return {"chosen": len(tasks), **{f"share_{name}": tasks.count(task) / len(tasks) for name, task in shares}}
+
+
+def of_scores(pool: Pool, scores: Sequence[float] | None) -> dict[str, float]:
+    """How well the scores tell rows apart; nothing without scores. Near-duplicates count on neither side.
+
+    ``auc``: right target rows against all others, those with wrong answers among them; ``auc_families``: against the
+    rows of other families and noise; ``auc_wrong``: against target questions with wrong answers.
+    """
+    if scores is None:
+        return {}
+    right, wrong = pool.places(RIGHT), pool.places(WRONG)
+    rest = sorted({*range(len(pool.rows))} - {*right, *wrong, *pool.places(DUPLICATE)})
+    return {
+        "auc": auc(scores, right, [*wrong, *rest]),
+        "auc_families": auc(scores, right, rest),
+        "auc_wrong": auc(scores, right, wrong),
+    }

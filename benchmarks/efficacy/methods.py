@@ -11,8 +11,8 @@ import numpy as np
 
 import dataflex as df
 
-from .pools import RIGHT
-from .protocol import METRIC, Protocol
+from .pools import RIGHT, Pool
+from .protocol import METRIC
 
 OLD = {"baseline": "none", "reference_answer": "none"}
 """NICE's defaults in 0.1.0: the rule of the paper's code."""
@@ -23,8 +23,8 @@ class Method:
     """One row of the table.
 
     Attributes:
-        selector: Name of the selector; empty: no training at all.
-        params: Its parameters beside the reward and the folder of its features.
+        selector: Name of the selector; empty: no training at all; ``all``: every row, nothing is selected.
+        params: Its parameters beside the reward, the encoder and the folder of its features.
         trains: Whether the model goes on with the choice; ``after``: a new adapter is trained on it; no: the choice
             alone is measured.
         draw: Number of the selection's own draw, for methods that draw: pool, warm-up and training stay the seed's.
@@ -40,15 +40,48 @@ class Method:
         """Whether it needs answers and rewards."""
         return self.selector == "nice"
 
-    def build(self, protocol: Protocol, cache: Path) -> df.Selector[Any]:
-        """The selector; those by gradient share the features of the candidates in ``cache``."""
+    @property
+    def embeds(self) -> bool:
+        """Whether it needs an encoder of texts."""
+        return self.selector == "near" or (self.selector == "tsds" and "representation" not in self.params)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it selects at all."""
+        return self.selector not in ("", "all")
+
+    def resolved(self, max_new_tokens: int, encoder: str) -> dict[str, Any]:
+        """All parameters that hold, defaults among them, so that another default is another cell.
+
+        Args:
+            max_new_tokens: Longest answer.
+            encoder: Digest of the encoder's weights.
+        """
+        params = {}
+        if self.chooses and self.selector != "near":  # near's own are those of the matrix
+            params = self.build(max_new_tokens, Path(), Path()).config.model_dump(mode="json")
+        params |= {"cache_dir": None} | ({"embed_model": encoder} if self.embeds else {})
+        return {"selector": self.selector, "trains": self.trains, "params": params, "draw": self.draw}
+
+    def build(self, max_new_tokens: int, cache: Path, encoder: Path | None) -> df.Selector[Any]:
+        """The selector.
+
+        Args:
+            max_new_tokens: Longest answer.
+            cache: Folder of features, answers, and of near's matrix.
+            encoder: Folder of the model that embeds texts; for those that embed.
+        """
         if self.selector == "oracle":
             return Oracle()
         params = dict(self.params)
-        if self.selector in ("nice", "less"):
+        if self.selector == "near":
+            return df.NearSelector(indices_path=cache / MATRIX, **params)
+        if self.selector != "random":
             params["cache_dir"] = cache
+        if self.embeds:
+            params["embed_model"] = str(encoder)
         if self.asks:
-            params |= {"reward": {"name": "metric", "params": METRIC}, "max_new_tokens": protocol.max_new_tokens}
+            params |= {"reward": {"name": "metric", "params": METRIC}, "max_new_tokens": max_new_tokens}
         return BUILDERS[self.selector](**params)
 
 
@@ -65,34 +98,74 @@ class Oracle(df.Selector[df.SelectorConfig]):
         return df.Selection(chosen, None, self.name, context.step, context.round, {})
 
 
+MATRIX = "near.npy"
+
+
+def write_matrix(pool: Pool, cache: Path, encoder: Path, width: int) -> None:
+    """Near's offline step: each target's ``width`` nearest rows."""
+    index = df.NearIndex(
+        pool.rows, pool.prompts, embed_model=str(encoder), save_indices_path=cache / MATRIX, max_K=width, index="exact"
+    )
+    index.build()
+
+
 BUILDERS: dict[str, Callable[..., df.Selector[Any]]] = {
     "random": df.RandomSelector,
+    "loss": df.LossSelector,
+    "rds": df.RdsSelector,
+    "tsds": df.TsdsSelector,
     "less": df.LessSelector,
     "nice": df.NiceSelector,
 }
 
 COOL = {"generation_temperature": 0.7}
 """The temperature of the answers in 0.1.0."""
+NO_MOMENTUM = {"adam_variant": "second_moment"}
+
+
+def _then(selector: str, **params: Any) -> Method:
+    return Method(selector, params, trains="after")
+
+
+def _only(selector: str, **params: Any) -> Method:
+    return Method(selector, params, trains=False)
+
 
 METHODS: dict[str, Method] = {
-    "then: random": Method("random", trains="after"),
+    "zero-shot": Method(""),
+    "then: random": _then("random"),
     "then: random, second draw": Method("random", trains="after", draw=1),
     "then: random, third draw": Method("random", trains="after", draw=2),
-    "then: oracle": Method("oracle", trains="after"),
-    "then: less": Method("less", trains="after"),
-    "then: nice": Method("nice", trains="after"),
-    "then: nice, second_moment": Method("nice", {"adam_variant": "second_moment"}, trains="after"),
-    "zero-shot": Method(""),
+    "then: all rows": _then("all"),
+    "then: oracle": _then("oracle"),
+    "then: loss": _then("loss"),
+    "then: near": _then("near"),
+    "then: tsds": _then("tsds"),
+    "then: tsds, gradients": _then("tsds", representation="gradient"),
+    "then: rds": _then("rds"),
+    "then: less": _then("less"),
+    "then: less, second_moment": _then("less", **NO_MOMENTUM),
+    "then: less, round robin": _then("less", aggregate="round_robin"),
+    "then: nice": _then("nice"),
+    "then: nice, second_moment": _then("nice", **NO_MOMENTUM),
+    "then: nice, no references": _then("nice", reference_answer="none"),
     "random": Method("random"),
     "oracle": Method("oracle"),
     "less": Method("less"),
     "nice": Method("nice"),
     "nice, temperature 0.7": Method("nice", COOL),
     "nice, old defaults": Method("nice", {**OLD, **COOL}),
-    "nice, no baseline": Method("nice", {"baseline": "none"}, trains=False),
-    "nice, no baseline, temperature 0.7": Method("nice", {**COOL, "baseline": "none"}, trains=False),
-    "nice, no references": Method("nice", {"reference_answer": "none"}, trains=False),
-    "nice, fallback": Method("nice", {"reference_answer": "fallback"}, trains=False),
-    "nice, second_moment": Method("nice", {"adam_variant": "second_moment"}, trains=False),
+    "less, formula of LESS": _only("less", adam_variant="less"),
+    "less, second_moment": _only("less", **NO_MOMENTUM),
+    "less, round robin": _only("less", aggregate="round_robin"),
+    **{f"less, projected to {k}": _only("less", scoring="projected", proj_dim=k) for k in (512, 4096, 16384)},
+    "nice, no baseline": _only("nice", baseline="none"),
+    "nice, no baseline, temperature 0.7": _only("nice", **COOL, baseline="none"),
+    "nice, no references": _only("nice", reference_answer="none"),
+    "nice, fallback": _only("nice", reference_answer="fallback"),
+    "nice, second_moment": _only("nice", **NO_MOMENTUM),
+    "nice, projected to 4096": _only("nice", scoring="projected"),
+    "nice, 8 answers": _only("nice", mc_samples=8),
+    "nice, round robin": _only("nice", aggregate="round_robin"),
 }
 """Without parameters a method is as it is shipped."""

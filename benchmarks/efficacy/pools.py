@@ -1,12 +1,7 @@
-"""A planted pool: rows of a target task with right and with wrong answers among those of eight other families.
+"""Planted pools: target questions with right and with wrong answers among those of eight other families.
 
-The target asks what a thing is ("What is a sparrow?") and wants one answer word for word ("A sparrow is a kind of
-bird."). The model, left alone, says something true in other words ("A sparrow is a small bird that ..."), so it earns
-next to nothing before it is trained. What pays is in the pool: the form in all target rows, right and wrong, the right
-kind in the right ones alone.
-
-Things are drawn by seed. Target prompts, test rows and the rows of the pool are about different things: no word that is
-asked about stands in two of them.
+What can be asked about is drawn by seed. Target prompts, test rows and the rows of the pool are about different things:
+no word that is asked about stands in two of them. Near-duplicates are in the pool alone, beside the rows they repeat.
 """
 
 from __future__ import annotations
@@ -17,10 +12,11 @@ from random import Random
 from typing import Any
 
 from .families import FAMILIES, Pair, gibberish
-from .words import KINDS
+from .tasks import TASKS
 
-RIGHT, WRONG, NOISE = "target", "wrong", "noise"
-"""Tasks of the rows: target questions with right answers, with wrong ones; any questions with gibberish as answer."""
+RIGHT, WRONG, DUPLICATE, NOISE = "target", "wrong", "duplicate", "noise"
+"""Tasks of the rows: target questions with right answers, with wrong ones, right ones in almost the same words again;
+any questions with gibberish as answer."""
 
 Row = dict[str, Any]
 
@@ -36,6 +32,7 @@ class Sizes:
         noise: Questions of all families, the target's among them, answered with gibberish.
         prompts: Target prompts, with references: what is selected for.
         test: Target questions that only the test sees.
+        duplicates: Right rows that stand in the pool once more, the question in almost the same words.
     """
 
     right: int = 24
@@ -44,6 +41,7 @@ class Sizes:
     noise: int = 24
     prompts: int = 12
     test: int = 48
+    duplicates: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,14 @@ class Pool:
         return [place for place, row in enumerate(self.rows) if row["task"] in tasks]
 
 
-def build(seed: int, sizes: Sizes = Sizes()) -> Pool:
-    """Draw a pool."""
-    random = Random(f"planted pool {seed}")
-    things = _things(random)
-    take = iter(things)
+def build(seed: int, sizes: Sizes = Sizes(), task: str = "kinds") -> Pool:
+    """Draw the pool of a target task."""
+    random, target = Random(f"planted pool {seed}{'' if task == 'kinds' else f', {task}'}"), TASKS[task]
+    take = iter(target.items(random))
 
     def questions(count: int, *, wrong: bool = False) -> list[Pair]:
         drawn = [next(take) for _ in range(count)]
-        return [(question(thing), answer(thing, _other(random, kind) if wrong else kind)) for thing, kind in drawn]
+        return [target.wrong(random, item) if wrong else target.right(item) for item in drawn]
 
     parts: dict[str, Sequence[Pair]] = {
         RIGHT: questions(sizes.right),
@@ -81,6 +78,7 @@ def build(seed: int, sizes: Sizes = Sizes()) -> Pool:
         parts[family.__name__] = found[: sizes.family]
         spare += found[sizes.family : sizes.family + sizes.noise // (len(FAMILIES) + 1) + 1]
     parts[NOISE] = [(asked, gibberish(random)) for asked, _ in random.sample(spare, sizes.noise)]
+    parts[DUPLICATE] = [(again(asked), said) for asked, said in random.sample(parts[RIGHT], sizes.duplicates)]
     rows = [_row(name, number, pair) for name, pairs in parts.items() for number, pair in enumerate(pairs)]
     random.shuffle(rows)
     return Pool(
@@ -90,28 +88,9 @@ def build(seed: int, sizes: Sizes = Sizes()) -> Pool:
     )
 
 
-def question(thing: str) -> str:
-    """What the target task asks."""
-    return f"What is {_a(thing)}?"
-
-
-def answer(thing: str, kind: str) -> str:
-    """The one answer that is rewarded."""
-    return f"{_a(thing).capitalize()} is a kind of {kind}."
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' and noun != 'ukulele' else 'a'} {noun}"
-
-
-def _things(random: Random) -> list[tuple[str, str]]:
-    """All things with their kinds, kinds in turn, so that every part has about as many of each."""
-    columns = [[(thing, kind) for thing in random.sample(things, len(things))] for kind, things in KINDS.items()]
-    return [pair for turn in zip(*columns, strict=True) for pair in random.sample(turn, len(turn))]
-
-
-def _other(random: Random, kind: str) -> str:
-    return random.choice([other for other in KINDS if other != kind])
+def again(question: str) -> str:
+    """A question in almost the same words."""
+    return f"Please answer: {question}"
 
 
 def _row(prefix: str, number: int, pair: Pair, task: str | None = None) -> Row:

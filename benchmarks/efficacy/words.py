@@ -79,3 +79,32 @@ WEEKDAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 ORDINALS = _words("first second third fourth fifth")
 CONSONANTS = "bcdfghjklmnpqrstvwxz"
 UNITS = (("minutes", "hours", 60), ("metres", "kilometres", 1000), ("days", "weeks", 7), ("inches", "feet", 12))
+
+NAMES = _words(
+    "Aaron Abigail Adele Adrian Agnes Albert Alice Alma Amanda Amos Andrea Angela Anna Anton Arthur "
+    "Astrid Audrey August Barbara Beatrice Benjamin Bernard Bertha Blanche Boris Brigitte Bruno Camilla "
+    "Carl Caroline Cecilia Celia Charlotte Christian Clara Claudia Clement Conrad Cora Cornelius Daniel "
+    "Daphne Deborah Diana Dora Dorothy Edgar Edith Edmund Edward Eleanor Elias Elisabeth Ella Elsa Emil "
+    "Emma Eric Erika Ernest Esther Eugene Eva Felix Ferdinand Flora Florian Frances Frank Frederick Frida "
+    "Gabriel Gerda Gertrude Gilbert Gloria Greta Gustav Hannah Harold Harriet Hector Helen Henry Herbert "
+    "Hilda Hubert Hugo Ida Ingrid Irene Iris Isaac Isabel Ivan Jacob Jane Jasper Joanna Joel Johan Jonas "
+    "Josephine Judith Julia Julius Karen Kasper Katharine Konstantin Laura Leah Leo Leonard Lewis Linda "
+    "Louis Louise Lucas Lucy Lydia Mabel Magnus Marcel Margaret Maria Marianne Mark Martha Martin Matilda "
+    "Maurice Max Melanie Michael Mildred Miriam Monica Nadia Naomi Natalie Nathan Nicholas Nina Nora "
+    "Norman Olga Oliver Oscar Otto Pamela Patricia Paul Paula Peter Philip Rachel Ralph Rebecca Richard "
+    "Rita Robert Rosa Ruth Samuel Sarah Sebastian Selma Simon Stella Susan Sylvia Teresa Thea "
+    "Theodore Thomas Tobias Ursula Valentin Vera Victor Victoria Vincent Viola Walter Wanda Wilhelm "
+    "William Xavier Yvonne Zoe"
+)
+"""Customers. No name stands twice, nor in another family."""
+GOODS = _words(
+    "lamp kettle toaster vase sofa desk pillow teapot clock radio camera backpack suitcase umbrella broom "
+    "bucket ruler stapler notebook calendar dictionary telescope microscope keyboard printer projector "
+    "headset speaker frame mug plate spoon bowl tray towel mattress wardrobe bookshelf stool rug"
+)
+CITIES = _words(
+    "Bergen Porto Lyon Marseille Hamburg Munich Seville Valencia Naples Turin Geneva Basel Antwerp Ghent "
+    "Rotterdam Utrecht Aarhus Malmo Uppsala Turku Gdansk Krakow Brno Graz Salzburg Manchester Liverpool "
+    "Leeds Glasgow Cardiff Boston Chicago Denver Houston Seattle Toronto Montreal Melbourne Osaka Mumbai"
+)
+"""None of them a capital."""

@@ -1,0 +1,126 @@
+"""The tables of ``docs/efficacy.md`` that the command writes, between two markers for each set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dataflex.utils.files import write_text
+
+from .cells import Cell
+from .methods import METHODS
+from .store import Result
+from .tables import by_method, interval, interval_text, known, range_of, reliability, rows, shown_budget
+
+RANDOM = "then: random"
+BETTER: dict[str, Callable[[float, float, float, float], bool]] = {
+    "test_rewards": lambda low, _high, _random_low, random_high: low > random_high,
+    "test_losses": lambda _low, high, random_low, _random_high: high < random_low,
+}
+"""Whether a method's interval lies on the better side of random rows' interval."""
+
+
+def write_tables(page: Path, name: str, asked: Sequence[Cell], found: Mapping[Cell, Result]) -> None:
+    """Put a set's tables between its markers.
+
+    Raises:
+        ValueError: The page has no such markers.
+    """
+    text = page.read_text(encoding="utf-8")
+    marked = re.compile(rf"(?s)(<!-- efficacy: {name} -->\n).*?(<!-- /efficacy: {name} -->)")
+    if not marked.search(text):
+        raise ValueError(f"{page} has no lines '<!-- efficacy: {name} -->' and '<!-- /efficacy: {name} -->'")
+    write_text(page, marked.sub(lambda match: f"{match[1]}{tables(asked, found)}{match[2]}", text))
+
+
+def tables(asked: Sequence[Cell], found: Mapping[Cell, Result]) -> str:
+    """How much was measured, then every table."""
+    parts = [_measured(asked, found)]
+    if not found:
+        return f"\n{parts[0]}\n"
+    tested = any("test_rewards" in result for result in found.values())
+    for key, title in (("test_rewards", "Exact match on the test rows"), ("test_losses", "Test loss, nats a token")):
+        if tested:
+            parts.append(f"{title}:\n\n{outcome(asked, found, key)}")
+    parts += [f"`{task}`, what is chosen:\n\n{chosen(task, asked, found)}" for task in _tasks(asked)]
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def outcome(asked: Sequence[Cell], found: Mapping[Cell, Result], key: str) -> str:
+    """A row a method, a column a task and budget; bold where the interval is better than random rows' and apart."""
+    columns = [(task, budget) for task in _tasks(asked) for budget in sorted({cell.budget or 0.0 for cell in asked})]
+    methods = list(dict.fromkeys(cell.method for cell in asked))
+    seeds = len({cell.seed for cell in asked})
+
+    def values(method: str, task: str, budget: float) -> list[list[float]]:
+        wanted = (method, task, budget)
+        own = [result for cell, result in found.items() if (cell.method, cell.task, cell.budget) == wanted]
+        return known(own, key)
+
+    body = []
+    for method in methods:
+        texts = []
+        for column in columns:
+            own, random = values(method, *column), values(RANDOM, *column)
+            text = interval_text(own, seeds)
+            texts.append(f"**{text}**" if own and random and _apart(own, random, key) else text)
+        if any(texts):
+            body.append([shown(method), *texts])
+    return rows(["", *(f"`{task}`, {shown_budget(budget)}" for task, budget in columns)], body)
+
+
+def chosen(task: str, asked: Sequence[Cell], found: Mapping[Cell, Result]) -> str:
+    """What the choices consist of at the middle budget, what the scores are worth, and what choosing costs."""
+    budgets = sorted({cell.budget or 0.0 for cell in asked})
+    middle = budgets[len(budgets) // 2]
+    here = [cell for cell in found if (cell.task, cell.budget) == (task, middle) and METHODS[cell.method].chooses]
+    own = [found[cell] for cell in here]
+    share = partial(_share, budget=middle)
+    columns = (
+        share("right"),
+        share("wrong"),
+        share("duplicate"),
+        ("AUC", range_of(lambda result: result.get("auc"))),
+        ("against wrong answers", range_of(lambda result: result.get("auc_wrong"))),
+        ("reliability", range_of(reliability)),
+        ("warned", _warned),
+        ("processor seconds", _processor),
+    )
+    return by_method(own, columns, shown)
+
+
+def shown(method: str) -> str:
+    """A method's name on the page."""
+    return method.removeprefix("then: ").replace("oracle", "right rows")
+
+
+def _measured(asked: Sequence[Cell], found: Mapping[Cell, Result]) -> str:
+    dates = sorted(result["utc"][:10] for result in found.values())
+    when = f", {dates[0]} to {dates[-1]}" if dates and dates[0] != dates[-1] else f", {dates[0]}" if dates else ""
+    return f"{len(found)} of {len(asked)} cells measured{when}.\n"
+
+
+def _tasks(asked: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.task for cell in asked))
+
+
+def _apart(own: Sequence[Sequence[float]], random: Sequence[Sequence[float]], key: str) -> bool:
+    return BETTER[key](*interval(own)[1:], *interval(random)[1:])
+
+
+def _share(name: str, budget: float) -> tuple[str, Callable[[Sequence[Result]], str]]:
+    return f"{name} rows at {shown_budget(budget)}", range_of(lambda result: result.get(f"share_{name}"))
+
+
+def _warned(results: Sequence[Result]) -> str:
+    of = [result["warned"] for result in results if result.get("reliability")]
+    return f"{sum(of)} of {len(of)}" if of else ""
+
+
+def _processor(results: Sequence[Result]) -> str:
+    spent = [result["choice_processor"] for result in results if "choice_processor" in result]
+    return f"{np.mean(spent):.0f}" if spent else ""
