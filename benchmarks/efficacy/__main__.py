@@ -24,6 +24,7 @@ from .methods import METHODS
 from .page import write_tables
 from .pools import Sizes
 from .protocol import Protocol
+from .public import FETCH, PublicRows, find
 from .sets import SETS, CellSet, Cost, cells, predict
 from .store import Result, Store
 from .tables import markdown, report
@@ -45,6 +46,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test-rows", type=int, help="of a pool")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct")
     parser.add_argument("--encoder", type=Path, help="folder of a sentence-transformers model, for near and tsds")
+    parser.add_argument(
+        "--public", type=Path, default=ROOT / "build" / "efficacy" / "public", help=f"folder of: {FETCH}"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "efficacy", help="cache (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own number")
     parser.add_argument("--cached", action="store_true", help="measure nothing: what is there")
@@ -89,7 +93,7 @@ def measure(asked: Sequence[Cell], bench: Bench, *, only_cached: bool) -> dict[C
         if only_cached or cell in found:
             continue
         if not bench.measurable(cell):
-            print(f"left out: {cell} (no model at --model, or it needs --encoder)", flush=True)
+            print(f"left out: {cell} (no model at --model, no --encoder, or no --public)", flush=True)
             continue
         found[cell] = bench.find(cell) or bench.measure(cell)  # found: the same as another budget's
         print(report(found[cell]), flush=True)
@@ -113,7 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     asked = wanted(options)
     store = Store(options.folder, None if options.anew else PUBLISHED)
-    bench = Bench(Protocol(asked.sizes), asked.most, options.model, options.encoder, store)
+    public = PublicRows(asked.public, find(options.public)) if asked.public else None
+    bench = Bench(Protocol(asked.sizes), asked.most, options.model, options.encoder, store, public)
     found = measure(asked.cells, bench, only_cached=options.cached)
     results = list(found.values())
     table = markdown(results)

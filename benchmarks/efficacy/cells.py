@@ -34,6 +34,8 @@ from .measures import of_choice, of_scores
 from .methods import METHODS
 from .pools import Pool, build
 from .protocol import CUTOFF, ENCODER, METRIC, MODEL, TEMPLATE, Protocol, digest, pool_facts, weights_digest
+from .public import PublicRows
+from .spent import spent
 from .store import Result, Store
 from .tasks import TASKS
 
@@ -65,6 +67,7 @@ class Bench:
         model: Folder of the base model; where it is absent, results are looked up for the published one.
         encoder: Folder of the model that embeds texts, likewise; None: methods that need it are not measured.
         store: Results.
+        public: Public rows in the pools, or none; where their package is absent, results are looked up.
     """
 
     protocol: Protocol
@@ -72,6 +75,7 @@ class Bench:
     model: Path
     encoder: Path | None
     store: Store
+    public: PublicRows | None = None
 
     def find(self, cell: Cell) -> Result | None:
         """The kept result of a cell, or None."""
@@ -80,15 +84,16 @@ class Bench:
 
     def measurable(self, cell: Cell) -> bool:
         """Whether what the cell needs is at hand."""
-        return self.model.is_dir() and (self.encoder is not None or not METHODS[cell.method].embeds)
+        rows = self.public is None or self.public.wheel is not None
+        return self.model.is_dir() and rows and (self.encoder is not None or not METHODS[cell.method].embeds)
 
     def measure(self, cell: Cell) -> Result:
         """Compute a cell and keep it."""
         wall, processor = time.perf_counter(), time.process_time()
         found = _Run(self, cell).result()
-        spent = {"total_seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - processor}
+        whole = {"total_seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - processor}
         facts = {"revision": revision(), "utc": f"{datetime.now(UTC):%Y-%m-%d %H:%M}"}
-        self.store.keep(self.key(cell), _rounded({**asdict(cell), **found, **spent, **facts}))
+        self.store.keep(self.key(cell), _rounded({**asdict(cell), **found, **whole, **facts}))
         return self.find(cell) or found
 
     def key(self, cell: Cell) -> str:
@@ -100,9 +105,9 @@ class Bench:
 
     def count(self, cell: Cell) -> int:
         """Rows that are trained on: the budget, unless the method has a number of its own."""
-        pool, selector = self.pool(cell), METHODS[cell.method].selector
-        count = self.protocol.chosen(len(pool.rows), cell.budget)
-        own = {"": 0, "all": len(pool.rows), "oracle": min(self.protocol.sizes.right, count)}
+        rows, selector = self._rows(cell), METHODS[cell.method].selector
+        count = self.protocol.chosen(rows, cell.budget)
+        own = {"": 0, "all": rows, "oracle": min(self.protocol.sizes.right, count)}
         return own.get(selector, count)
 
     def choice(self, cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Result:
@@ -130,16 +135,27 @@ class Bench:
 
     def pool(self, cell: Cell) -> Pool:
         """The cell's pool."""
+        drawn = self._drawn(cell)
+        return drawn if self.public is None else self.public.beside(drawn, cell.seed)
+
+    def _drawn(self, cell: Cell) -> Pool:
+        """The pool's generated rows."""
         return _pool(cell.seed, self.protocol, cell.task)
+
+    def _rows(self, cell: Cell) -> int:
+        """Rows of the pool, which are known without the package of public ones."""
+        return len(self._drawn(cell).rows) + (0 if self.public is None else self.public.total)
 
     def _furthest(self, cell: Cell) -> int:
         """How many rows a method is asked for: the right rows, or those of the largest budget."""
         if METHODS[cell.method].selector == "oracle":
             return self.protocol.sizes.right
-        return self.protocol.chosen(len(self.pool(cell).rows), self.most)
+        return self.protocol.chosen(self._rows(cell), self.most)
 
     def _pool_facts(self, cell: Cell) -> dict[str, Any]:
-        return pool_facts(self.protocol, self.pool(cell), self._model_digest, cell.task)
+        """Public rows by the digest of their package, so that results are found without it."""
+        facts = pool_facts(self.protocol, self._drawn(cell), self._model_digest, cell.task)
+        return facts if self.public is None else {**facts, "public": self.public.facts}
 
     @property
     def _model_digest(self) -> str:
@@ -174,14 +190,13 @@ class _Run:
 
     def _trained(self, indices: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Result:
         """Train a new adapter on the choice alone and test it."""
-        setting, begun = self.bench.setting(self.cell), time.process_time()
-        with self._folder() as folder:
+        setting = self.bench.setting(self.cell)
+        with self._folder() as folder, spent("train") as costs:
             arguments = setting.arguments(folder, max_steps=setting.protocol.steps)
             rows = [setting.pool.rows[place] for place in indices]
             trainer = df.Trainer(setting.adapted(), tokenizer, rows, args=arguments)
             trainer.train()
-            tested = self._tested(trainer.model, tokenizer)
-            return {**tested, "train_processor": time.process_time() - begun}
+        return {**self._tested(trainer.model, tokenizer), **costs}
 
     def _gone_on(self, tokenizer: PreTrainedTokenizerBase) -> Result:
         """Let the run that warmed up select and go on with the choice."""
@@ -200,11 +215,11 @@ class _Run:
         longest = self.bench.longest(self.cell)
         metric = AnswerMetric.from_params(METRIC, max_new_tokens=longest, max_prompt_length=CUTOFF)
         dataset = as_dataset(list(rows), template, CUTOFF, keep_unlabelled=True)
-        begun = time.perf_counter()
         evaluator = Evaluator(model, tokenizer, template, dataset, len(rows), nullcontext, Ranks(), metric)
-        rewards = [float(answer.reward or 0.0) for answer in evaluator.answers()]
-        losses = [loss.total / loss.tokens for loss in evaluator.losses() if loss is not None]
-        return {"test_rewards": rewards, "test_losses": losses, "test_seconds": time.perf_counter() - begun}
+        with spent("test") as costs:
+            rewards = [float(answer.reward or 0.0) for answer in evaluator.answers()]
+            losses = [loss.total / loss.tokens for loss in evaluator.losses() if loss is not None]
+        return {"test_rewards": rewards, "test_losses": losses, **costs}
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:

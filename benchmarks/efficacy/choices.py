@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from .measures import of_scores
 from .methods import Method, write_matrix
 from .pools import Pool
 from .protocol import CUTOFF, TEMPLATE, Protocol
+from .spent import spent
 from .store import Result
 
 DRAW = 1000
@@ -107,12 +107,11 @@ def choose(setting: Setting, method: Method, tokenizer: PreTrainedTokenizerBase,
     checkpoint, model = setting.warmed(tokenizer), setting.adapted()
     # Those of the table have a folder of their own, so that their seconds are whole; ablations share their features.
     cache = setting.work / f"features-{setting.shared}{f'-{method.selector}' if method.trains else ''}"
-    begun = time.process_time(), time.perf_counter()
-    if method.selector == "near":
-        assert setting.encoder is not None
-        write_matrix(setting.pool, cache, setting.encoder, width=count)
     try:
-        with _warnings() as said:
+        with _warnings() as said, spent("choice") as costs:
+            if method.selector == "near":
+                assert setting.encoder is not None
+                write_matrix(setting.pool, cache, setting.encoder, width=count)
             found = df.select(
                 model,
                 tokenizer,
@@ -132,9 +131,8 @@ def choose(setting: Setting, method: Method, tokenizer: PreTrainedTokenizerBase,
     finally:
         if method.trains:
             shutil.rmtree(cache, ignore_errors=True)
-    spent = {"choice_processor": time.process_time() - begun[0], "choice_seconds": time.perf_counter() - begun[1]}
     scores = None if found.scores is None else found.scores.tolist()
-    facts = {**of_scores(setting.pool, scores), **of_report(found.report), **spent}
+    facts = {**of_scores(setting.pool, scores), **of_report(found.report), **costs}
     return {"indices": found.indices.tolist(), "warned": any(LOW_RELIABILITY in text for text in said), **facts}
 
 

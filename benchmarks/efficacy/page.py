@@ -88,7 +88,8 @@ def chosen(task: str, asked: Sequence[Cell], found: Mapping[Cell, Result]) -> st
         ("against wrong answers", range_of(lambda result: result.get("auc_wrong"))),
         ("reliability", range_of(reliability)),
         ("warned", _warned),
-        ("processor seconds", _processor),
+        ("processor seconds", _mean_of("choice_processor")),
+        ("peak, MiB", _mean_of("choice_peak")),
     )
     return by_method(own, columns, shown)
 
@@ -121,6 +122,9 @@ def _warned(results: Sequence[Result]) -> str:
     return f"{sum(of)} of {len(of)}" if of else ""
 
 
-def _processor(results: Sequence[Result]) -> str:
-    spent = [result["choice_processor"] for result in results if "choice_processor" in result]
-    return f"{np.mean(spent):.0f}" if spent else ""
+def _mean_of(key: str) -> Callable[[Sequence[Result]], str]:
+    def cell(results: Sequence[Result]) -> str:
+        values = [result[key] for result in results if key in result]
+        return f"{np.mean(values):,.0f}" if values else ""
+
+    return cell

@@ -79,12 +79,12 @@ def build(seed: int, sizes: Sizes = Sizes(), task: str = "kinds") -> Pool:
         spare += found[sizes.family : sizes.family + sizes.noise // (len(FAMILIES) + 1) + 1]
     parts[NOISE] = [(asked, gibberish(random)) for asked, _ in random.sample(spare, sizes.noise)]
     parts[DUPLICATE] = [(again(asked), said) for asked, said in random.sample(parts[RIGHT], sizes.duplicates)]
-    rows = [_row(name, number, pair) for name, pairs in parts.items() for number, pair in enumerate(pairs)]
+    rows = [as_row(name, number, pair) for name, pairs in parts.items() for number, pair in enumerate(pairs)]
     random.shuffle(rows)
     return Pool(
         rows,
-        [_row("prompt", number, pair, RIGHT) for number, pair in enumerate(prompts)],
-        [_row("test", number, pair, RIGHT) for number, pair in enumerate(test)],
+        [as_row("prompt", number, pair, RIGHT) for number, pair in enumerate(prompts)],
+        [as_row("test", number, pair, RIGHT) for number, pair in enumerate(test)],
     )
 
 
@@ -93,5 +93,6 @@ def again(question: str) -> str:
     return f"Please answer: {question}"
 
 
-def _row(prefix: str, number: int, pair: Pair, task: str | None = None) -> Row:
+def as_row(prefix: str, number: int, pair: Pair, task: str | None = None) -> Row:
+    """A row of the format that is read, with its task beside it."""
     return {"id": f"{prefix}-{number:03d}", "task": task or prefix, "instruction": pair[0], "output": pair[1]}

@@ -41,11 +41,13 @@ class CellSet:
         cells: In the order in which they are measured.
         sizes: Of their pools.
         most: The largest budget, as far as choices go; None where cells have none.
+        public: Rows of each family of public questions beside the generated ones.
     """
 
     cells: tuple[Cell, ...]
     sizes: Sizes = SIZES
     most: float | None = max(BUDGETS)
+    public: int = 0
 
 
 def cells(
@@ -59,6 +61,7 @@ def cells(
 SETS: dict[str, CellSet] = {
     "quick": CellSet(tuple(cells(QUICK, (1,), ("kinds",), (0.1,)))),
     "main": CellSet(tuple(cells(FIRST, SEEDS, TASKS, BUDGETS) + cells(REST, SEEDS, TASKS, BUDGETS))),
+    "public": CellSet(tuple(cells(FIRST, SEEDS, TASKS, (0.1, 0.05))), most=0.1, public=12),
     "ablations": CellSet(tuple(cells(CHOICES, SEEDS, TASKS, (0.1,)))),
 }
 
@@ -87,7 +90,9 @@ def predict(wanted: Iterable[Cell], found: Mapping[Cell, Result]) -> Cost | None
 
     Warm-ups count as trainings. Cells that are the same at every budget are counted once.
     """
-    trainings = [result["train_processor"] for result in found.values() if "train_processor" in result]
+    phases = ("train_processor", "test_processor")
+    trained = [result for result in found.values() if "train_processor" in result]
+    trainings = [sum(result.get(phase, 0.0) for phase in phases) for result in trained]
     choosing: dict[str, list[float]] = {}
     for cell, result in found.items():
         if "choice_processor" in result:
@@ -100,7 +105,7 @@ def predict(wanted: Iterable[Cell], found: Mapping[Cell, Result]) -> Cost | None
     for cell in wanted:
         method, there, pool = METHODS[cell.method], cell in found, (cell.task, cell.seed)
         budget = cell.budget if method.chooses else None
-        parts[("train", cell.method, budget, *pool)] = (price if method.trains else 0.0, there)
+        parts[("train", cell.method, budget, *pool)] = (price if method.trains and method.selector else 0.0, there)
         if method.chooses:
             if cell.method not in choosing:
                 guessed.add(cell.method)

@@ -13,6 +13,7 @@ import click
 from dataflex.cli import cli
 from dataflex.config import ExportConfig, NearConfig, RunConfig
 from efficacy import __main__ as efficacy
+from efficacy.public import FETCH
 from helpers.pages import Block
 from helpers.scripts import ROOT
 
@@ -81,6 +82,9 @@ def _python(words: list[str]) -> None:
 
 def _pip(words: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    if words[0] == "download":
+        assert " ".join(["pip", *words]) == FETCH, words
+        return
     assert words[0] == "install", words
     for word in words:
         named = re.fullmatch(r"(?:\.|dataflex-sdk)\[([\w,]+)\]", word)
