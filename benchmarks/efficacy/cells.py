@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 import dataflex as df
+from dataflex.data.cache import CacheSettings
 from dataflex.models.model import load_model, load_tokenizer
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.inputs import as_dataset
@@ -214,7 +215,7 @@ class _Run:
         template, rows = df.ChatTemplate.load(TEMPLATE, tokenizer), self.bench.pool(self.cell).test
         longest = self.bench.longest(self.cell)
         metric = AnswerMetric.from_params(METRIC, max_new_tokens=longest, max_prompt_length=CUTOFF)
-        dataset = as_dataset(list(rows), template, CUTOFF, keep_unlabelled=True)
+        dataset = as_dataset(list(rows), template, CUTOFF, CacheSettings(), keep_unlabelled=True)
         evaluator = Evaluator(model, tokenizer, template, dataset, len(rows), nullcontext, Ranks(), metric)
         with spent("test") as costs:
             rewards = [float(answer.reward or 0.0) for answer in evaluator.answers()]

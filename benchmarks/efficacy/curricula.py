@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 import dataflex as df
+from dataflex.data.cache import CacheSettings
 from dataflex.models.model import add_lora, load_model, load_tokenizer
 from dataflex.training.evaluation import Evaluator
 from dataflex.training.inputs import as_dataset
@@ -138,7 +139,7 @@ def measure(name: str, seed: int, model: Path) -> Result:
 def _loss(model: Any, tokenizer: Any, rows: Sequence[Row]) -> float:
     """Mean token cross-entropy of the answers, in nats."""
     template = df.ChatTemplate.load(TEMPLATE, tokenizer)
-    dataset = as_dataset(list(rows), template, CUTOFF, keep_unlabelled=True)
+    dataset = as_dataset(list(rows), template, CUTOFF, CacheSettings(), keep_unlabelled=True)
     found = Evaluator(model, tokenizer, template, dataset, len(rows), nullcontext, Ranks(), None).evaluate()
     return found["eval_loss"]
 
