@@ -13,6 +13,7 @@ import click
 from dataflex.cli import cli
 from dataflex.config import ExportConfig, NearConfig, RunConfig
 from efficacy import __main__ as efficacy
+from efficacy import curricula
 from efficacy.public import FETCH
 from helpers.pages import Block
 from helpers.scripts import ROOT
@@ -74,6 +75,8 @@ def _python(words: list[str]) -> None:
         _pip(words[2:])
     elif words[:2] == ["-m", "benchmarks.efficacy"]:
         efficacy.parse(words[2:])
+    elif words[:2] == ["-m", "benchmarks.efficacy.curricula"]:
+        curricula.parse(words[2:])
     elif words[0] == "-m":
         assert words[1] in ("venv", "pytest", "sphinx"), words
     else:
