@@ -57,7 +57,7 @@ class TokenIds:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._by_word = _splits_words(tokenizer)
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, tuple[int, ...]] = {}
 
     def of(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without special tokens of its own."""
@@ -88,7 +88,7 @@ class TokenIds:
     def _joined(self, texts: Sequence[str]) -> list[list[int]]:
         known, words = self._known, [_WORD.findall(text) for text in texts]
         unknown = [*set().union(*words).difference(known)]
-        known.update(zip(unknown, self._asked(unknown), strict=True))
+        known.update(zip(unknown, map(tuple, self._asked(unknown)), strict=True))  # tuples, which the collector skips
         ids = [list(chain.from_iterable(map(known.__getitem__, row))) for row in words]
         for word in unknown:
             if len(word) > LONGEST or len(known) > MAX_WORDS:
