@@ -117,9 +117,9 @@ def start(path: Path, cache: Path, model: str | None, workers: int | None) -> St
     def work() -> Any:
         dataset = load(path, cache, template, workers)
         assert dataset.fingerprint
-        return dataset, dataset.report.tokens, len(dataset)
+        return dataset
 
-    return measured(work)
+    return measured(work, lambda dataset: dataset.report.tokens)
 
 
 def use(path: Path, cache: Path, model: str | None) -> dict[str, float]:
@@ -173,20 +173,18 @@ def mapped(path: Path, cache: Path, model: str | None) -> Start:
 
     def work() -> Any:
         data = datasets.Dataset.from_json(str(path), cache_dir=str(cache))
-        found = data.map(encode, batched=True, remove_columns=data.column_names)
-        return found, sum(map(len, found[:]["input_ids"])) if len(found) < 50_000 else 0, len(found)
+        return data.map(encode, batched=True, remove_columns=data.column_names)
 
-    return measured(work)
+    return measured(work, lambda found: sum(map(len, found[:]["input_ids"])))
 
 
-def measured(work: Callable[[], Any]) -> Start:
-    """The cost of ``work``, whose result is held while the memory is looked at."""
+def measured(work: Callable[[], Any], tokens: Callable[[Any], int]) -> Start:
+    """The cost of ``work``, whose result is held while the memory is looked at, and counted afterwards."""
     before, wall, cpu = private_bytes(), time.perf_counter(), cpu_seconds()
-    held, tokens, rows = work()
+    held = work()
     cost = time.perf_counter() - wall, cpu_seconds() - cpu
-    found = Start(*cost, private_bytes() - before, tokens, rows)
-    del held
-    return found
+    added = private_bytes() - before
+    return Start(*cost, added, tokens(held), len(held))
 
 
 def cpu_seconds() -> float:
