@@ -11,6 +11,7 @@ from dataflex.gradients import hooks as gradient_hooks
 from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel, frozen
 from dataflex.models.losses import mean_losses, token_log_probs
 from dataflex.models.model import recomputing, recomputing_layers, trainable_parameters, undisturbed
+from dataflex.models.quantization import keep_weights
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model
 from helpers.families import CONFIGS, family_lora, family_model
 from helpers.whole import one_by_one, relative_errors, streamed, streamed_batch
@@ -359,6 +360,7 @@ def test_four_bit_base_models():
             new.load_state_dict(old.state_dict())
             setattr(layer.mlp, name, new.to("cpu"))
             assert new.weight.dtype == torch.uint8
+    keep_weights(base)
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["up_proj", "down_proj"])).eval()
     found, expected = streamed_batch(model, collate(examples(), 2)), one_by_one(model, examples())
     assert max(relative_errors(found, expected)) < 1e-4
