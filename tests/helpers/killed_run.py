@@ -24,7 +24,7 @@ def main(output_dir: str, writes: int, scoring: str = "projected") -> None:
         real(self, start, features)
 
     dataflex.gradients.store.FeatureStore.write = write
-    selector = tiny_nice(scoring=scoring)
+    selector = tiny_nice(scoring=scoring, feature_batch_tokens=128)
     tiny_trainer(Path(output_dir), selector=selector, resume_from_checkpoint=True).train()
 
 

@@ -141,7 +141,8 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path):
 )
 def test_a_killed_selection_is_finished_by_the_resumed_run(tmp_path, scoring, writes):
     def trainer(name, **settings):
-        return tiny_trainer(tmp_path / name, selector=tiny_nice(scoring=scoring), **settings)
+        selector = tiny_nice(scoring=scoring, feature_batch_tokens=128)
+        return tiny_trainer(tmp_path / name, selector=selector, **settings)
 
     trainer("whole").train()
     broken = tmp_path / "broken"
@@ -157,7 +158,7 @@ def test_a_killed_selection_is_finished_by_the_resumed_run(tmp_path, scoring, wr
     trainer("broken", resume_from_checkpoint=True).train()
     assert selected(broken) == selected(tmp_path / "whole")
     assert losses(broken) == losses(tmp_path / "whole")
-    # 24 candidates in shards of 5; the scores of earlier rounds go when those of the next have been used.
+    # 24 candidates in 6 shards of a batch each; the scores of earlier rounds go when those of the next have been used.
     assert left is None or left == {1: 0, 4: 3, 8: 7}[writes]
 
 
