@@ -38,7 +38,6 @@ def chosen(dataset: TokenizedDataset) -> OfflineSelection:
         {"seconds": {"x": 1.0}},
         samples=dataset.samples,
         source=RowSource(rows),
-        lengths=dataset.lengths,
     )
 
 
