@@ -167,6 +167,12 @@ def test_a_component_of_the_wrong_class_is_refused(site: Site) -> None:
         site.registry().get("selector", "path")
 
 
+def test_a_component_that_lacks_methods_is_refused_with_their_names(site: Site) -> None:
+    site.install("halfway", registers("aimless", "dataflex.selectors.gradient:GradientSelector"))
+    with pytest.raises(PluginError, match=r"GradientSelector does not implement expected_targets, target_gradients"):
+        site.registry().get("selector", "aimless")
+
+
 @pytest.mark.parametrize("target", ["not_there:Class", "pathlib:NotThere"])
 def test_a_component_that_cannot_be_imported_names_its_package(site: Site, target: str) -> None:
     site.install("stale", registers("old", target))

@@ -14,7 +14,7 @@ from dataflex.gradients.reliability import Reliability
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.offline.dry_run import dry_run
 from dataflex.offline.static import score_checkpoints
-from dataflex.selectors.gradient import GradientConfig, GradientSelector, Targets
+from dataflex.selectors.gradient import FeatureSelector, GradientConfig, GradientSelector, Targets
 from dataflex.selectors.gradient import scoring as module
 from dataflex.selectors.gradient.scoring import decide
 from dataflex.selectors.less import LessSelector
@@ -202,7 +202,7 @@ def test_features_that_nobody_makes_cannot_be_kept(tmp_path, caplog):
     assert "keep_features: all has no effect: exact scoring makes no features" in caplog.text
 
 
-class Fixed(GradientSelector):
+class Fixed(FeatureSelector):
     """Compares features with a direction that is given."""
 
     name = "fixed"
@@ -218,6 +218,15 @@ def test_selectors_that_make_features_themselves_are_projected(tmp_path):
     assert found.report["scoring"] == {"used": "projected", "why": "fixed compares features that it makes itself"}
     with pytest.raises(SelectionError, match="fixed compares features that it makes itself: it has no exact scores"):
         Fixed(scoring="exact").check(context)
+
+
+@pytest.mark.parametrize(
+    ("base", "missing"), [(GradientSelector, "expected_targets.*target_gradients"), (FeatureSelector, "targets")]
+)
+def test_a_selector_without_targets_cannot_be_built(base, missing):
+    kind = type("Aimless", (base,), {"name": "aimless", "Config": GradientConfig})
+    with pytest.raises(TypeError, match=missing):
+        kind()
 
 
 def test_less_static_refuses_exact_scores(tmp_path):

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
 from typing import Any, Literal
 
 import pluggy
@@ -57,10 +58,10 @@ class Component:
     plugin: str
 
     def load(self) -> type[Any]:
-        """Import the class and check its base.
+        """Import the class and check that it can be built.
 
         Raises:
-            PluginError: The import fails or the class has the wrong base.
+            PluginError: The import fails, or the class has the wrong base or lacks methods.
         """
         try:
             loaded = _import_target(self.target)
@@ -75,6 +76,14 @@ class Component:
             raise PluginError(
                 f"{self.kind} {self.name!r} of {self.plugin}: {self.target} is {loaded!r}, "
                 f"expected a subclass of {base.__module__}.{base.__qualname__}"
+            )
+        if isabstract(loaded):
+            missing = ", ".join(
+                name for name in dir(loaded) if getattr(getattr(loaded, name, None), "__isabstractmethod__", False)
+            )
+            raise PluginError(
+                f"{self.kind} {self.name!r} of {self.plugin}: {self.target} does not implement {missing}",
+                hint=f"the methods that {base.__qualname__} and its subclasses leave open",
             )
         return loaded
 

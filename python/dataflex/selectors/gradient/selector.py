@@ -9,24 +9,20 @@ where the rule has few directions (:mod:`dataflex.gradients.exact`), or between 
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.gradients.exact import exact_sums, sketch_projector
 from dataflex.gradients.features import GradientFeatures
-from dataflex.gradients.moments import adam_settings, adam_states
+from dataflex.gradients.moments import adam_states
 from dataflex.gradients.policy import halves_agreement, whole_rows
-from dataflex.gradients.reliability import Reliability, target_reliability
-from dataflex.gradients.samples import SampleFeatures
+from dataflex.gradients.reliability import Reliability
 from dataflex.gradients.similarity import (
     Aggregate,
     Blocks,
@@ -36,10 +32,9 @@ from dataflex.gradients.similarity import (
     target_directions,
     unusual_rows,
 )
-from dataflex.gradients.store import FeatureStore
 from dataflex.gradients.turns import choose
 from dataflex.models.model import trainable_parameters
-from dataflex.projection.projector import AdamMoments, Projector
+from dataflex.projection.projector import Projector
 from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.candidates import CandidateSelector
 from dataflex.selectors.gradient.config import GradientConfigT
@@ -47,50 +42,152 @@ from dataflex.selectors.gradient.exact import choose_exactly, compare, forget_ot
 from dataflex.selectors.gradient.planning import planned_features, planned_scores, planned_targets
 from dataflex.selectors.gradient.report import (
     report_unusable,
-    say_reliability,
     unusual_targets,
     with_candidates,
 )
 from dataflex.selectors.gradient.scoring import Scoring, decide
-from dataflex.selectors.gradient.targets import Directions, TargetGradients, Targets, split_answered
+from dataflex.selectors.gradient.sides import EVALUATION, TRAINING, GradientSides
+from dataflex.selectors.gradient.targets import Directions, TargetGradients, Targets
 from dataflex.selectors.plan import Plan, PlannedPart
 from dataflex.types import Sample, group_names
 from dataflex.utils.progress import Stopwatch
-from dataflex.utils.shown import listed
 
 logger = logging.getLogger(__name__)
-
-TRAINING = "training gradients"
-EVALUATION = "evaluation gradients"
-"""Names of the parts of a round, in progress bars and reports."""
-
 
 _Round = tuple[NDArray[np.int64], Scores, Reliability, Mapping[str, Any]]
 """Positions, best first; scores; reliability and report of the targets."""
 
 
-class GradientSelector(CandidateSelector[GradientConfigT]):
-    """Selects the candidates whose features are most aligned with those of the targets."""
+class FeatureSelector(GradientSides[GradientConfigT], CandidateSelector[GradientConfigT]):
+    """Selects the candidates whose features are most aligned with directions; a subclass makes the directions.
+
+    Whoever compares with gradients takes :class:`GradientSelector`, which scores exactly, too.
+    """
 
     needs_eval_dataset: ClassVar[bool] = True
-    more_reliable: ClassVar[str] = "more evaluation samples, or samples of one kind"
-    """What to change where the targets' direction is mostly noise."""
 
+    @abstractmethod
+    def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
+        """The evaluation side of this round, in the space of the candidates' features.
+
+        Args:
+            context: The selection's context.
+            projector: The projection of both sides.
+            watch: Counts the time of each part.
+        """
+
+    def scoring(self, context: SelectionContext) -> Scoring:
+        """How candidates are compared, and why: by projected features.
+
+        Raises:
+            SelectionError: Exact scores are asked for, and cannot be had.
+        """
+        del context
+        why = f"{self.name} compares features that it makes itself"
+        if self.config.scoring == "exact":
+            raise SelectionError(f"{why}: it has no exact scores", hint="scoring: projected")
+        return Scoring("projected", why, 0)
+
+    def projector_for(self, scoring: Scoring) -> Projector:
+        """The projection of a round."""
+        return sketch_projector(self.config.seed) if scoring.exact else self.projector()
+
+    def plan(self, context: SelectionContext) -> Plan:
+        """Gradients of the candidates that are looked at, after what the prefilter does."""
+        left, first = self.planned_among(context)
+        scoring = self.scoring(left)
+        features = self.training_gradients(left, self.projector_for(scoring))
+        part = self.planned(left, TRAINING, features, left.train_dataset.lengths)
+        notes = [*first.notes, f"scoring: {scoring.used} ({scoring.why})"]
+        return replace(first, parts=[*first.parts, part], notes=notes)
+
+    def check(self, context: SelectionContext) -> None:
+        """Check the projection, the evaluation set and the optimizer before training starts.
+
+        Raises:
+            SelectionError: There is no evaluation set, no optimizer, or no room for the exact scores asked for.
+            GradientError: The optimizer is none that gradients can be normalised with.
+        """
+        super().check(context)
+        if not context.eval_dataset:  # of which exact scores ask how many directions there are
+            raise SelectionError(f"{self.name} needs an evaluation set", hint="set eval_dataset")
+        self.check_sides(context, exact=self.scoring(context).exact)
+
+    def select_among(self, context: SelectionContext) -> Selection:
+        """Run one round: targets, one pass over the candidates, scores.
+
+        Raises:
+            GradientError: Gradients are to be normalised, and the optimizer has no moments.
+            SelectionError: There is no usable target, or too few candidates have a usable gradient.
+        """
+        if self.config.gradient_type == "adam":
+            adam_states(context.model, context.optimizer)  # before answers are drawn and rewards paid for
+        watch = Stopwatch()
+        scoring = self.scoring(context)
+        if context.ranks.is_main:
+            logger.info("scoring: %s (%s)", scoring.used, scoring.why)
+            if scoring.exact and self.config.keep_features == "all":
+                logger.warning("keep_features: all has no effect: exact scoring makes no features (scoring: projected)")
+        indices, scores, reliability, targets = self._round(context, scoring, watch)
+        report = {
+            "seconds": watch.seconds,
+            "reliability": reliability.facts(),
+            "scoring": scoring.facts(),
+            **with_candidates(targets, scores),
+        }
+        return Selection(indices, scores.values, self.name, context.step, context.round, report)
+
+    def _round(self, context: SelectionContext, scoring: Scoring, watch: Stopwatch) -> _Round:
+        """Targets, one pass over the candidates, scores: by projected features."""
+        del scoring
+        projector = self.projector()
+        targets = self.targets(context, projector, watch)
+        if context.ranks.is_main:
+            self.say_reliability(targets.reliability)
+        with watch.phase(TRAINING):
+            train = self.training_features(context, projector)
+        with watch.phase("scores"):
+            indices, scores = self.ranked(
+                context, lambda: [Influence(train.blocks(), targets.directions)], targets.aggregate
+            )
+        context.ranks.barrier()  # all have read what is removed now
+        if context.ranks.is_main:
+            self.prune(context)
+        return indices, scores, targets.reliability, targets.report
+
+    def ranked(
+        self, context: SelectionContext, parts: Callable[[], Sequence[Influence]], aggregate: Aggregate
+    ) -> tuple[NDArray[np.int64], Scores]:
+        """The candidates to train on, best first, and the scores of all."""
+        scores = influence_scores(parts(), len(context.train_dataset))
+        report_unusable(scores, context.train_dataset.samples)
+        seed = (self.config.seed, context.round)
+        return choose(parts, scores, context.num_samples, aggregate, seed), scores
+
+    def planned(
+        self, context: SelectionContext, name: str, features: GradientFeatures, lengths: Sequence[int]
+    ) -> PlannedPart:
+        """One side's gradients, with the tokens of each of its rows, as a part of the plan."""
+        del context
+        return planned_features(self.config, name, features, lengths)
+
+
+class GradientSelector(FeatureSelector[GradientConfigT]):
+    """Selects the candidates whose gradients are most aligned with those of targets, exactly or by features."""
+
+    @abstractmethod
     def target_gradients(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> TargetGradients:
         """The gradients of this round's targets, of which directions are made, exact or projected.
-
-        A subclass whose targets are features of another kind implements :meth:`targets` in its place, and is scored by
-        projected features.
 
         Args:
             context: The selection's context.
             projector: The projection, where one is wanted.
             watch: Counts the time of each part.
         """
-        raise NotImplementedError(f"{type(self).__name__} implements neither target_gradients nor targets")
 
+    @abstractmethod
     def expected_targets(self, context: SelectionContext) -> tuple[Aggregate, Sequence[Sample]]:
-        """The rule over the targets, and the samples that can be one; comes with :meth:`target_gradients`.
+        """The rule over the targets, and the samples that can be one.
 
         Args:
             context: The selection's context.
@@ -98,7 +195,6 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         Returns:
             The rule, and the samples that can be a target.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not implement expected_targets")
 
     def targets(self, context: SelectionContext, projector: Projector, watch: Stopwatch) -> Targets:
         """The evaluation side of this round, projected.
@@ -126,13 +222,6 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         Raises:
             SelectionError: Exact scores are asked for, and cannot be had.
         """
-        if type(self).target_gradients is GradientSelector.target_gradients:
-            if self.config.scoring == "exact":
-                raise SelectionError(
-                    f"{self.name} compares features that it makes itself: it has no exact scores",
-                    hint="scoring: projected",
-                )
-            return Scoring("projected", f"{self.name} compares features that it makes itself", 0)
         aggregate, samples = self.expected_targets(context)
         count = {"mean": 1, "task_max": len(set(group_names(samples, self.config.task_column)))}
         return decide(
@@ -143,70 +232,34 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
             candidates=len(context.train_dataset),
         )
 
-    def plan(self, context: SelectionContext) -> Plan:
-        """Gradients of the candidates that are looked at, after what the prefilter does."""
-        left, first = self.planned_among(context)
-        scoring = self.scoring(left)
-        features = self.training_gradients(left, self.projector_for(scoring))
-        part = self.planned(left, TRAINING, features, left.train_dataset.lengths)
-        notes = [*first.notes, f"scoring: {scoring.used} ({scoring.why})"]
-        return replace(first, parts=[*first.parts, part], notes=notes)
-
-    def check(self, context: SelectionContext) -> None:
-        """Check the projection, the evaluation set and the optimizer before training starts.
-
-        Raises:
-            SelectionError: There is no evaluation set, no optimizer, or no room for the exact scores asked for.
-            GradientError: The optimizer is none that gradients can be normalised with.
-        """
-        super().check(context)
-        if not context.eval_dataset:
-            raise SelectionError(f"{self.name} needs an evaluation set", hint="set eval_dataset")
+    def planned(
+        self, context: SelectionContext, name: str, features: GradientFeatures, lengths: Sequence[int]
+    ) -> PlannedPart:
+        """One side's gradients, with the tokens of each of its rows, as a part of the plan."""
         scoring = self.scoring(context)
-        self.projector_for(scoring)
-        if self.config.gradient_type == "adam":
-            self._check_optimizer(context.optimizer, scoring)
+        if not scoring.exact:
+            return super().planned(context, name, features, lengths)
+        if name == EVALUATION:
+            return planned_targets(context, self.config, name, features, lengths)
+        return planned_scores(context, self.config, name, features, lengths, scoring.directions)
 
-    def select_among(self, context: SelectionContext) -> Selection:
-        """Run one round: targets, one pass over the candidates, scores.
+    def directions(self, blocks: Callable[[], Blocks], samples: Sequence[Sample], aggregate: Aggregate) -> Directions:
+        """Directions of the usable evaluation rows.
 
-        Raises:
-            GradientError: Gradients are to be normalised, and the optimizer has no moments.
-            SelectionError: There is no usable target, or too few candidates have a usable gradient.
+        Args:
+            blocks: Streams the features of the targets, one row a sample; called once a pass.
+            samples: The samples of these rows.
+            aggregate: Rule over the targets.
         """
-        if self.config.gradient_type == "adam":
-            adam_states(context.model, context.optimizer)  # before answers are drawn and rewards paid for
-        watch = Stopwatch()
-        scoring = self.scoring(context)
-        if context.ranks.is_main:
-            logger.info("scoring: %s (%s)", scoring.used, scoring.why)
-            if scoring.exact and self.config.keep_features == "all":
-                logger.warning("keep_features: all has no effect: exact scoring makes no features (scoring: projected)")
-        indices, scores, reliability, targets = (self._exact if scoring.exact else self._projected)(context, watch)
-        report = {
-            "seconds": watch.seconds,
-            "reliability": reliability.facts(),
-            "scoring": scoring.facts(),
-            **with_candidates(targets, scores),
-        }
-        return Selection(indices, scores.values, self.name, context.step, context.round, report)
+        not_finite, zero = unusual_rows(blocks())
+        facts = unusual_targets(not_finite, zero, samples)
+        groups = group_names(samples, self.config.task_column)
+        vectors = target_directions(blocks(), aggregate, groups, leave_out=set(not_finite))
+        return Directions(vectors, self.reliability(blocks(), groups, aggregate, {*not_finite, *zero}), facts)
 
-    def _projected(self, context: SelectionContext, watch: Stopwatch) -> _Round:
-        """A round by projected features."""
-        projector = self.projector()
-        targets = self.targets(context, projector, watch)
-        if context.ranks.is_main:
-            self.say_reliability(targets.reliability)
-        with watch.phase(TRAINING):
-            train = self.training_features(context, projector)
-        with watch.phase("scores"):
-            indices, scores = self.ranked(
-                context, lambda: [Influence(train.blocks(), targets.directions)], targets.aggregate
-            )
-        context.ranks.barrier()  # all have read what is removed now
-        if context.ranks.is_main:
-            self._prune(context)
-        return indices, scores, targets.reliability, targets.report
+    def _round(self, context: SelectionContext, scoring: Scoring, watch: Stopwatch) -> _Round:
+        """A round by whole gradients, or by projected features."""
+        return self._exact(context, watch) if scoring.exact else super()._round(context, scoring, watch)
 
     def _exact(self, context: SelectionContext, watch: Stopwatch) -> _Round:
         """A round by whole gradients."""
@@ -235,159 +288,3 @@ class GradientSelector(CandidateSelector[GradientConfigT]):
         context.ranks.barrier()
         forget_others(folder)
         return indices, scores, compared.reliability, gradients.report(compared.unusual)
-
-    def ranked(
-        self, context: SelectionContext, parts: Callable[[], Sequence[Influence]], aggregate: Aggregate
-    ) -> tuple[NDArray[np.int64], Scores]:
-        """The candidates to train on, best first, and the scores of all."""
-        scores = influence_scores(parts(), len(context.train_dataset))
-        report_unusable(scores, context.train_dataset.samples)
-        seed = (self.config.seed, context.round)
-        return choose(parts, scores, context.num_samples, aggregate, seed), scores
-
-    def projector(self) -> Projector:
-        """The configured projection."""
-        return Projector(self.config.proj_dim, self.config.projection, self.config.seed)
-
-    def training_gradients(self, context: SelectionContext, projector: Projector) -> SampleFeatures:
-        """What computes the candidates' features in the model's current state."""
-        return SampleFeatures(
-            context,
-            context.train_dataset,
-            projector,
-            gradient_type=self.config.gradient_type,
-            adam_variant=self.config.adam_variant,
-            batch_tokens=self.config.feature_batch_tokens,
-        )
-
-    def training_features(self, context: SelectionContext, projector: Projector) -> FeatureStore:
-        """Features of all candidates in the model's current state."""
-        return self.training_gradients(context, projector).fill(
-            self.round_dir(context) / "train",
-            save_rows=self.config.save_interval,
-            description=TRAINING,
-            dtype=self.config.features_dtype,
-        )
-
-    def reference_gradients(
-        self, context: SelectionContext, projector: Projector
-    ) -> tuple[SampleFeatures, TokenizedDataset]:
-        """What computes the features of the reference answers, and the evaluation samples that have one.
-
-        The gradients are plain, never Adam-normalised.
-
-        Raises:
-            SelectionError: No evaluation sample has an answer.
-        """
-        answered, without = split_answered(context)
-        if not answered:
-            raise SelectionError(
-                "no evaluation sample has a reference answer to take a gradient of", hint="add answers to eval_dataset"
-            )
-        if without:
-            logger.warning(
-                "%d evaluation samples have no reference answer and are left out: %s", len(without), listed(without)
-            )
-        assert context.eval_dataset is not None
-        dataset = context.eval_dataset.select(answered)
-        features = SampleFeatures(
-            context,
-            dataset,
-            projector,
-            gradient_type="sgd",
-            adam_variant=self.config.adam_variant,
-            batch_tokens=self.config.feature_batch_tokens,
-        )
-        return features, dataset
-
-    def reference_features(
-        self, context: SelectionContext, projector: Projector
-    ) -> tuple[FeatureStore, Sequence[Sample]]:
-        """Features of the reference answers.
-
-        Returns:
-            The store and the sample of each of its rows: the evaluation samples that have an answer.
-
-        Raises:
-            SelectionError: No evaluation sample has one.
-        """
-        features, dataset = self.reference_gradients(context, projector)
-        return self.evaluation_features(context, features), dataset.samples
-
-    def evaluation_features(self, context: SelectionContext, features: GradientFeatures) -> FeatureStore:
-        """The store of the evaluation side's features."""
-        return features.fill(
-            self.round_dir(context) / "eval",
-            save_rows=self.config.save_interval,
-            description=EVALUATION,
-            dtype=self.config.features_dtype,
-        )
-
-    def planned(
-        self, context: SelectionContext, name: str, features: GradientFeatures, lengths: Sequence[int]
-    ) -> PlannedPart:
-        """One side's gradients, with the tokens of each of its rows, as a part of the plan."""
-        scoring = self.scoring(context)
-        if not scoring.exact:
-            return planned_features(self.config, name, features, lengths)
-        if name == EVALUATION:
-            return planned_targets(context, self.config, name, features, lengths)
-        return planned_scores(context, self.config, name, features, lengths, scoring.directions)
-
-    def say_reliability(self, found: Reliability) -> None:
-        """Log how far the targets' direction can be trusted; a warning says what to change where it cannot."""
-        say_reliability(found, self.more_reliable)
-
-    def directions(self, blocks: Callable[[], Blocks], samples: Sequence[Sample], aggregate: Aggregate) -> Directions:
-        """Directions of the usable evaluation rows.
-
-        Args:
-            blocks: Streams the features of the targets, one row a sample; called once a pass.
-            samples: The samples of these rows.
-            aggregate: Rule over the targets.
-        """
-        not_finite, zero = unusual_rows(blocks())
-        facts = unusual_targets(not_finite, zero, samples)
-        groups = group_names(samples, self.config.task_column)
-        vectors = target_directions(blocks(), aggregate, groups, leave_out=set(not_finite))
-        return Directions(vectors, self.reliability(blocks(), groups, aggregate, {*not_finite, *zero}), facts)
-
-    def reliability(
-        self, blocks: Blocks, groups: Sequence[str | None], aggregate: Aggregate, leave_out: Collection[int]
-    ) -> Reliability:
-        """How far two halves of the targets agree, task by task where the rule keeps tasks apart."""
-        tasks = [str(group) for group in groups] if aggregate == "task_max" else ()
-        return target_reliability(blocks, len(groups), seed=self.config.seed, groups=tasks, leave_out=leave_out)
-
-    def work_dir(self, context: SelectionContext) -> Path:
-        """Folder of everything that rounds leave behind."""
-        return self.config.cache_dir or context.output_dir
-
-    def round_dir(self, context: SelectionContext) -> Path:
-        """Folder of this round's features."""
-        return self.work_dir(context) / "features" / f"step-{context.step}"
-
-    def projector_for(self, scoring: Scoring) -> Projector:
-        """The projection of a round."""
-        return sketch_projector(self.config.seed) if scoring.exact else self.projector()
-
-    def _check_optimizer(self, optimizer: torch.optim.Optimizer | None, scoring: Scoring) -> None:
-        if optimizer is None:
-            raise SelectionError(
-                f"{self.name}: gradient_type 'adam' normalises with an optimizer's moments, and there is no optimizer",
-                hint="gradient_type: sgd, or a checkpoint that holds the optimizer's state (checkpoint)",
-            )
-        one = torch.ones(1)
-        moments = AdamMoments(one, one, 1, *adam_settings(optimizer, self.config.adam_variant))
-        if scoring.exact:  # any betas will do
-            return
-        # Whether any betas will do depends on the kind of projection: those on a fixed grid need a bound.
-        self.projector().accumulator(1).add(one[None], 0, moments)
-
-    def _prune(self, context: SelectionContext) -> None:
-        """Remove the features that ``keep_features`` does not keep."""
-        current = self.round_dir(context)
-        for path in sorted(current.parent.glob("step-*")):
-            keep = self.config.keep_features == "all" or (self.config.keep_features == "last" and path == current)
-            if not keep:
-                shutil.rmtree(path)

@@ -27,8 +27,9 @@ from dataflex.retrieval.embeddings.text import TextTemplate
 from dataflex.retrieval.neighbors.exact import ExactIndex
 from dataflex.retrieval.transport import densities
 from dataflex.selectors.base import SelectionContext
-from dataflex.selectors.gradient import EVALUATION, TRAINING, GradientSelector, split_answered, target_note
+from dataflex.selectors.gradient import EVALUATION, TRAINING, GradientSides, split_answered, target_note
 from dataflex.selectors.gradient.config import GradientConfig
+from dataflex.selectors.gradient.planning import planned_features
 from dataflex.selectors.plan import Plan
 from dataflex.types import Sample
 from dataflex.utils.progress import Stopwatch
@@ -96,12 +97,8 @@ def by_embedding(
     )
 
 
-class GradientVectors(GradientSelector[GradientConfig]):
-    """Gradient features of candidates and reference answers, made, checked and planned as by any selector by gradients.
-
-    It is asked for their neighbourhood, never to select: the transport compares with each target by itself and has no
-    directions, so that neither ``target_gradients`` nor ``targets`` has a meaning here.
-    """
+class GradientVectors(GradientSides[GradientConfig]):
+    """The neighbourhood of the reference answers by gradient features: the transport compares with each by itself."""
 
     name: ClassVar[str] = "tsds"
     Config = GradientConfig
@@ -112,7 +109,7 @@ class GradientVectors(GradientSelector[GradientConfig]):
         Raises:
             SelectionError: There is none, or no optimizer.
         """
-        super().check(context)
+        self.check_sides(context, exact=False)
         if not split_answered(context)[0]:
             raise SelectionError(
                 "tsds with representation: gradient compares with reference answers, and no evaluation sample has one",
@@ -121,8 +118,13 @@ class GradientVectors(GradientSelector[GradientConfig]):
 
     def plan(self, context: SelectionContext) -> Plan:
         """Gradients of the candidates and of the reference answers."""
-        features, dataset = self.reference_gradients(context, self.projector())
-        parts = [*super().plan(context).parts, self.planned(context, EVALUATION, features, dataset.lengths)]
+        projector = self.projector()
+        candidates, lengths = self.training_gradients(context, projector), context.train_dataset.lengths
+        answers, dataset = self.reference_gradients(context, projector)
+        parts = [
+            planned_features(self.config, TRAINING, candidates, lengths),
+            planned_features(self.config, EVALUATION, answers, dataset.lengths),
+        ]
         return Plan(parts, notes=[target_note(dataset.samples, "reference answers", "mean", "")])
 
     def neighborhood(
@@ -159,7 +161,7 @@ class GradientVectors(GradientSelector[GradientConfig]):
             density = densities(held, widths[1], sigma, context.ranks)
         context.ranks.barrier()  # all have read what is removed now
         if context.ranks.is_main:
-            self._prune(context)
+            self.prune(context)
         report = _report(context, unusual, (not_finite, zero), reliability)
         return Neighborhood(listed, cosines, density[place.reshape(listed.shape)], closeness, report)
 
