@@ -11,6 +11,19 @@ import yaml
 
 from dataflex.testing import tiny_model, tiny_samples, tiny_tokenizer
 
+ROWS_CONFIG = {
+    "model_name_or_path": "model",
+    "dataset": ["train"],
+    "dataset_dir": ".",
+    "eval_dataset": "target.jsonl",
+    "template": "chatml",
+    "cutoff_len": 128,
+    "lora_rank": 2,
+    "output_dir": "out",
+    "train_type": "dynamic_select",
+}
+"""What runs of :func:`rows_project` begin with."""
+
 
 def alpaca_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """The tiny samples in Alpaca form, with their metadata as further columns."""

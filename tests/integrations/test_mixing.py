@@ -21,11 +21,11 @@ from dataflex.mixers.odm import OdmMixer
 from dataflex.mixers.random import RandomMixer
 from dataflex.mixers.static import StaticMixer
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
-from dataflex.training.arguments import TrainingArguments
 from dataflex.training.trainer import Trainer
 from dataflex.weighters.adapt import AdaptWeighter
 from dataflex.weighters.loss import LossWeighter
 from helpers import foreign
+from helpers.runs import tiny_arguments
 
 MIXING = Schedule(2, 1, 6)
 WEIGHING = Schedule(2, 6, 1)
@@ -59,18 +59,8 @@ def own(output_dir: Path, **component: Any) -> Trainer:
         tiny_tokenizer(),
         TokenizedDataset.from_columns(rows()),
         TokenizedDataset.from_columns(foreign.targets()),
-        args=TrainingArguments(
-            output_dir=output_dir,
-            template="chatml",
-            learning_rate=1e-2,
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-            plot_loss=False,
-            seed=3,
-            logging_steps=1,
-            lr_scheduler_type="linear",
-            domain_column="kind",
-            init_mixture_proportions={"a": 1},
+        args=tiny_arguments(
+            output_dir, lr_scheduler_type="linear", domain_column="kind", init_mixture_proportions={"a": 1}
         ),
         **component,
     )

@@ -23,11 +23,10 @@ from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_dataset, tiny_lora, tiny_model, tiny_samples, tiny_tokenizer
-from dataflex.training.arguments import TrainingArguments
 from dataflex.training.trainer import Trainer
 from helpers import foreign
 from helpers.foreign import curriculum, inside
-from helpers.runs import tiny_nice
+from helpers.runs import tiny_arguments, tiny_nice
 
 
 def less(**params: Any) -> LessSelector:
@@ -94,17 +93,7 @@ def test_every_round_selects_what_the_own_trainer_selects(tmp_path: Path, make: 
         held_out,
         make(),
         schedule=foreign.SCHEDULE,
-        args=TrainingArguments(
-            output_dir=tmp_path / "ours",
-            template="chatml",
-            learning_rate=1e-2,
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-            plot_loss=False,
-            seed=3,
-            logging_steps=1,
-            lr_scheduler_type="linear",
-        ),
+        args=tiny_arguments(tmp_path / "ours", lr_scheduler_type="linear"),
     )
     mine = foreign.Seen(ours.model, foreign.rows())
     ours.train()

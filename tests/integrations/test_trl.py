@@ -17,10 +17,10 @@ from dataflex.selectors.delta_loss import DeltaLossSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.nice import NiceSelector
 from dataflex.testing import tiny_model, tiny_samples
-from dataflex.training.arguments import TrainingArguments
 from dataflex.training.trainer import Trainer
 from dataflex.weighters.loss import LossWeighter
 from helpers import foreign
+from helpers.runs import tiny_arguments
 from helpers.sft import conversational, data, lora, plain_prompt_completion, prompt_completion, text
 from helpers.sft import trainer as trainer_of
 
@@ -129,17 +129,7 @@ def test_every_round_selects_what_the_own_trainer_selects(
     ours = Trainer(
         model,
         theirs.processing_class,
-        args=TrainingArguments(
-            output_dir=tmp_path / "ours",
-            cutoff_len=64,
-            learning_rate=1e-2,
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-            plot_loss=False,
-            seed=3,
-            logging_steps=1,
-            lr_scheduler_type="linear",
-        ),
+        args=tiny_arguments(tmp_path / "ours", template=None, cutoff_len=64, lr_scheduler_type="linear"),
         **parts(),
     )
     seen = watched(theirs, found, monkeypatch)

@@ -22,18 +22,10 @@ from dataflex.offline.run import ACTING_KEYS, NEUTRAL_KEYS
 from dataflex.testing import tiny_samples, tiny_tokenizer
 from dataflex.types import Sample
 from dataflex.utils.distributed import Ranks
-from helpers.rows import rows_project
+from helpers.rows import ROWS_CONFIG, rows_project
 
 CONFIG = {
-    "model_name_or_path": "model",
-    "dataset": ["train"],
-    "dataset_dir": ".",
-    "eval_dataset": "target.jsonl",
-    "template": "chatml",
-    "cutoff_len": 128,
-    "lora_rank": 2,
-    "output_dir": "out",
-    "train_type": "dynamic_select",
+    **ROWS_CONFIG,
     "component_name": "less",
     "component_params": {"gradient_type": "sgd", "proj_dim": 256},
     "update_step": 1,

@@ -11,18 +11,10 @@ import pytest
 import dataflex as df
 from dataflex.config import load_config
 from dataflex.training.run import train_from_config
-from helpers.rows import rows_project
+from helpers.rows import ROWS_CONFIG, rows_project
 
 CONFIG = {
-    "model_name_or_path": "model",
-    "dataset": ["train"],
-    "dataset_dir": ".",
-    "eval_dataset": "target.jsonl",
-    "template": "chatml",
-    "cutoff_len": 128,
-    "lora_rank": 2,
-    "output_dir": "out",
-    "train_type": "dynamic_select",
+    **ROWS_CONFIG,
     "warmup_step": 2,
     "update_step": 1,
     "update_times": 1,
