@@ -32,12 +32,12 @@ def evaluate(
     answers: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare base model and adapters on the evaluation data of CONFIG.
+    """Compare base model and adapters (or models that were trained whole) on the evaluation data of CONFIG.
 
     CONFIG is the file of a training run: its base model, evaluation data (eval_dataset, or the rows that val_size
-    splits off), template and precision are used. Without --adapter it is the adapter in its output_dir. Printed are the
-    loss on the reference answers and, where eval_metric names one, a metric of the model's own greedy answers
-    (eval_metric=exact_match), with 95 % bootstrap intervals and paired differences to the base model.
+    splits off), template and precision are used. Without --adapter it is what the run has trained, in its output_dir.
+    Printed are the loss on the reference answers and, where eval_metric names one, a metric of the model's own greedy
+    answers (eval_metric=exact_match), with 95 % bootstrap intervals and paired differences to the base model.
     """
     from dataflex.config import load_config
 

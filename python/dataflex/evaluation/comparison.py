@@ -24,8 +24,7 @@ from dataflex.data.dataset import TokenizedDataset, tokenize
 from dataflex.data.templates import ChatTemplate
 from dataflex.errors import ConfigError, ModelError, TrainingError
 from dataflex.models.adapters import adapter_folder, load_adapter
-from dataflex.models.model import load_model, load_tokenizer
-from dataflex.models.quantization import is_quantized
+from dataflex.models.model import load_model, load_tokenizer, to_device
 from dataflex.offline.context import autocast_for
 from dataflex.rollouts import Rollout
 from dataflex.rollouts.file import readable_answers, readable_line
@@ -214,8 +213,8 @@ def _evaluate_all(
             trust_remote_code=config.trust_remote_code,
             quantization=quantization(config),
         )
-        if torch.cuda.is_available() and not is_quantized(model):
-            model.to(torch.device("cuda"))  # type: ignore[arg-type]  # a decorator of transformers hides the signature
+        if torch.cuda.is_available():
+            to_device(model, "cuda")
         return model
 
     model = load(config.model_name_or_path)

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from dataflex.errors import ModelError
-from dataflex.models.quantization import Quantization, keep_weights
+from dataflex.models.quantization import Quantization, is_quantized, keep_weights
 from dataflex.models.weights import compare_shapes, require_safetensors
 from dataflex.types import Autocast
 from dataflex.utils.files import atomic_directory, fsync
@@ -251,6 +251,11 @@ def base_model(model: nn.Module) -> nn.Module:
     """The transformers model below a distributed and a peft wrapper, or ``model`` itself."""
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+
+
+def to_device(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """The model on a device; one of quantised weights stays where it was loaded."""
+    return model if is_quantized(base_model(model)) else model.to(device)
 
 
 def autocast_dtype(autocast: Autocast, device_type: str) -> torch.dtype | None:

@@ -32,6 +32,7 @@ class OptimizerKind:
         tensor_steps: It counts steps in float32 tensors, as torch's Adam does, not in integers.
         matrices_only: It steps parameters of two dimensions alone.
         state_bytes: What it keeps of a parameter, in bytes a value.
+        package: Package that has it, beside torch and transformers.
     """
 
     load: Callable[[], type[torch.optim.Optimizer]]
@@ -41,13 +42,14 @@ class OptimizerKind:
     tensor_steps: bool = False
     matrices_only: bool = False
     state_bytes: int = 8
+    package: str | None = None
 
 
 def _torch_adamw() -> type[torch.optim.Optimizer]:
     return torch.optim.AdamW
 
 
-def _bitsandbytes(name: str) -> Callable[[], type[torch.optim.Optimizer]]:
+def _bitsandbytes(name: str, state_bytes: int) -> OptimizerKind:
     def load() -> type[torch.optim.Optimizer]:
         if find_spec("bitsandbytes") is None:
             raise TrainingError(
@@ -59,7 +61,7 @@ def _bitsandbytes(name: str) -> Callable[[], type[torch.optim.Optimizer]]:
         found: type[torch.optim.Optimizer] = getattr(bitsandbytes.optim, name)
         return found
 
-    return load
+    return OptimizerKind(load, adam=True, keys=ADAM_KEYS, state_bytes=state_bytes, package="bitsandbytes")
 
 
 def _adafactor() -> type[torch.optim.Optimizer]:
@@ -71,9 +73,9 @@ def _adafactor() -> type[torch.optim.Optimizer]:
 KINDS: dict[str, OptimizerKind] = {
     "adamw_torch": OptimizerKind(_torch_adamw, adam=True, keys=ADAM_KEYS, tensor_steps=True),
     "adamw_torch_fused": OptimizerKind(_torch_adamw, {"fused": True}, adam=True, keys=ADAM_KEYS, tensor_steps=True),
-    "adamw_8bit": OptimizerKind(_bitsandbytes("AdamW8bit"), adam=True, keys=ADAM_KEYS, state_bytes=2),
-    "paged_adamw_32bit": OptimizerKind(_bitsandbytes("PagedAdamW32bit"), adam=True, keys=ADAM_KEYS),
-    "paged_adamw_8bit": OptimizerKind(_bitsandbytes("PagedAdamW8bit"), adam=True, keys=ADAM_KEYS, state_bytes=2),
+    "adamw_8bit": _bitsandbytes("AdamW8bit", 2),
+    "paged_adamw_32bit": _bitsandbytes("PagedAdamW32bit", 8),
+    "paged_adamw_8bit": _bitsandbytes("PagedAdamW8bit", 2),
     # As transformers' Trainer sets it up: the run's own rate and schedule, no first moment.
     "adafactor": OptimizerKind(
         _adafactor, {"scale_parameter": False, "relative_step": False}, keys=ADAFACTOR_KEYS, state_bytes=0
@@ -130,8 +132,7 @@ def name_of(optimizer: torch.optim.Optimizer) -> str:
         TrainingError: It has none.
     """
     for name, kind in KINDS.items():
-        with_package = not name.endswith(("8bit", "32bit")) or find_spec("bitsandbytes") is not None
-        if with_package and type(optimizer) is kind.load():
+        if (kind.package is None or find_spec(kind.package)) and type(optimizer) is kind.load():
             return name
     raise TrainingError(f"the state of {type(optimizer).__name__} cannot be saved, expected one of {listed(KINDS)}")
 

@@ -58,7 +58,7 @@ class Quantization:
         return {"quantization_config": config, "device_map": {"": _device()}}
 
     def saved_bytes(self, model: nn.Module) -> int:
-        """Bytes that the weights of a model on torch's meta device lose by it, to about a hundredth."""
+        """Bytes that the weights of a model on torch's meta device lose by it, to a few hundredths of what is left."""
         head = getattr(model, "get_output_embeddings", lambda: None)()
         layers = [part for part in model.modules() if isinstance(part, nn.Linear) and part is not head]
         scales = 0.0 if self.bits == 8 else (1 if self.double else 4) / _BLOCK

@@ -25,7 +25,7 @@ from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import DataError, DataflexError, SelectionError
 from dataflex.gradients.exact import sketch_projector
 from dataflex.gradients.pulls import MOST_VALUES, score_parts, target_cosines
-from dataflex.models.model import load_tokenizer, trainable_parameters
+from dataflex.models.model import load_tokenizer, to_device, trainable_parameters
 from dataflex.offline.api import checked_context
 from dataflex.offline.context import build_context
 from dataflex.offline.work import dated_template
@@ -157,7 +157,7 @@ def _context(config: RunConfig, folder: Path) -> SelectionContext:
     training, evaluation = load_datasets(config, template)
     model = build_model(config).eval()
     return build_context(
-        model.to("cuda") if torch.cuda.is_available() else model,
+        to_device(model, "cuda") if torch.cuda.is_available() else model,
         tokenizer,
         template,
         training,

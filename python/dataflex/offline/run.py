@@ -15,7 +15,7 @@ from dataflex.config import RunConfig, validate_component
 from dataflex.config.fields import FileConfig
 from dataflex.curriculum.selection_file import write_selection
 from dataflex.errors import ConfigError, SelectionError
-from dataflex.models.model import load_tokenizer
+from dataflex.models.model import load_tokenizer, to_device
 from dataflex.offline.api import as_offline, checked_context, run_selector
 from dataflex.offline.card import subset_card
 from dataflex.offline.context import build_context, launched_ranks, resolve_count
@@ -197,9 +197,8 @@ def _selection_context(
     count = resolve_count(num_samples, len(training))
     selector.check_data(training.samples)
     model = build_model(config).eval()
-    movable = config.quantization_bit is None
     context = build_context(
-        model.to(ranks.device if ranks.count > 1 else "cuda") if torch.cuda.is_available() and movable else model,
+        to_device(model, ranks.device if ranks.count > 1 else "cuda") if torch.cuda.is_available() else model,
         tokenizer,
         template,
         training,

@@ -25,8 +25,7 @@ from dataflex.curriculum.curriculum import Loop
 from dataflex.curriculum.schedule import Phase, Schedule
 from dataflex.errors import TrainingError
 from dataflex.mixers.base import Mixer
-from dataflex.models.model import base_model, save_model
-from dataflex.models.quantization import is_quantized
+from dataflex.models.model import save_model, to_device
 from dataflex.plugins.registry import registry
 from dataflex.report.page import refresh_page
 from dataflex.selectors.base import Selector
@@ -146,7 +145,7 @@ class Trainer:
             args.eval_metric, max_new_tokens=args.eval_max_new_tokens, max_prompt_length=args.cutoff_len
         )
         self._check(model)
-        self.model = model if is_quantized(base_model(model)) else model.to(self.accelerator.device)
+        self.model = to_device(model, self.accelerator.device)
         if args.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
         self.optimizer = create_optimizer(self.model, args)
