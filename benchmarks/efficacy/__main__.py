@@ -68,7 +68,8 @@ def wanted(options: argparse.Namespace) -> CellSet:
         sizes = Sizes() if options.test_rows is None else Sizes(test=options.test_rows)
         budgets = options.budgets or [None]
         asked = cells(options.methods or METHODS, options.seeds or range(1, 6), options.tasks or ["kinds"], budgets)
-        return CellSet(tuple(asked), sizes, max(budgets) if options.budgets else None)
+        most = max(budgets) if options.budgets else None
+        return CellSet(tuple(asked), sizes, Protocol.learning_rate, most)
     found = SETS[options.set]
     kept = tuple(cell for cell in found.cells if _narrowed(cell, options))
     sizes = found.sizes if options.test_rows is None else replace(found.sizes, test=options.test_rows)
@@ -118,7 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
     asked = wanted(options)
     store = Store(options.folder, None if options.anew else PUBLISHED)
     public = PublicRows(asked.public, find(options.public)) if asked.public else None
-    bench = Bench(Protocol(asked.sizes), asked.most, options.model, options.encoder, store, public)
+    protocol = Protocol(asked.sizes, learning_rate=asked.learning_rate)
+    bench = Bench(protocol, asked.most, options.model, options.encoder, store, public)
     found = measure(asked.cells, bench, only_cached=options.cached)
     results = list(found.values())
     table = markdown(results)

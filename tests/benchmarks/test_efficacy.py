@@ -67,7 +67,7 @@ def test_orders_are_of_customers_of_their_own_and_wrong_ones_differ_from_the_ord
 @pytest.mark.parametrize("task", ["kinds", "orders"])
 def test_near_duplicates_repeat_right_rows_of_the_pool(task):
     pool = build(1, SIZES, task)
-    assert len(pool.rows) == 300
+    assert len(pool.rows) == 380
     right = {again(row["instruction"]): row["output"] for row in pool.rows if row["task"] == RIGHT}
     repeated = [pool.rows[place] for place in pool.places(DUPLICATE)]
     assert len({row["instruction"] for row in repeated}) == 12
@@ -114,7 +114,11 @@ PROTOCOL = Protocol(sizes=SMALL, rank=2, batch=1, warmup_step=1, update_step=2, 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """The command with a small protocol, results and a page of its own."""
-    monkeypatch.setattr(program, "Protocol", lambda sizes: replace(PROTOCOL, sizes=replace(SMALL, test=sizes.test)))
+
+    def protocol(sizes, **_):
+        return replace(PROTOCOL, sizes=replace(SMALL, test=sizes.test))
+
+    monkeypatch.setattr(program, "Protocol", protocol)
     monkeypatch.setattr(program, "PUBLISHED", tmp_path / "cells.json")
     monkeypatch.setattr(program, "PAGE", tmp_path / "page.md")
     return tmp_path
