@@ -69,7 +69,7 @@ def wanted(options: argparse.Namespace) -> CellSet:
         budgets = options.budgets or [None]
         asked = cells(options.methods or METHODS, options.seeds or range(1, 6), options.tasks or ["kinds"], budgets)
         most = max(budgets) if options.budgets else None
-        return CellSet(tuple(asked), sizes, Protocol.learning_rate, most)
+        return CellSet(tuple(asked), sizes, Protocol().learning_rate, most)
     found = SETS[options.set]
     kept = tuple(cell for cell in found.cells if _narrowed(cell, options))
     sizes = found.sizes if options.test_rows is None else replace(found.sizes, test=options.test_rows)

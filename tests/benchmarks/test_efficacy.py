@@ -115,7 +115,7 @@ PROTOCOL = Protocol(sizes=SMALL, rank=2, batch=1, warmup_step=1, update_step=2, 
 def tiny(tmp_path, monkeypatch):
     """The command with a small protocol, results and a page of its own."""
 
-    def protocol(sizes, **_):
+    def protocol(sizes=SMALL, **_):
         return replace(PROTOCOL, sizes=replace(SMALL, test=sizes.test))
 
     monkeypatch.setattr(program, "Protocol", protocol)
