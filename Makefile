@@ -16,7 +16,7 @@ EMULATOR := $(shell find tests/cuda_sim -name '*.cpp' -o -name '*.h')
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-older test-vllm bench-rollouts kills lint format types imports check docs demo dist bench clean
+.PHONY: help venv install test test-older test-vllm bench-rollouts kills lint format types imports check docs demo picture dist bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +95,12 @@ docs: install ## Build the documentation as pages of HTML in docs/_build/html; w
 
 demo: $(DEMO_STAMP) ## Fine-tune a real model with dynamic selection, offline, in minutes
 	$(BIN)/python examples/quickstart/run.py
+
+RUN ?= output/quickstart
+CHROMIUM ?= chromium
+picture: ## Draw docs/figures/report.png from the report of RUN (the demo's run) with CHROMIUM (root adds --no-sandbox)
+	$(CHROMIUM) --headless=new --disable-gpu --hide-scrollbars --window-size=1100,1000 \
+	  --force-device-scale-factor=1.25 --screenshot=$(CURDIR)/docs/figures/report.png file://$(abspath $(RUN))/report.html
 
 bench: install ## Time projection, gradient features and scores on this machine
 	$(BIN)/python benchmarks/projection.py --quick

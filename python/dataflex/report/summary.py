@@ -138,7 +138,7 @@ def cost(report: RunReport) -> str:
         parts.append(f"{requests:,.0f} requests to the judge")
     memory = numbers(report.results).get("peak_memory_bytes")
     if memory:
-        parts.append(f"at most {memory / 2**30:.1f} GiB of memory in the main process, on its GPU where it has one")
+        parts.append(f"at most {memory / 2**30:.1f} GiB of memory in the main process (of its GPU, in a run on one)")
     return "; ".join(parts) + "."
 
 
