@@ -115,6 +115,7 @@ def test_a_run_that_goes_on_has_a_page_of_what_there_is(run: Path, caplog: pytes
 def test_the_summary_says_what_was_chosen_how_sure_it_is_and_what_to_change(run: Path) -> None:
     answers = df.Report(run).summary
     assert answers["What was chosen?"].startswith("nice chose 2 times, the last time 9 of 60 rows (15.0%).")
+    assert "All selections together: " in answers["What was chosen?"]
     assert answers["Can it be trusted?"].startswith("In part. Reliability of the targets, of 1: 0.80 at step 2 (")
     assert "More targets" in answers["What would I change?"]
     assert "0.20" in answers["What would I change?"]

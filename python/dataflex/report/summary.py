@@ -76,7 +76,8 @@ def _chosen(report: RunReport, found: Sequence[Grouping]) -> str:
     times = "once:" if count == 1 else f"{count} times, the last time"
     n, k = len(last.chosen), int(last.chosen.sum())
     text = f"{last.selector} chose {times} {k:,} of {n:,} rows ({k / n:.1%})."
-    return " ".join([text, *(leading(grouping) for grouping in found[:1])])
+    together = ["All selections together:"] if count > 1 and found else []
+    return " ".join([text, *together, *(leading(grouping) for grouping in found[:1])])
 
 
 def _without_selection(report: RunReport) -> str:
