@@ -60,8 +60,8 @@ def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
     stage = zero.get("stage", 0)
     if stage == 3:
         yield (
-            "ZeRO-3 shards the parameters themselves over the processes, where the gradient of a single sample cannot "
-            "be computed; use stage 1 or 2, or remove the key"
+            "ZeRO-3 shards the parameters themselves over the processes, which is not supported yet; use stage 1 or 2, "
+            "or remove the key"
         )
     elif stage == 0:
         yield "ZeRO stage 0 is plain data parallelism, which needs no DeepSpeed: remove the key"

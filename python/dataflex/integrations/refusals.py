@@ -54,4 +54,4 @@ def _process_problems(args: Any) -> Iterator[str]:
         yield "parallelism_config shares a row over processes (tp, cp, sp); each process has to read rows of its own"
     kind = getattr(args.distributed_state.distributed_type, "name", "NO") if args.distributed_state else "NO"
     if kind in SHARDED or getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
-        yield "parameters or gradients are shared over processes, where the gradient of one row cannot be computed"
+        yield "parameters or gradients are shared over processes, which is not supported yet"

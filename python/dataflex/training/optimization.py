@@ -26,8 +26,8 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     """Accelerate's view of devices and processes, as a launcher (torchrun, accelerate launch) set them up.
 
     Raises:
-        TrainingError: The processes share parameters or gradients in a way that has no per-sample gradients, or the
-            launcher's processes cannot talk to each other.
+        TrainingError: The launcher shards parameters or gradients over the processes, or its processes cannot talk to
+            each other.
     """
     # accelerate keeps its settings for the whole process; an earlier run may have had another precision.
     AcceleratorState._reset_state()
@@ -45,8 +45,7 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise TrainingError(
-            f"{kind.value} shards parameters or gradients over processes, where the gradient of a single sample cannot "
-            "be computed",
+            f"{kind.value} is not supported yet: every process has to hold all parameters",
             hint="one process, or DistributedDataParallel: torchrun, or accelerate launch without fsdp and deepspeed; "
             "ZeRO stages 1 and 2 by the key deepspeed of the run",
         )

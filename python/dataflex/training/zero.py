@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO stages 1 and 2: optimizer moments (and reduced gradients) are sharded over the processes.
 
-Parameters stay whole on every process, so that the gradient of a single sample is what it is without ZeRO. What a
+Parameters stay whole on every process, so that a selection's passes are what they are without ZeRO. What a
 selector or a checkpoint needs of the optimizer, Adam's moments by parameter, is put together from the shards when it is
 asked for. Mixed precision stays with autocast: the engine keeps the weights in the precision that they have.
 """
