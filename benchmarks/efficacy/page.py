@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from dataflex.utils.files import write_text
 from .cells import Cell
 from .methods import METHODS
 from .store import Result
-from .tables import by_method, interval, interval_text, known, range_of, reliability, rows, shown_budget
+from .tables import Column, by_method, interval, interval_text, known, range_of, reliability, rows, shown_budget
 
 RANDOM = "then: random"
 BETTER: dict[str, Callable[[float, float, float, float], bool]] = {
@@ -74,16 +73,19 @@ def outcome(asked: Sequence[Cell], found: Mapping[Cell, Result], key: str) -> st
 
 
 def chosen(task: str, asked: Sequence[Cell], found: Mapping[Cell, Result]) -> str:
-    """What the choices consist of at the middle budget, what the scores are worth, and what choosing costs."""
+    """What is chosen at the least and the middle budget, what the scores are worth, and what choosing costs."""
     budgets = sorted({cell.budget or 0.0 for cell in asked})
-    middle = budgets[len(budgets) // 2]
-    here = [cell for cell in found if (cell.task, cell.budget) == (task, middle) and METHODS[cell.method].chooses]
-    own = [found[cell] for cell in here]
-    share = partial(_share, budget=middle)
+    least, middle = budgets[0], budgets[len(budgets) // 2]
+    chosen_at = {
+        budget: [found[cell] for cell in found if (cell.task, cell.budget) == (task, budget)]
+        for budget in (least, middle)
+    }
+    own = [result for result in chosen_at[middle] if METHODS[result["method"]].chooses]
+    shares = [
+        _share(name, budget, chosen_at[budget]) for budget in chosen_at for name in ("right", "wrong", "duplicate")
+    ]
     columns = (
-        share("right"),
-        share("wrong"),
-        share("duplicate"),
+        *shares,
         ("AUC", range_of(lambda result: result.get("auc"))),
         ("against wrong answers", range_of(lambda result: result.get("auc_wrong"))),
         ("reliability", range_of(reliability)),
@@ -113,8 +115,14 @@ def _apart(own: Sequence[Sequence[float]], random: Sequence[Sequence[float]], ke
     return BETTER[key](*interval(own)[1:], *interval(random)[1:])
 
 
-def _share(name: str, budget: float) -> tuple[str, Callable[[Sequence[Result]], str]]:
-    return f"{name} rows at {shown_budget(budget)}", range_of(lambda result: result.get(f"share_{name}"))
+def _share(name: str, budget: float, results: Sequence[Result]) -> Column:
+    """The share of one kind of rows among a method's choices at a budget."""
+
+    def cell(own: Sequence[Result]) -> str:
+        of_method = [result for result in results if result["method"] == own[0]["method"]]
+        return range_of(lambda result: result.get(f"share_{name}"))(of_method)
+
+    return f"{name} rows at {shown_budget(budget)}", cell
 
 
 def _warned(results: Sequence[Result]) -> str:
