@@ -15,11 +15,11 @@ from .tasks import TASKS
 
 SEEDS = (1, 2, 3)
 BUDGETS = (0.1, 0.05, 0.2)
-"""The middle one, at which all methods are measured, first."""
+"""Shares of a pool. The middle one, at which all methods are measured, comes first."""
 SIZES = Sizes(family=37, duplicates=12)
-"""380 rows: target questions of any kind are 16 of a hundred."""
+"""380 rows: 60 are target questions, with a right or a wrong answer or as near-duplicates, and some of the noise."""
 LEARNING_RATE = 3e-4
-"""At 1e-3, the rate of the pools without budgets, a few visits of one row teach its form."""
+"""At 1e-3, the rate of the pools without budgets, random rows teach much of the target's form (docs/efficacy.md)."""
 FIRST = ("zero-shot", "then: random", "then: oracle", "then: less", "then: nice", "then: rds", "then: near")
 QUICK = ("zero-shot", "then: random", "then: oracle", "then: nice")
 REST = (
@@ -42,7 +42,7 @@ class CellSet:
     Attributes:
         cells: In the order in which they are measured.
         sizes: Of their pools.
-        learning_rate: Of every training.
+        learning_rate: Peak of the cosine, in every warm-up and training.
         most: The largest budget, as far as choices go; None where cells have none.
         public: Rows of each family of public questions beside the generated ones.
     """
