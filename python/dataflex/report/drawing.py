@@ -39,8 +39,11 @@ COLOURS = {
     "fifth": ("#b87f00", "#e9b949"),
     "sixth": ("#3b5998", "#8ea8dc"),
 }
-"""Names of the colours, for light and for dark ground. Opaque, words ("ink", "faint") keep a contrast of 4.5:1 to the ground and
-series 3:1 (WCAG 2.2 AA); "line" is for frames and grids, which carry nothing."""
+"""Names of the colours, for light and for dark ground.
+
+Opaque, words ("ink", "faint") keep a contrast of 4.5:1 to the ground and series 3:1 (WCAG 2.2 AA); "line" is for frames
+and grids, which carry nothing.
+"""
 SERIES = ("chosen", "second", "third", "fourth", "fifth", "sixth", "all")
 """Colours of things that stand side by side, in this order."""
 WIDTH = 4.8
