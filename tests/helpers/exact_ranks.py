@@ -31,6 +31,8 @@ def main(output_dir: str) -> None:
         "reliability": found.report["reliability"],
         "shards": len(list(folder.rglob("scores-*.safetensors"))),
     }
+    if count > 1:
+        torch.distributed.destroy_process_group()
     (folder / "found.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

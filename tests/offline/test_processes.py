@@ -13,19 +13,23 @@ from helpers.processes import launch
 from helpers.rows import rows_project
 
 SCRIPT = """
-import json, os, sys
+import atexit, json, os, sys
 import dataflex
+import torch
 from dataflex.config import load_config
 from dataflex.training.run import build_model
 from dataflex.testing import tiny_tokenizer
 
+atexit.register(lambda: write("group", torch.distributed.is_initialized()))  # run last of all
 chosen = dataflex.select(
     build_model(load_config("run.yaml")), tiny_tokenizer(), "rows.jsonl", "target.jsonl", num_samples=3,
     template="chatml", gradient_type="sgd", proj_dim=256, save_interval=4,
 )
-rank = os.environ.get("RANK", "0")
-with open(f"{sys.argv[1]}-{rank}.json", "w") as file:
-    json.dump({"rows": chosen.rows.tolist(), "scores": chosen.scores.tolist()}, file)
+def write(name, value):
+    with open(f"{sys.argv[1]}-{os.environ.get('RANK', '0')}-{name}.json", "w") as file:
+        json.dump(value, file)
+
+write("chosen", {"rows": chosen.rows.tolist(), "scores": chosen.scores.tolist()})
 """
 CONFIG = {
     "model_name_or_path": "model",
@@ -74,9 +78,9 @@ def test_the_command_shares_the_work(project: Path, tmp_path: Path) -> None:
 def test_python_shares_the_work_in_a_temporary_folder(project: Path, tmp_path: Path) -> None:
     for processes, name in ((1, "one"), (2, "two")):
         launch(processes, "choose.py", str(tmp_path / name), cwd=project)
-    one, *two = (
-        json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("one-0", "two-0", "two-1")
-    )
+    one, *two = (json.loads((tmp_path / f"{name}-chosen.json").read_bytes()) for name in ("one-0", "two-0", "two-1"))
     assert two[0] == two[1]
     assert two[0]["rows"] == one["rows"]
     np.testing.assert_allclose(two[0]["scores"], one["scores"], atol=1e-5)
+    # Threads of a group that is left behind can abort a process at its end.
+    assert [json.loads((tmp_path / f"two-{rank}-group.json").read_bytes()) for rank in range(2)] == [False, False]

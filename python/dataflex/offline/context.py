@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import tempfile
 from collections.abc import Iterator
@@ -32,14 +33,17 @@ from dataflex.utils.launch import process_count
 def launched_ranks() -> Ranks:
     """This process among those that torchrun or accelerate launch started, which then share the work; alone otherwise.
 
-    Joins their process group, or makes it: gloo on CPUs, nccl on GPUs.
+    Joins their process group, or makes it, for the life of the process: gloo on CPUs, nccl on GPUs.
     """
-    if process_count() == 1 and not torch.distributed.is_initialized():
+    joined = torch.distributed.is_initialized()
+    if process_count() == 1 and not joined:
         return Ranks()
     from accelerate import PartialState
 
     # Without a GPU accelerate forms a group only if it is told to use the CPU.
     state = PartialState(cpu=not torch.accelerator.is_available())
+    if not joined:
+        atexit.register(state.destroy_process_group)  # its threads, left running, can abort a process at its end
     return Ranks(state.process_index, state.num_processes, state.device)
 
 
