@@ -27,6 +27,8 @@ from dataflex.testing import tiny_dataset
 from dataflex.utils.files import write_json
 from helpers.runs import tiny_trainer
 
+NICE = "nice (rows whose gradients raise the reward of the model's own answers to the evaluation prompts)"
+
 
 def log(folder: Path, *entries: dict[str, object]) -> None:
     lines = [json.dumps({"current_steps": step, "total_steps": 9, **entry}) for step, entry in enumerate(entries, 1)]
@@ -62,6 +64,23 @@ def run(tmp_path: Path) -> Path:
     log(tmp_path, {"loss": 2.0}, {"loss": 1.5, "eval_loss": 1.8}, {"loss": 1.0}, {"eval_loss": 1.2, "loss": 0.9})
     rollouts(tmp_path, 2, [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ({"requests": 0}, "Not known yet."),
+        ({"requests": 800}, "4.0 s, 100% of it for selections; 1,600 requests to the judge."),
+        ({"requests": 8, "prompt_tokens": 4000, "reply_tokens": 90}, "8,000 tokens read and 180 written."),
+        ({"requests": 8, "reply_tokens": 90, "price": 0.21}, "180 written, for 0.42 at the prices of the config"),
+    ],
+)
+def test_the_cost_is_what_all_selections_took(judge: dict[str, float], said: str, tmp_path: Path) -> None:
+    seconds = {"answers": 2.0} if judge["requests"] else {}
+    for step in (2, 5):
+        selected(tmp_path, step, [0], [0.5, 0.4], seconds=seconds, reward_backend={"name": "api", **judge})
+    log(tmp_path, {"loss": 2.0})
+    assert said in df.Report(tmp_path).summary["What did it cost?"]
 
 
 class Page(HTMLParser):
@@ -114,7 +133,7 @@ def test_a_run_that_goes_on_has_a_page_of_what_there_is(run: Path, caplog: pytes
 
 def test_the_summary_says_what_was_chosen_how_sure_it_is_and_what_to_change(run: Path) -> None:
     answers = df.Report(run).summary
-    assert answers["What was chosen?"].startswith("nice chose 2 times, the last time 9 of 60 rows (15.0%).")
+    assert answers["What was chosen?"].startswith(f"{NICE} chose 2 times, the last time 9 of 60 rows (15.0%).")
     assert "All selections together: " in answers["What was chosen?"]
     assert answers["Can it be trusted?"].startswith("In part. Reliability of the targets, of 1: 0.80 at step 2 (")
     assert "More targets" in answers["What would I change?"]
@@ -141,7 +160,7 @@ def test_a_notebook_shows_the_page_shut_in(run: Path) -> None:
     ((tag, attributes),) = page.elements
     assert (tag, attributes["sandbox"]) == ("iframe", "")
     assert "<h1>" in str(attributes["srcdoc"])
-    assert repr(df.Report(run)).startswith(f"Report({run.name}: nice chose 2 times")
+    assert repr(df.Report(run)).startswith(f"Report({run.name}: {NICE} chose 2 times")
 
 
 def test_the_command_prints_json_with_the_meaning_of_every_number(run: Path) -> None:
@@ -199,7 +218,7 @@ def test_a_run_rewrites_its_page_after_each_selection(tmp_path: Path, monkeypatc
     assert "A finished run." in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "GiB of memory" in df.Report(tmp_path).summary["What did it cost?"]
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "**What was chosen?** nice chose 2 times" in card
+    assert f"**What was chosen?** {NICE} chose 2 times" in card
 
 
 HOSTILE = [

@@ -11,12 +11,12 @@ def register_selectors(register: Register) -> None:
     register(
         "nice",
         "dataflex.selectors.nice:NiceSelector",
-        summary="training gradients against reward-weighted policy gradients of the evaluation set",
+        summary="rows whose gradients raise the reward of the model's own answers to the evaluation prompts",
     )
     register(
         "less",
         "dataflex.selectors.less:LessSelector",
-        summary="training gradients against the gradients of the evaluation set's answers",
+        summary="rows whose gradients lower the loss on the answers of the evaluation set",
     )
     register("loss", "dataflex.selectors.loss:LossSelector", summary="a draw that favours low, medium or high losses")
     register(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataflex.plugins.registry import registry
 from dataflex.report.compare import overlap
 from dataflex.report.groups import LENGTH, Grouping, groupings
 from dataflex.report.read import RunReport, SelectionFile, entries_with
@@ -75,9 +76,15 @@ def _chosen(report: RunReport, found: Sequence[Grouping]) -> str:
     last, count = selections[-1], len(selections)
     times = "once:" if count == 1 else f"{count} times, the last time"
     n, k = len(last.chosen), int(last.chosen.sum())
-    text = f"{last.selector} chose {times} {k:,} of {n:,} rows ({k / n:.1%})."
+    text = f"{_method(last.selector)} chose {times} {k:,} of {n:,} rows ({k / n:.1%})."
     together = ["All selections together:"] if count > 1 and found else []
     return " ".join([text, *together, *(leading(grouping) for grouping in found[:1])])
+
+
+def _method(name: str) -> str:
+    """A selector with what it goes by, where it is registered; a name of someone's own code says nothing more."""
+    known = registry().components.get(("selector", name))
+    return f"{name} ({known.summary})" if known is not None and known.summary else name
 
 
 def _without_selection(report: RunReport) -> str:
@@ -134,13 +141,28 @@ def cost(report: RunReport) -> str:
     parts = [time_text(total)]
     if report.trained and chosen:
         parts[0] += f", {chosen / total:.0%} of it for selections"
-    requests = sum(numbers(found.report.get("reward_backend")).get("requests", 0) for found in report.selections[-1:])
-    if requests:
-        parts.append(f"{requests:,.0f} requests to the judge")
+    judge = _judge(report.selections)
+    if judge:
+        parts.append(judge)
     memory = numbers(report.results).get("peak_memory_bytes")
     if memory:
         parts.append(f"at most {memory / 2**30:.1f} GiB of memory in the main process (of its GPU, in a run on one)")
     return "; ".join(parts) + "."
+
+
+def _judge(selections: Sequence[SelectionFile]) -> str:
+    """What all selections asked of a judge, where they asked one."""
+    counted = [numbers(found.report.get("reward_backend")) for found in selections]
+    requests, read, written, price = (
+        sum(found.get(name, 0.0) for found in counted)
+        for name in ("requests", "prompt_tokens", "reply_tokens", "price")
+    )
+    if not requests:
+        return ""
+    text = f"{requests:,.0f} requests to the judge"
+    if read or written:
+        text += f", {read:,.0f} tokens read and {written:,.0f} written"
+    return f"{text}, for {price:,.2f} at the prices of the configuration" if price else text
 
 
 def _changes(report: RunReport, found: Sequence[Grouping]) -> Iterator[str]:

@@ -61,6 +61,8 @@ class RewardStats:
         cache_hits: Answers whose judgement was there already: in the cache, or asked for by an equal answer.
         retries: Requests that were repetitions.
         unparsable: Judge replies that were not a score.
+        prompt_tokens: Tokens that the judge's server says it has read; 0 where it says nothing.
+        reply_tokens: Tokens that it says it has written.
         seconds: Wall-clock time spent in ``score``.
     """
 
@@ -70,6 +72,8 @@ class RewardStats:
     cache_hits: int = 0
     retries: int = 0
     unparsable: int = 0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
     seconds: float = 0.0
 
     @contextmanager
@@ -80,6 +84,11 @@ class RewardStats:
             yield
         finally:
             self.seconds += time.perf_counter() - start
+
+
+def since(before: Mapping[str, int | float], now: Mapping[str, int | float]) -> dict[str, int | float]:
+    """What a backend's counters have counted since they were read before."""
+    return {name: value - before.get(name, 0) for name, value in now.items()}
 
 
 class RewardBackend(Configurable[ConfigT], ABC):

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from dataflex.errors import RewardError
 from dataflex.rewards.base import Failure, RewardBackend, settle
@@ -51,7 +51,7 @@ class ChatConfig(JudgeConfig):
     """
 
     limits: ClassVar[frozenset[str]] = frozenset(
-        {"max_concurrency", "timeout", "deadline", "max_retries", "backoff", "max_requests", "cache_path"}
+        {"max_concurrency", "timeout", "deadline", "max_retries", "backoff", "max_requests", "prices", "cache_path"}
     )
 
     max_concurrency: int = Field(8, ge=1, description="requests under way at once")
@@ -61,6 +61,9 @@ class ChatConfig(JudgeConfig):
     backoff: float = Field(1.0, gt=0, description="seconds before the first repetition; doubles each time, up to 60")
     max_requests: int | None = Field(
         None, ge=1, description="spend cap: requests of this run, resumed or not; null: no cap"
+    )
+    prices: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(
+        None, description="price of a million tokens read and of a million written, for the report; null: unknown"
     )
     cache_path: Path | None = Field(
         default_factory=default_cache_path, description="SQLite file of the judge's replies; null: no cache"
@@ -106,6 +109,14 @@ class ChatReward(RewardBackend[ChatConfigT]):
         """
         if self._spending.path != folder / SPENDING_FILE:
             self._spending = Spending(folder / SPENDING_FILE)
+
+    def stats(self) -> dict[str, int | float]:
+        """The counters, and with ``prices`` the ``price`` of the tokens; see :meth:`RewardBackend.stats`."""
+        counted, prices = super().stats(), self.config.prices
+        if prices is not None:
+            read, written = self._stats.prompt_tokens, self._stats.reply_tokens
+            counted["price"] = (read * prices[0] + written * prices[1]) / 1e6
+        return counted
 
     def check(self) -> None:
         """See that what scoring needs is there.

@@ -26,7 +26,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from dataflex.errors import RewardError
 from dataflex.rewards.base import Failure, RewardStats
-from dataflex.rewards.completion import completion, explanation, judgement
+from dataflex.rewards.completion import completion, explanation, judgement, usage
 from dataflex.rewards.spending import Spending
 from dataflex.rewards.wire import Client, Endpoint, HttpReply, WireError, run
 
@@ -236,10 +236,13 @@ class Round:
         if not 200 <= reply.status < 300:
             raise self._explained(reply)
         try:
-            named = completion(reply).get("model")
+            found = completion(reply)
         except ValueError:
             raise _PassingError(f"not a chat completion: {self._endpoint.redacted(reply.text)!r}") from None
-        self._compare_models(str(body["model"]), named)
+        read, written = usage(found)
+        self._stats.prompt_tokens += read
+        self._stats.reply_tokens += written
+        self._compare_models(str(body["model"]), found.get("model"))
         return reply
 
     def _spend(self) -> None:

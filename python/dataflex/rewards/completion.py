@@ -26,6 +26,14 @@ def completion(reply: HttpReply) -> Mapping[str, Any]:
     return dict(body)
 
 
+def usage(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompt and of the reply, as the server counts what it bills; 0 where it does not say."""
+    said = body.get("usage")
+    counts = [said.get(name) if isinstance(said, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    read, written = (count if type(count) is int and count > 0 else 0 for count in counts)
+    return read, written
+
+
 def judgement(body: Mapping[str, Any], parse: Callable[[str], float | None]) -> float | str:
     """The score that all choices of a completion have, or what they are in its place.
 

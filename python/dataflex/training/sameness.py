@@ -95,9 +95,9 @@ COVERED = ("num_train_epochs", "max_steps", "bf16", "fp16", *MIXTURE_KEYS)
 _NEUTRAL = """
 cache_dir cache_path save_interval keep_features feature_batch_tokens loss_batch_tokens rollout_batch_size batch_size
 embed_device device api_url api_key server_url server_python server_port server_log server_start_timeout
-max_concurrency timeout deadline max_retries backoff max_requests vllm_tensor_parallel_size vllm_gpu_memory_utilization
-vllm_kv_cache_gib vllm_enforce_eager vllm_release gpu_memory_utilization kv_cache_gib tensor_parallel_size
-enforce_eager release
+max_concurrency timeout deadline max_retries backoff max_requests prices vllm_tensor_parallel_size
+vllm_gpu_memory_utilization vllm_kv_cache_gib vllm_enforce_eager vllm_release gpu_memory_utilization kv_cache_gib
+tensor_parallel_size enforce_eager release
 """
 NEUTRAL_PARAMETERS = frozenset(_NEUTRAL.split())
 """Parameters of selectors and rewards, at any depth, that say where and how fast: a change of them is said."""

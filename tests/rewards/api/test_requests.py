@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 
 import pytest
 
+from dataflex.rewards.base import since
 from helpers.api_judge import KEY, always, backend, by_answer, requests
 from helpers.http_judge import Call, Reply, completion, judge_server, score
 
@@ -43,8 +45,26 @@ def test_equal_answers_are_asked_once() -> None:
         assert judge.score(requests("0.5", "1", "0.5", "0.5")) == [0.5, 1.0, 0.5, 0.5]
     assert len(server.calls) == 2
     assert judge.stats() | {"seconds": 0} == {
-        **{"scored": 4, "failed": 0, "requests": 2, "cache_hits": 2, "retries": 0, "unparsable": 0, "seconds": 0}
+        **{"scored": 4, "failed": 0, "requests": 2, "cache_hits": 2, "retries": 0, "unparsable": 0, "seconds": 0},
+        **{"prompt_tokens": 0, "reply_tokens": 0},
     }
+
+
+def test_tokens_are_what_the_server_counts_and_the_price_is_theirs() -> None:
+    said = [{"prompt_tokens": 300, "completion_tokens": 7}, {"prompt_tokens": "many", "completion_tokens": -1}, None]
+
+    def counting(call: Call, number: int) -> Reply:
+        return Reply(json.dumps({**json.loads(score(0.5).body), "usage": said[number]}))
+
+    with judge_server(counting) as server:
+        judge = backend(server, prices=[2.0, 10.0], max_concurrency=1)
+        judge.score(requests("a"))
+        before = judge.stats()
+        judge.score(requests("b", "c"))
+    assert (before["prompt_tokens"], before["reply_tokens"]) == (300, 7)
+    assert before["price"] == pytest.approx((300 * 2 + 7 * 10) / 1e6)
+    after = since(before, judge.stats())
+    assert (after["requests"], after["prompt_tokens"], after["reply_tokens"], after["price"]) == (2, 0, 0, 0)
 
 
 def test_nothing_to_score_asks_nothing() -> None:

@@ -32,7 +32,7 @@ from dataflex.gradients.advantages import Baseline
 from dataflex.gradients.policy import PolicyFeatures, WeightedPrompt
 from dataflex.gradients.similarity import Aggregate
 from dataflex.projection.projector import Projector
-from dataflex.rewards.base import RewardBackend
+from dataflex.rewards.base import RewardBackend, since
 from dataflex.rewards.scoring import reward_facts
 from dataflex.rollouts import Prompt, Rollout
 from dataflex.selectors.base import SelectionContext
@@ -170,6 +170,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         """
         samples = context.eval_dataset.samples if context.eval_dataset else []
         asked = self.answers.prompts(context, samples)
+        before = self.answers.reward.stats()
         sampled = self.answers.scored(context, samples, asked, watch)
         references = self._references(context, samples, asked, sampled, watch)
         answers = [[*own, references[row]] if row in references else own for row, own in enumerate(sampled)]
@@ -178,7 +179,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         def report(unusual: Mapping[str, Sequence[str]]) -> dict[str, Any]:
             found = {
                 "rewards": reward_facts([answer for own in sampled for answer in own]),
-                "reward_backend": {"name": self.answers.reward.name, **self.answers.reward.stats()},
+                "reward_backend": {"name": self.answers.reward.name, **since(before, self.answers.reward.stats())},
                 "prompts": {
                     "total": len(samples),
                     "with_signal": len(prompts),
