@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from torch.utils.data import Dataset
+from transformers.optimization import Adafactor
 
 import dataflex
 from dataflex.errors import CheckpointError
@@ -179,7 +180,7 @@ def test_a_state_that_does_not_fit_is_refused_with_the_reason(adapted, tmp_path)
     first = next(iter(saved["state"]))
     for change, reason in (
         ({"exp_avg": torch.zeros(3)}, r"the moments in the place of .*lora_A.* have the shapes"),
-        ({"max_exp_avg_sq": torch.zeros(3)}, "another optimizer's state"),
+        ({"max_exp_avg_sq": torch.zeros(3)}, "the state of Adam with amsgrad"),
     ):
         torch.save({**saved, "state": {**saved["state"], first: {**saved["state"][first], **change}}}, file)
         with pytest.raises(CheckpointError, match=reason):
@@ -217,3 +218,36 @@ def test_one_group_of_all_parameters_and_weights_in_several_files(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     restored = source.optimizer(other, needed=True)
     assert torch.equal(adam_moments(other, restored).exp_avg, adam_moments(model, optimizer).exp_avg)
+
+
+def bits(name):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    return lambda parameters: getattr(bitsandbytes.optim, name)(parameters)
+
+
+OTHERS = [
+    ("AdamW8bit", r"the state of bitsandbytes in 8 bits \(adamw_8bit, paged_adamw_8bit, or"),
+    ("AdamW32bit", r"the state of bitsandbytes in 32 bits \(paged_adamw_32bit, or"),
+    (lambda parameters: Adafactor(parameters, lr=1e-3, relative_step=False), "the state of Adafactor: it keeps"),
+    (lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9), "the state of SGD or Muon"),
+    (lambda parameters: torch.optim.SGD(parameters, lr=1e-3), "the state of plain SGD: it keeps nothing"),
+    (torch.optim.NAdam, "the state of NAdam"),
+    (lambda parameters: torch.optim.AdamW(parameters, amsgrad=True), "the state of Adam with amsgrad"),
+    (torch.optim.ASGD, "the state of another optimizer"),
+    (torch.optim.RAdam, "its groups are not those of Adam or AdamW"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), OTHERS, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_state_of_another_optimizer_is_refused_by_its_name(tmp_path, make, reason):
+    model = tiny_lora(tiny_model(), r=64)
+    optimizer = (bits(make) if isinstance(make, str) else make)([p for p in model.parameters() if p.requires_grad])
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 1}', encoding="utf-8")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        TransformersCheckpoint(tmp_path).optimizer(model, needed=True)
+    assert "gradient_type: sgd" in caught.value.hint

@@ -36,7 +36,7 @@ RUNS: list[Any] = [
     pytest.param("adamw_8bit", {"loraplus_lr_ratio": 4.0}, marks=quantised),
     pytest.param("paged_adamw_8bit", {}, marks=[quantised, paged]),
     ("adafactor", {}),
-    ("sgd", {}),
+    ("sgd", {"loraplus_lr_ratio": 4.0}),
     ("muon", {}),
 ]
 

@@ -28,6 +28,10 @@ WAITING_VALUES = {"cpu": 1 << 20, "cuda": 1 << 24}
 where the way to a kernel counts for more, 64 MiB. A larger block goes alone."""
 
 
+Rates = tuple[tuple[int, float], ...]
+"""``(end, rate over mean rate)`` of consecutive runs of parameters; empty: 1 for all."""
+
+
 class Collector(Protocol):
     """Takes the gradients of g items that are computed together."""
 
@@ -62,6 +66,28 @@ class WholeRows:
     def result(self) -> Tensor:
         """The rows."""
         return self._values
+
+
+class AtRates:
+    """Scales raw gradients by the learning rates of their parameters: the step of plain gradient descent.
+
+    Args:
+        taker: Takes the scaled gradients.
+        rates: Rates of all p parameters.
+    """
+
+    def __init__(self, taker: Collector, rates: Rates) -> None:
+        self._taker = taker
+        self._rates = rates
+
+    def add(self, block: Tensor, offset: int) -> None:
+        """Scale a block, whose parameter has one rate, and hand it on."""
+        _, rate = self._rates[bisect_right(self._rates, offset, key=itemgetter(0))]
+        self._taker.add(block * rate, offset)
+
+    def result(self) -> Tensor:
+        """What came of the scaled gradients."""
+        return self._taker.result()
 
 
 class Gathering:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -114,15 +114,35 @@ def learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[
     Empty if all are equal. Where a schedule has brought all rates to zero, those that it started from count.
     """
     reader = reader_of(optimizer)
-    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    parameters = [parameter for _, parameter in trainable_parameters(model)]
-    known = [(groups[parameter], optimizer.state.get(parameter, {})) for parameter in parameters]
-    rates = [reader.rate(*pair) for pair in known]
+    known = _groups(model, optimizer)
+    states = [optimizer.state.get(parameter, {}) for parameter in known]
+    rates = [reader.rate(*pair) for pair in zip(known.values(), states, strict=True)]
     if not any(rates):
-        rates = [reader.rate(*pair, "initial_lr") for pair in known]
+        rates = [reader.rate(*pair, "initial_lr") for pair in zip(known.values(), states, strict=True)]
+    return _runs([parameter.numel() for parameter in known], rates)
+
+
+def plain_rates(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[tuple[int, float], ...]:
+    """:func:`learning_rates` of an optimizer that steps by plain gradients, torch's SGD; empty for any other."""
+    if type(optimizer) is not torch.optim.SGD:
+        return ()
+    known = _groups(model, optimizer)
+    rates = [float(group.get("lr", 0.0)) for group in known.values()]
+    if not any(rates):
+        rates = [float(group.get("initial_lr", 1.0)) for group in known.values()]
+    return _runs([parameter.numel() for parameter in known], rates)
+
+
+def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
+    """The optimizer's group of each trainable parameter, in parameter-index order; empty where it has none."""
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    return {parameter: groups.get(parameter, {}) for _, parameter in trainable_parameters(model)}
+
+
+def _runs(sizes: Sequence[int], rates: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    """``(end, rate / mean rate)`` of runs of parameters; empty if all are equal."""
     if len(set(rates)) == 1:
         return ()
-    sizes = [parameter.numel() for parameter in parameters]
     mean = sum(rate * size for rate, size in zip(rates, sizes, strict=True)) / sum(sizes)
     runs: list[tuple[int, float]] = []
     for rate, end in zip(rates, accumulate(sizes), strict=True):

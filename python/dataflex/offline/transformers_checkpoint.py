@@ -35,6 +35,18 @@ OPTIMIZER = "optimizer.pt"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 """What torch's Adam and AdamW keep of each parameter."""
+_BITSANDBYTES = "__bnb_optimizer_quant_state__"
+"""Where bitsandbytes' optimizers put all of a parameter's state but its step count."""
+_SIGNS = {
+    "exp_avg_sq_row": "Adafactor",
+    "mu_product": "NAdam",
+    "exp_inf": "Adamax",
+    "max_exp_avg_sq": "Adam with amsgrad",
+    "momentum_buffer": "SGD or Muon",
+    "square_avg": "RMSprop",
+    "sum": "Adagrad",
+}
+"""Entries that tell other optimizers of torch and transformers by."""
 _SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, struct.error)
@@ -240,11 +252,24 @@ def _not_adam(saved: Any) -> str | None:
         return "expected state and param_groups, as torch's optimizers write them"
     kept = {key for state in saved["state"].values() for key in state}
     if kept != MOMENTS:
-        return f"another optimizer's state: it keeps {sorted(kept) or 'nothing'}, Adam and AdamW keep {sorted(MOMENTS)}"
+        return (
+            f"the state of {_owner(saved['state'], kept)}: it keeps {sorted(kept) or 'nothing'}, torch's Adam and "
+            f"AdamW keep {sorted(MOMENTS)}"
+        )
     for group in saved["param_groups"]:
         if not {"betas", "eps", "lr", "amsgrad"} <= group.keys() or group["amsgrad"] or group.get("maximize"):
             return "its groups are not those of Adam or AdamW without amsgrad and maximize"
     return None
+
+
+def _owner(states: Mapping[Any, Mapping[str, Any]], kept: set[str]) -> str:
+    """Whose state it is that is not Adam's, as far as its entries tell."""
+    if _BITSANDBYTES in kept:
+        quantised = any("qmap1" in state.get(_BITSANDBYTES, {}) for state in states.values())
+        kinds = "adamw_8bit, paged_adamw_8bit" if quantised else "paged_adamw_32bit"
+        return f"bitsandbytes in {8 if quantised else 32} bits ({kinds}, or LAMB, which keeps the same)"
+    found = [owner for sign, owner in _SIGNS.items() if sign in kept]
+    return found[0] if found else "another optimizer" if kept else "plain SGD"
 
 
 def _ordered(model: nn.Module, groups: Sequence[Mapping[str, Any]], directory: Path) -> list[Named]:

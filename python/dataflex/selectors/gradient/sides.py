@@ -13,7 +13,7 @@ import torch
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import SelectionError
 from dataflex.gradients.features import GradientFeatures
-from dataflex.gradients.moments import adam_settings
+from dataflex.gradients.moments import adam_settings, plain_rates
 from dataflex.gradients.reliability import Reliability, target_reliability
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.gradients.similarity import Aggregate, Blocks
@@ -63,7 +63,11 @@ class GradientSides(Configurable[GradientConfigT]):
         return Projector(self.config.proj_dim, self.config.projection, self.config.seed)
 
     def training_gradients(self, context: SelectionContext, projector: Projector) -> SampleFeatures:
-        """What computes the candidates' features in the model's current state."""
+        """What computes the candidates' features in the model's current state.
+
+        Raw gradients have the learning rates of their parameters, if the optimizer is one that steps by them.
+        """
+        raw = self.config.gradient_type == "sgd"
         return SampleFeatures(
             context,
             context.train_dataset,
@@ -71,6 +75,7 @@ class GradientSides(Configurable[GradientConfigT]):
             gradient_type=self.config.gradient_type,
             adam_variant=self.config.adam_variant,
             batch_tokens=self.config.feature_batch_tokens,
+            rates=plain_rates(context.model, context.optimizer) if raw else (),
         )
 
     def training_features(self, context: SelectionContext, projector: Projector) -> FeatureStore:
