@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -128,7 +128,7 @@ class Bench:
         """What the cells of a pool share."""
         shared, work = digest(self._pool_facts(cell)), self.store.folder / "work"
         where = (self.model, self.encoder, work, shared)
-        return Setting(self.protocol, self.pool(cell), cell.seed, self.longest(cell), *where)
+        return Setting(self._protocol(cell), self.pool(cell), cell.seed, self.longest(cell), *where)
 
     def longest(self, cell: Cell) -> int:
         """Tokens of the longest answer."""
@@ -155,8 +155,12 @@ class Bench:
 
     def _pool_facts(self, cell: Cell) -> dict[str, Any]:
         """Public rows by the digest of their package, so that results are found without it."""
-        facts = pool_facts(self.protocol, self._drawn(cell), self._model_digest, cell.task)
+        facts = pool_facts(self._protocol(cell), self._drawn(cell), self._model_digest, cell.task)
         return facts if self.public is None else {**facts, "public": self.public.facts}
+
+    def _protocol(self, cell: Cell) -> Protocol:
+        warmup = METHODS[cell.method].warmup
+        return self.protocol if warmup is None else replace(self.protocol, warmup_step=warmup)
 
     @property
     def _model_digest(self) -> str:

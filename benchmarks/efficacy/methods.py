@@ -28,12 +28,14 @@ class Method:
         trains: Whether the model goes on with the choice; ``after``: a new adapter is trained on it; no: the choice
             alone is measured.
         draw: Number of the selection's own draw, for methods that draw: pool, warm-up and training stay the seed's.
+        warmup: Steps on random rows before the selection, if not the protocol's.
     """
 
     selector: str
     params: dict[str, Any] = field(default_factory=dict)
     trains: bool | Literal["after"] = True
     draw: int = 0
+    warmup: int | None = None
 
     @property
     def asks(self) -> bool:
@@ -81,7 +83,7 @@ class Method:
         if self.embeds:
             params["embed_model"] = str(encoder)
         if self.asks:
-            params |= {"reward": {"name": "metric", "params": METRIC}, "max_new_tokens": max_new_tokens}
+            params = {"reward": {"name": "metric", "params": METRIC}, "max_new_tokens": max_new_tokens} | params
         return BUILDERS[self.selector](**params)
 
 
@@ -120,6 +122,8 @@ BUILDERS: dict[str, Callable[..., df.Selector[Any]]] = {
 
 COOL = {"generation_temperature": 0.7}
 """The temperature of the answers in 0.1.0."""
+TOKENS = {"name": "metric", "params": {"metric": "token_f1"}}
+"""A reward for some of the reference's words, too."""
 NO_MOMENTUM = {"adam_variant": "second_moment"}
 
 
@@ -156,16 +160,17 @@ METHODS: dict[str, Method] = {
     "nice, temperature 0.7": Method("nice", COOL),
     "nice, old defaults": Method("nice", {**OLD, **COOL}),
     "less, formula of LESS": _only("less", adam_variant="less"),
-    "less, second_moment": _only("less", **NO_MOMENTUM),
-    "less, round robin": _only("less", aggregate="round_robin"),
     **{f"less, projected to {k}": _only("less", scoring="projected", proj_dim=k) for k in (512, 4096, 16384)},
+    "less, rademacher": _only("less", scoring="projected", projection="rademacher"),
+    **{f"less, {keep:.0%} kept by rds": _only("less", prefilter={"name": "rds", "keep": keep}) for keep in (0.25, 0.5)},
+    **{f"less, {steps} steps of warm-up": Method("less", trains=False, warmup=steps) for steps in (4, 36)},
     "nice, no baseline": _only("nice", baseline="none"),
     "nice, no baseline, temperature 0.7": _only("nice", **COOL, baseline="none"),
-    "nice, no references": _only("nice", reference_answer="none"),
+    "nice, answers at 0.7": _only("nice", **COOL),
     "nice, fallback": _only("nice", reference_answer="fallback"),
-    "nice, second_moment": _only("nice", **NO_MOMENTUM),
     "nice, projected to 4096": _only("nice", scoring="projected"),
     "nice, 8 answers": _only("nice", mc_samples=8),
     "nice, round robin": _only("nice", aggregate="round_robin"),
+    "nice, rewards of tokens": Method("nice", {"reward": TOKENS}, trains=False),
 }
 """Without parameters a method is as it is shipped."""

@@ -32,7 +32,13 @@ REST = (
     "then: nice, second_moment",
     "then: nice, no references",
 )
-CHOICES = tuple(name for name, method in METHODS.items() if method.trains is False)
+TWO_CHANGES = "nice, no baseline, temperature 0.7"
+ABLATIONS = (
+    *("then: less", "then: less, second_moment", "then: less, round robin"),
+    *("then: nice", "then: nice, second_moment", "then: nice, no references"),
+    *(name for name, method in METHODS.items() if method.trains is False and name != TWO_CHANGES),
+)
+"""The shipped methods and those that differ from them in one parameter."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ SETS: dict[str, CellSet] = {
     "quick": CellSet(tuple(cells(QUICK, (1,), ("kinds",), (0.1,)))),
     "main": CellSet(tuple(cells(FIRST, SEEDS, TASKS, BUDGETS) + cells(REST, SEEDS, TASKS, BUDGETS[:1]))),
     "public": CellSet(tuple(cells(FIRST, SEEDS, TASKS, (0.1, 0.05))), most=0.1, public=12),
-    "ablations": CellSet(tuple(cells(CHOICES, SEEDS, TASKS, (0.1,)))),
+    "ablations": CellSet(tuple(cells(ABLATIONS, SEEDS, TASKS, (0.1,)))),
 }
 
 
