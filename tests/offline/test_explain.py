@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import dataflex as df
 from dataflex.config import load_config
 from dataflex.training.run import train_from_config
 from helpers.rows import ROWS_CONFIG, rows_project
+from helpers.runs import tiny_nice, tiny_trainer
 
 CONFIG = {
     **ROWS_CONFIG,
@@ -54,3 +58,20 @@ def test_the_parts_of_the_targets_add_up_to_the_score(
     assert [np.argmax(scores), np.argmin(scores)] == [stories[0].place, stories[2].place]
     assert stories[0].tables["scores"]["rank"].to_pylist() == [1]
     assert {path: path.stat().st_mtime_ns for path in (root / "out").rglob("*")} == before
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("selector", [lambda: tiny_nice(scoring="exact"), df.LessSelector], ids=["nice", "less"])
+def test_a_run_from_python_is_told_by_its_trainer(selector: Callable[[], Any], tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, selector=selector())
+    trainer.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for step in (2, 5):
+        for story in df.explain(tmp_path, top=1, lowest=1, step=step, trainer=trainer):
+            assert story.unknown == []
+            (score,) = [row["score"] for row in story.tables["scores"].to_pylist() if row["step"] == step]
+            assert story.tables["targets"].to_pandas()["part"].sum() == pytest.approx(score, abs=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    (story,) = df.explain(tmp_path, top=1)
+    assert "explain(..., trainer=trainer)" in story.unknown[0]
+    assert "\n" not in story.unknown[0]

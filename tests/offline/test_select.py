@@ -8,6 +8,7 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -56,6 +57,19 @@ def test_every_selector_selects(selector, params):
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_selection_has_the_page_that_the_command_writes(tmp_path):
+    chosen = select(alpaca_rows(10), selector="nice", output_dir=tmp_path / "s.work", **NICE)
+    report = chosen.write_report(tmp_path / "s.jsonl")
+    page = (tmp_path / "s.report.html").read_text(encoding="utf-8")
+    assert report.tables["selections"].to_pylist()[0]["selected"] == 4
+    assert "What was rewarded?" in page
+    assert "A score is the cosine of the row&#39;s gradient with those of the targets, the mean over all" in page
+    ranks = pq.read_table(tmp_path / "s.scores.parquet").column("rank").to_pylist()
+    assert [ranks.index(place) for place in range(4)] == chosen.indices.tolist()
+    with pytest.raises(SelectionError, match=r"s\.scores\.parquet, .*s\.report\.html would be overwritten"):
+        chosen.write_report(tmp_path / "s")
 
 
 def test_tokenised_rows_are_kept_where_it_is_asked_for_and_read_again(tmp_path, monkeypatch):

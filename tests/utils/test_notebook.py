@@ -36,7 +36,7 @@ def chosen(dataset: TokenizedDataset) -> OfflineSelection:
         5,
         1,
         {"seconds": {"x": 1.0}},
-        samples=dataset.samples,
+        candidates=dataset,
         source=RowSource(rows),
     )
 

@@ -303,7 +303,7 @@ def _finish(
 
 def as_offline(selection: Selection, candidates: TokenizedDataset, source: RowSource) -> OfflineSelection:
     """The selection with the rows that its candidates come from."""
-    return OfflineSelection(**vars(selection), samples=candidates.samples, source=source)
+    return OfflineSelection(**vars(selection), candidates=candidates, source=source)
 
 
 _ADVICE = {

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from dataflex.config import RunConfig, load_config, validate_component
 from dataflex.curriculum.text_groups import most_similar, text_of
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.errors import DataError, DataflexError, SelectionError
+from dataflex.errors import ConfigError, DataError, DataflexError, SelectionError
 from dataflex.gradients.exact import sketch_projector
 from dataflex.gradients.pulls import MOST_VALUES, score_parts, target_cosines
 from dataflex.models.model import load_tokenizer, to_device, trainable_parameters
@@ -35,6 +36,7 @@ from dataflex.report.table import Column, Sheet, score_text
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.gradient import GradientSelector
 from dataflex.training.run import build_model, load_datasets
+from dataflex.training.trainer import Trainer
 from dataflex.types import group_names
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.home import home_path
@@ -54,11 +56,13 @@ def explain(
     lowest: int = 0,
     step: int | None = None,
     targets: bool = True,
+    trainer: Trainer | None = None,
 ) -> list[RowStory]:
     """Say of some rows how they were scored at each selection, which targets pull them, and what is most like them.
 
     The targets need the model: they are computed from the run's ``config.yaml``, the checkpoint of the selection and,
-    for NICE, its answers. Nothing is drawn, nobody is asked for a reward, and nothing in the run's folder is changed.
+    for NICE, its answers. The configuration of a run from Python names no data: pass its ``trainer``. Nothing is drawn,
+    nobody is asked for a reward, and nothing in the run's folder is changed.
 
     Args:
         place: The ``output_dir`` of a run, or a subset of ``dataflex select``.
@@ -67,6 +71,7 @@ def explain(
         lowest: Explain so many rows of the lowest scores too.
         step: The selection made after so many steps; None: the last.
         targets: Compute what the targets add; False: what the files tell.
+        trainer: The trainer of the run, or one that is built like it; its model is left as it is.
 
     Returns:
         A story a row; what could not be said, and why, is in its ``unknown``.
@@ -87,7 +92,7 @@ def explain(
     if not targets:
         return stories
     try:
-        with _at_selection(report, selection) as (selector, context):
+        with _at_selection(report, selection, trainer) as (selector, context):
             _check_rows(selection, context.train_dataset, places)
             stories = [_with_texts(story, selection, context.train_dataset) for story in stories]
             found = _targets(selector, context, selection, places)
@@ -114,7 +119,7 @@ def _selection(report: RunReport, step: int | None) -> SelectionFile:
 
 @contextmanager
 def _at_selection(
-    report: RunReport, selection: SelectionFile
+    report: RunReport, selection: SelectionFile, trainer: Trainer | None
 ) -> Iterator[tuple[GradientSelector[Any], SelectionContext]]:
     """The selector and its context as they were at a selection; files go to a temporary folder.
 
@@ -123,30 +128,55 @@ def _at_selection(
     """
     file = report.output_dir / "config.yaml"
     checkpoint = report.output_dir / f"checkpoint-{selection.step}"
-    if not report.trained or not file.is_file():
+    if not report.trained or (trainer is None and not file.is_file()):
         raise SelectionError(f"there is no {file.name} in {report.output_dir}")
     if not checkpoint.is_dir():
         raise SelectionError(f"{checkpoint.name}, the model of that selection, was not kept", hint="save_total_limit")
-    config = load_config(file)
-    selector = _selector(config, report.output_dir)
+    if trainer is None:
+        config = _configuration(file)
+        selector, build = _configured(config, report), partial(_context, config)
+    else:
+        selector, build = _of_trainer(trainer, report), partial(_same_context, trainer)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            context = _context(config, Path(folder))
-            with checked_context(selector, context, checkpoint) as found:
+            logger.info("what each target adds takes a pass over all of them with the model of %s", checkpoint.name)
+            with checked_context(selector, build(Path(folder)), checkpoint) as found:
                 yield selector, found
         finally:
             selector.close()
 
 
-def _selector(config: RunConfig, output_dir: Path) -> GradientSelector[Any]:
-    """The run's selector, which takes its answers and rewards from the run's folder."""
+def _configuration(file: Path) -> RunConfig:
+    try:
+        return load_config(file)
+    except ConfigError as error:
+        first = error.message.split("\n")[0]
+        raise SelectionError(f"{first}; a run from Python is told by explain(..., trainer=trainer)") from error
+
+
+def _configured(config: RunConfig, report: RunReport) -> GradientSelector[Any]:
+    """The selector of a run's configuration."""
     spec = config.component()
-    kind, params = validate_component(spec), dict(spec.params)
+    return _replaying(validate_component(spec), spec.params, report)
+
+
+def _of_trainer(trainer: Trainer, report: RunReport) -> GradientSelector[Any]:
+    """The selector of a run's trainer."""
+    if trainer.selector is None:
+        raise SelectionError("the trainer has no selector")
+    given = trainer.selector.config
+    params = {name: getattr(given, name) for name in given.model_fields_set}
+    return _replaying(type(trainer.selector), params, report)
+
+
+def _replaying(kind: type[Any], params: Mapping[str, Any], report: RunReport) -> GradientSelector[Any]:
+    """A selector that takes its answers and rewards from the run's folder."""
+    params = dict(params)
     if not issubclass(kind, GradientSelector):
-        raise SelectionError(f"{spec.name} compares no gradients: its scores are no sums over targets")
+        raise SelectionError(f"{kind.name} compares no gradients: its scores are no sums over targets")
     kept = params.pop("cache_dir", None)
     if "replay_rewards" in kind.Config.model_fields:
-        params["replay_rewards"] = params.get("replay_rewards") or kept or output_dir
+        params["replay_rewards"] = params.get("replay_rewards") or kept or report.output_dir
     return kind.from_params(params)
 
 
@@ -167,6 +197,23 @@ def _context(config: RunConfig, folder: Path) -> SelectionContext:
         output_dir=folder,
         precision=config.precision,
         ranks=ranks,
+    )
+
+
+def _same_context(trainer: Trainer, folder: Path) -> SelectionContext:
+    """The context of a trainer's selections."""
+    mixed = trainer.args.mixed_precision
+    return build_context(
+        trainer.model,
+        trainer.tokenizer,
+        trainer.template,
+        trainer.train_dataset,
+        trainer.eval_dataset,
+        num_samples=1,
+        seed=trainer.args.seed,
+        output_dir=folder,
+        precision="fp32" if mixed == "no" else mixed,
+        ranks=Ranks(),
     )
 
 

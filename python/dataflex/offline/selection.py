@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dataflex.curriculum.selection_file import write_selection
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.data.sample_reader import OriginalRow
 from dataflex.data.sources import open_samples
 from dataflex.errors import DataError, SelectionError
-from dataflex.offline.subset import NOTES_KEY, write_rows
+from dataflex.offline.subset import NOTES_KEY, refuse_existing, write_rows
+from dataflex.report.read import PAGE, SCORES
 from dataflex.selectors.base import Selection
 from dataflex.types import Sample
 from dataflex.utils.home import home_path
@@ -25,6 +27,8 @@ from dataflex.utils.shown import quoted
 if TYPE_CHECKING:
     from datasets import Dataset
     from pandas import DataFrame
+
+    from dataflex.report.api import Report
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,12 +83,17 @@ class OfflineSelection(Selection):
     """A selection that was made without training.
 
     Attributes:
-        samples: The n candidates; rows of the data that have nothing to learn are none.
+        candidates: The n candidates; rows of the data that have nothing to learn are none.
         source: Where their rows come from.
     """
 
-    samples: Sequence[Sample]
+    candidates: TokenizedDataset
     source: RowSource
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The n candidates' samples."""
+        return self.candidates.samples
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -170,6 +179,33 @@ class OfflineSelection(Selection):
             DataError: The data cannot be read any more, or a value has no form in JSON.
         """
         write_rows(home_path(path), self.source.read(self.chosen), self.notes(), overwrite=overwrite)
+
+    def write_report(self, path: str | Path, *, task_column: str = "task", overwrite: bool = False) -> Report:
+        """Write the page that ``dataflex select`` writes, and the scores of all candidates that it is made from.
+
+        Args:
+            path: The subset that they stand beside, there or not: for ``subset.jsonl`` the files are
+                ``subset.report.html`` and ``subset.scores.parquet``. The page shows the rewarded answers of a
+                selection whose ``output_dir`` was ``subset.work``.
+            task_column: Column of the rows that groups them.
+            overwrite: Replace the files if they exist.
+
+        Returns:
+            The same report as tables.
+
+        Raises:
+            SelectionError: A file exists and ``overwrite`` is not set.
+        """
+        from dataflex.report.api import Report
+
+        place = home_path(path)
+        name = place.name.removesuffix(".jsonl")
+        scores, page = place.with_name(f"{name}{SCORES}"), place.with_name(f"{name}.{PAGE}")
+        refuse_existing([scores, page], overwrite=overwrite)
+        write_selection(scores, self, self.candidates, task_column)
+        report = Report(scores)
+        report.write()
+        return report
 
     def notes(self) -> Iterable[Mapping[str, Any]]:
         """What is noted with each chosen row."""

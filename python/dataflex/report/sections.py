@@ -127,7 +127,9 @@ def _of_selections(report: RunReport, named: Mapping[str, Sheet]) -> Iterator[Se
     last = report.selections[-1]
     histogram = partial(pictures.score_histogram, last)
     title = "How do the scores tell rows apart?"
-    meaning = "Scores of the last selection. Each colour adds up to 100 % of its own rows."
+    known = last.report.get("score")
+    meaning = f"A score is {known}. " if isinstance(known, str) else ""
+    meaning += "Scores of the last selection; each colour adds up to 100 % of its own rows."
     yield Section("scores", title, _score_answer(last), histogram, _taken(named, "scores"), meaning)
     yield _agreement(report, named)
     values = {found.step: value for found in report.selections if (value := reliability(found)) is not None}

@@ -209,7 +209,7 @@ def _answer(place: str, answer: Answer) -> tuple[Any, ...]:
 
 
 def _facts(selection: SelectionFile) -> Sheet:
-    known = {key: value for key, value in selection.report.items() if key not in ("seconds", "left_out")}
+    known = {key: value for key, value in selection.report.items() if key not in ("seconds", "left_out", "score")}
     columns = (Column("fact"), Column("value"))
     return Sheet("facts", f"what the selector says at step {selection.step}", columns, list(flat(known)))
 

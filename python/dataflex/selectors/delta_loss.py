@@ -77,7 +77,8 @@ class DeltaLossSelector(DrawSelector[DeltaLossConfig]):
         weights[ranked[start:stop]] = 1.0
         weights[usable & (progress < 0)] = 0.0
         risen = int(np.sum(progress[rows] < 0))
-        report = {"window": [start, stop], "risen": risen, "first_selection": self._first is losses}
+        said = "how far the row's loss has fallen since the first selection, in nats a token"
+        report = {"score": said, "window": [start, stop], "risen": risen, "first_selection": self._first is losses}
         return usable, Weights(weights, progress, report)
 
     def state_dict(self) -> dict[str, Any]:

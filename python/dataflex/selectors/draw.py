@@ -54,7 +54,7 @@ class Weights:
     Attributes:
         weights: ``(n,)`` float64, at least 0; those of 0 are drawn, evenly, once nothing else is left.
         scores: ``(n,)`` float64 for the selection.
-        report: Facts for the report.
+        report: Facts for the report; ``score`` says what a score is.
     """
 
     weights: NDArray[np.float64]

@@ -66,7 +66,8 @@ class LossSelector(DrawSelector[LossConfig]):
         # A common factor does not matter; 1 for the largest keeps a low temperature from making all of them 0.
         weights = (weights / weights.max(initial=1e-12)) ** (1 / self.config.temperature)
         counts = {name: int(np.sum(bins[usable] == place)) for place, name in enumerate(BINS)}
-        report = {"edges": edges.tolist(), "bins": counts, "focus": self.config.focus}
+        said = "the row's loss, in nats a token, by which rows are drawn in classes, not in order"
+        report = {"score": said, "edges": edges.tolist(), "bins": counts, "focus": self.config.focus}
         return usable, Weights(weights, losses, report)
 
     def draw(

@@ -119,6 +119,7 @@ class NearSelector(Selector[NearSelectorConfig]):
             raise self._too_few(walk, context, stop)
         self._taken = stop
         report = {
+            "score": "minus the best place that the row has among the neighbours of a target, from 0: 0 is the nearest",
             "queries": len(self._matrix.neighbors),
             "max_K": self._matrix.neighbors.shape[1],
             "distinct": walk.size,

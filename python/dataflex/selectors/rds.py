@@ -115,6 +115,7 @@ class RdsSelector(Selector[RdsConfig]):
         context.ranks.on_main(lambda: self._prune(context))
         report = {
             "seconds": watch.seconds,
+            "score": "how alike the model's own states of the row and of the targets are, as a cosine: 1 the same",
             "targets": {"total": len(samples), "not_finite": [samples[row].id for row in broken]},
             "candidates": {"total": len(scores.values), "not_finite": len(scores.not_finite)},
             "aggregate": self.config.aggregate,

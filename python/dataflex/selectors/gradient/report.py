@@ -9,7 +9,7 @@ from typing import Any
 
 from dataflex.gradients.features import report_broken
 from dataflex.gradients.reliability import Reliability
-from dataflex.gradients.similarity import Scores
+from dataflex.gradients.similarity import Aggregate, Scores
 from dataflex.types import Sample, group_names
 from dataflex.utils.reliability import LOW, needed_cosine
 from dataflex.utils.shown import listed
@@ -28,6 +28,20 @@ def say_reliability(found: Reliability, remedy: str) -> None:
             LOW,
             remedy,
         )
+
+
+def score_words(aggregate: Aggregate) -> str:
+    """What a score is, for people."""
+    over = {
+        "mean": "the mean over all targets",
+        "max": "the largest over the targets",
+        "task_max": "the mean over a task's targets, of the task where that is largest",
+        "round_robin": "the largest over the targets",
+    }
+    return (
+        f"the cosine of the row's gradient with those of the targets, {over[aggregate]}: above 0 a step on the row "
+        "helps them, below 0 it works against them, 1 is the most there is"
+    )
 
 
 def target_note(samples: Sequence[Sample], what: str, aggregate: str, task_column: str) -> str:

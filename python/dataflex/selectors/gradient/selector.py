@@ -42,6 +42,7 @@ from dataflex.selectors.gradient.exact import choose_exactly, compare, forget_ot
 from dataflex.selectors.gradient.planning import planned_features, planned_scores, planned_targets
 from dataflex.selectors.gradient.report import (
     report_unusable,
+    score_words,
     unusual_targets,
     with_candidates,
 )
@@ -131,11 +132,17 @@ class FeatureSelector(GradientSides[GradientConfigT], CandidateSelector[Gradient
         indices, scores, reliability, targets = self._round(context, scoring, watch)
         report = {
             "seconds": watch.seconds,
+            **self._score_facts(context),
             "reliability": reliability.facts(),
             "scoring": scoring.facts(),
             **with_candidates(targets, scores),
         }
         return Selection(indices, scores.values, self.name, context.step, context.round, report)
+
+    def _score_facts(self, context: SelectionContext) -> dict[str, str]:
+        """What a score is, under ``score``, where that is known: directions of one's own may mean anything."""
+        del context
+        return {}
 
     def _round(self, context: SelectionContext, scoring: Scoring, watch: Stopwatch) -> _Round:
         """Targets, one pass over the candidates, scores: by projected features."""
@@ -256,6 +263,10 @@ class GradientSelector(FeatureSelector[GradientConfigT]):
         groups = group_names(samples, self.config.task_column)
         vectors = target_directions(blocks(), aggregate, groups, leave_out=set(not_finite))
         return Directions(vectors, self.reliability(blocks(), groups, aggregate, {*not_finite, *zero}), facts)
+
+    def _score_facts(self, context: SelectionContext) -> dict[str, str]:
+        """What a score is."""
+        return {"score": score_words(self.expected_targets(context)[0])}
 
     def _round(self, context: SelectionContext, scoring: Scoring, watch: Stopwatch) -> _Round:
         """A round by whole gradients, or by projected features."""

@@ -170,7 +170,7 @@ class NiceSelector(GradientSelector[NiceConfig]):
         """
         samples = context.eval_dataset.samples if context.eval_dataset else []
         asked = self.answers.prompts(context, samples)
-        before = self.answers.reward.stats()
+        before = {} if self.config.replay_rewards is not None else self.answers.reward.stats()
         sampled = self.answers.scored(context, samples, asked, watch)
         references = self._references(context, samples, asked, sampled, watch)
         answers = [[*own, references[row]] if row in references else own for row, own in enumerate(sampled)]

@@ -185,6 +185,7 @@ class TsdsSelector(CandidateSelector[TsdsConfig]):
             )
         report = {
             **found.report,
+            "score": "the probability with which the row is drawn; all rows' add up to 1",
             "representation": self.config.representation,
             "max_K": max_k,
             "kde_K": kde_k,
