@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,26 @@ def text_groups(dataset: TokenizedDataset) -> TextGroups:
 def groups_of_texts(texts: Sequence[str]) -> TextGroups:
     """The groups of some texts; the same texts have the same ones."""
     scripts = [script(text) for text in texts]
-    return TextGroups(scripts, clusters([_WORD.findall(text.lower()) for text in texts]))
+    return TextGroups(scripts, clusters(_Words(texts)))
+
+
+class _Words(Sequence[list[str]]):
+    """The words of each text, found when they are asked for: those of all would take kilobytes a row."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, index: int) -> list[str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[str]]: ...
+    def __getitem__(self, index: int | slice) -> list[str] | list[list[str]]:
+        if isinstance(index, slice):
+            return [_WORD.findall(text.lower()) for text in self._texts[index]]
+        return _WORD.findall(self._texts[index].lower())
 
 
 def text_of(sample: Sample) -> str:
