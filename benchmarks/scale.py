@@ -1,12 +1,16 @@
-"""What data cost by their size: each phase of a run but its gradients, private memory, bytes on disk.
+"""What data cost by their size: each phase of a run but its gradients, peak and private memory, bytes on disk.
 
 Usage: python benchmarks/scale.py [--quick] [--rows 2000 20000 200000] [--model DIR] [--workers N] [--json FILE]
 
 Synthetic rows of about 234 tokens, in a JSON Lines file, are tokenised into a new cache by one fresh process and read
 by two others at the same time, as two ranks do; ``datasets.map`` tokenises the same rows with the same tokenizer and
-template. What is done with them besides is timed in one more process. Gradients are not computed.
+template. What is done with them besides (measuring/phases.py) is timed in forks of one more process. Gradients are not
+computed: what is kept of them is made up.
 
-A phase is a straight line where ten times the rows cost at most 10.5 times as much, constant costs included.
+A phase is a straight line where ten times the rows cost at most 10.5 times as much processor time and memory, constant
+costs included. Other work on a machine makes every processor second dearer, now more and now less, so two sizes are
+compared that were measured at the same time: while the larger one is tokenised, so is the smaller one, again and again
+(the median counts); of the other phases the sizes take turns, and the least of --rounds counts.
 """
 
 from __future__ import annotations
@@ -17,14 +21,19 @@ import math
 import multiprocessing
 import os
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
+
+import torch
+
+from measuring.memory import PeakMemory
+from measuring.phases import Cost, Rows, cpu_seconds, measure_phases
 
 T = TypeVar("T")
 
@@ -35,6 +44,8 @@ NEW = 0.07
 """Share of the words that are put together of two, so that words that were not met before keep coming as in English."""
 MAPPED = 20_000
 """Rows up to which ``datasets.map`` runs too."""
+STRAIGHT = 1.05
+"""A row's cost at the largest size over that at the size before, at most."""
 LIMITS = {"first": 0.25, "again": 0.02, "tokens": 1200.0, "private": 100.0}
 """CPU seconds a 1,000 rows, bytes a row of 234 tokens, bytes of private memory a row."""
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "quickstart" / "models" / "SmolLM2-135M-Instruct"
@@ -42,11 +53,12 @@ MODEL = Path(__file__).resolve().parents[1] / "examples" / "quickstart" / "model
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What one start cost: seconds on the clock and of CPUs, private memory that it left (bytes), tokens."""
+    """What one start cost: seconds on the clock and of CPUs, bytes of memory (private left, peak), tokens."""
 
     wall: float
     cpu: float
     private: int
+    peak: int
     tokens: int
     rows: int
 
@@ -58,20 +70,22 @@ class Scale:
     Attributes:
         rows: How many.
         first: The start that tokenises.
+        beside: First starts of the size before, while this one ran.
         ranks: Two that start again, at the same time.
         map: ``datasets.map``; None: not run at this size.
-        use: CPU seconds of what is done with the rows besides (:func:`use`).
         token_bytes: Bytes of the arrays of tokens on disk.
         text_bytes: Of the texts beside them.
+        phases: What else is done with the rows.
     """
 
     rows: int
     first: Start
+    beside: list[Start]
     ranks: tuple[Start, Start]
     map: Start | None
-    use: dict[str, float]
     token_bytes: int
     text_bytes: int
+    phases: dict[str, Cost]
 
     @property
     def again(self) -> Start:
@@ -83,9 +97,12 @@ def write_rows(path: Path, count: int) -> None:
     """Rows of made-up words, from a vocabulary that a tokenizer splits as it does English."""
     draw = random.Random(count)
     words = (Path(__file__).resolve().parents[1] / "docs" / "faq.md").read_text(encoding="utf-8").split()
+    joined = round(NEW * WORDS)
     with path.open("w", encoding="utf-8") as file:
         for row in range(count):
-            text = [word + draw.choice(words) if draw.random() < NEW else word for word in draw.choices(words, k=WORDS)]
+            text = draw.choices(words, k=WORDS)
+            for place, word in zip(draw.choices(range(WORDS), k=joined), draw.choices(words, k=joined), strict=True):
+                text[place] += word
             values = {"prompt": " ".join(text[:40]), "completion": " ".join(text[40:]), "task": f"t{row % 9}"}
             file.write(json.dumps(values) + "\n")
 
@@ -122,38 +139,34 @@ def start(path: Path, cache: Path, model: str | None, workers: int | None) -> St
     return measured(work, lambda dataset: dataset.report.tokens)
 
 
-def use(path: Path, cache: Path, model: str | None) -> dict[str, float]:
-    """CPU seconds of what is done with rows that are tokenised; meant for a fresh process."""
-    import numpy as np
+def starts_until(flag: Path, path: Path, folder: Path, model: str | None, workers: int | None) -> list[Start]:
+    """First starts, each into a new cache, until a file is there; meant for a fresh process."""
+    found: list[Start] = []
+    while not flag.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            found.append(start(path, Path(name), model, workers))
+    return found
 
-    from dataflex.data.sources import open_samples
-    from dataflex.doctor.look import look
-    from dataflex.utils.groups import group_rows, length_names
 
+def phases(folders: Sequence[Path], model: str | None, rounds: int) -> list[dict[str, Cost]]:
+    """What is done with rows that are tokenised, of each size; meant for a fresh process.
+
+    The least of each cost in some rounds, in which the sizes take turns.
+    """
     template = template_of(model)
-    dataset = load(path, cache, template)
-    draw = np.random.default_rng(0)
-    scores, chosen = draw.standard_normal(len(dataset)), np.zeros(len(dataset), dtype=np.bool_)
-    chosen[np.argsort(-scores)[: len(dataset) // 20]] = True
-    places = np.flatnonzero(chosen).tolist()
-    rows = [dataset.row_numbers()[place] for place in places]
-    works: dict[str, Callable[[], Any]] = {
-        "counts by task and by length, four rounds": lambda: [
-            group_rows([str(name) for name in dataset.groups("task")], [(chosen, scores)] * 4),
-            group_rows(length_names(dataset.lengths), [(chosen, scores)] * 4),
-        ],
-        "a twentieth of the rows, read again": lambda: open_samples(path).originals(rows),
-        "a twentieth of the rows, ids and labels": lambda: [
-            (row.input_ids, row.labels) for row in dataset.select(places)
-        ],
-        "doctor: a look at 1,000 rows": lambda: look(open_samples(path), template, 2048),
-    }
-    spent = {}
-    for name, work in works.items():
-        before = cpu_seconds()
-        work()
-        spent[name] = cpu_seconds() - before
-    return spent
+    sizes = [Rows(own / "rows.jsonl", load(own / "rows.jsonl", own / "cache", template), template) for own in folders]
+    found: list[list[dict[str, Cost]]] = []
+    for _ in range(rounds):
+        found.append([])
+        for rows, own in zip(sizes, folders, strict=True):
+            with tempfile.TemporaryDirectory(dir=own) as name:
+                found[-1].append(measure_phases(rows, Path(name)))
+    return [{name: least([each[name] for each in turns]) for name in turns[0]} for turns in zip(*found, strict=True)]
+
+
+def least(costs: Sequence[Cost]) -> Cost:
+    """The least of each kind."""
+    return Cost(*(min(kind) for kind in zip(*((it.cpu, it.peak, it.files) for it in costs), strict=True)))
 
 
 def mapped(path: Path, cache: Path, model: str | None) -> Start:
@@ -180,17 +193,12 @@ def mapped(path: Path, cache: Path, model: str | None) -> Start:
 
 def measured(work: Callable[[], Any], tokens: Callable[[Any], int]) -> Start:
     """The cost of ``work``, whose result is held while the memory is looked at, and counted afterwards."""
-    before, wall, cpu = private_bytes(), time.perf_counter(), cpu_seconds()
-    held = work()
-    cost = time.perf_counter() - wall, cpu_seconds() - cpu
-    added = private_bytes() - before
-    return Start(*cost, added, tokens(held), len(held))
-
-
-def cpu_seconds() -> float:
-    """Of this process and of those that it has started and that have ended."""
-    parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(part.ru_utime + part.ru_stime for part in parts)
+    with PeakMemory(torch.device("cpu")) as memory:
+        before, wall, cpu = private_bytes(), time.perf_counter(), cpu_seconds()
+        held = work()
+        cost = time.perf_counter() - wall, cpu_seconds() - cpu
+        added = private_bytes() - before
+    return Start(*cost, added, memory.extra or 0, tokens(held), len(held))
 
 
 def private_bytes() -> int:
@@ -212,33 +220,52 @@ def both(function: Callable[..., T], *arguments: Any) -> tuple[T, T]:
         return first.result(), second.result()
 
 
-def measure(count: int, model: str | None, workers: int | None, folder: Path) -> Scale:
-    """All that is measured of one size."""
-    path, cache = folder / "rows.jsonl", folder / "cache"
-    write_rows(path, count)
-    first = fresh(start, path, cache, model, workers)
-    ranks = both(start, path, cache, model, workers)
-    sizes = {file.stem: file.stat().st_size for file in cache.rglob("*.npy")}
+def starts(
+    count: int, before: int | None, model: str | None, workers: int | None, folder: Path
+) -> tuple[Start, list[Start]]:
+    """The first start of a size, and those of the size before until that has ended."""
+    own, other, flag = folder / str(count), folder / str(before), folder / "ended"
+    flag.unlink(missing_ok=True)
+    with ThreadPoolExecutor(1) as thread:
+        beside = None
+        if before is not None:
+            beside = thread.submit(fresh, starts_until, flag, other / "rows.jsonl", folder, model, workers)
+        try:
+            first = fresh(start, own / "rows.jsonl", own / "cache", model, workers)
+        finally:
+            flag.touch()
+        return first, [] if beside is None else beside.result()
+
+
+def measure(count: int, before: int | None, model: str | None, workers: int | None, folder: Path) -> Scale:
+    """All that is measured of one size, but its phases."""
+    own = folder / str(count)
+    own.mkdir()
+    write_rows(own / "rows.jsonl", count)
+    first, beside = starts(count, before, model, workers, folder)
+    ranks = both(start, own / "rows.jsonl", own / "cache", model, workers)
+    sizes = {file.stem: file.stat().st_size for file in (own / "cache").rglob("*.npy")}
     texts = sum(sizes[name] for name in ("turns", "metadata", "ids"))
-    plain = fresh(mapped, path, folder / "map", model) if count <= MAPPED else None
-    used = fresh(use, path, cache, model)
-    return Scale(count, first, ranks, plain, used, sum(sizes.values()) - texts, texts)
+    plain = fresh(mapped, own / "rows.jsonl", own / "map", model) if count <= MAPPED else None
+    return Scale(count, first, beside, ranks, plain, sum(sizes.values()) - texts, texts, {})
 
 
 def growth(found: Sequence[Scale]) -> dict[str, float]:
-    """Cost a row at the largest size over that at the size before it, of each phase and of memory and disk."""
+    """Cost a row at the largest size over that at the size before it, of each phase: time, peak memory, disk."""
     before, last = found[-2], found[-1]
-
-    def costs(it: Scale) -> dict[str, float]:
-        return {
-            "first start, CPU": it.first.cpu,
-            "second start, CPU": it.again.cpu,
-            **it.use,
-            "bytes on disk": it.token_bytes + it.text_bytes,
-        }
-
-    small, large = costs(before), costs(last)
-    return {name: (large[name] / last.rows) / (small[name] / before.rows) for name in small}
+    beside = median(it.cpu for it in last.beside or [before.first])
+    pairs = {
+        "first start, CPU": (beside, last.first.cpu),
+        "first start, peak memory": (before.first.peak, last.first.peak),
+        "second start, CPU": (before.again.cpu, last.again.cpu),
+        "bytes on disk": (before.token_bytes + before.text_bytes, last.token_bytes + last.text_bytes),
+    }
+    for name, cost in last.phases.items():
+        small = before.phases[name]
+        pairs |= {f"{name}, CPU": (small.cpu, cost.cpu), f"{name}, peak memory": (small.peak, cost.peak)}
+        if cost.files:
+            pairs[f"{name}, files"] = (small.files, cost.files)
+    return {name: (large / last.rows) / (small / before.rows) for name, (small, large) in pairs.items() if small}
 
 
 def outcomes(found: Sequence[Scale]) -> list[tuple[str, float, float, bool]]:
@@ -257,9 +284,8 @@ def outcomes(found: Sequence[Scale]) -> list[tuple[str, float, float, bool]]:
         "private bytes a row, each of two ranks": (private(found), LIMITS["private"]),
     }
     if len(found) > 1:
-        values |= {
-            f"a row's cost, largest size over the one before: {name}": (it, 1.05) for name, it in growth(found).items()
-        }
+        lines = growth(found).items()
+        values |= {f"a row's cost, largest size over the one before: {name}": (it, STRAIGHT) for name, it in lines}
     return [(name, value, limit, value <= limit) for name, (value, limit) in values.items()]
 
 
@@ -273,13 +299,31 @@ def private(found: Sequence[Scale]) -> float:
     return max(added) / (last.rows - before.rows)
 
 
+def table(found: Sequence[Scale]) -> str:
+    """Markdown: a row of each phase costs so much at each size."""
+    head = ["phase", *(f"{it.rows:,} rows: CPU us, peak bytes, bytes of files a row" for it in found)]
+    lines = [head, ["---"] * len(head)]
+    for name in found[-1].phases:
+        costs = [(it.phases[name], it.rows) for it in found]
+        cells = [f"{1e6 * it.cpu / n:,.1f}, {it.peak / n:,.0f}, {it.files / n:,.0f}" for it, n in costs]
+        lines.append([name, *cells])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def line_of(it: Scale) -> str:
+    """The starts of a size."""
+    line = f"{it.rows:>9,} {it.first.wall:>9.1f} {it.first.cpu:>8.1f} {it.again.wall:>8.2f} {it.again.cpu:>7.2f}"
+    return f"{line} {it.map.cpu if it.map else math.nan:>10.1f} {it.again.private / it.rows:>14.0f}"
+
+
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description="Measure what data cost by their size.")
     parser.add_argument("--quick", action="store_true", help="two small sizes")
-    parser.add_argument("--rows", type=int, nargs="+", default=None)
+    parser.add_argument("--rows", type=int, nargs="+", default=None, help="sizes, from the smallest")
     parser.add_argument("--model", default=str(MODEL) if MODEL.exists() else None, help="folder of a tokenizer")
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=3, help="times that each phase is measured at each size")
     parser.add_argument("--folder", type=Path, default=None, help="where temporary files are made")
     parser.add_argument("--json", type=Path, default=None, help="write everything that was measured")
     options = parser.parse_args()
@@ -287,15 +331,17 @@ def main() -> None:
     print(
         f"{'rows':>9} {'first s':>9} {'CPU s':>8} {'again s':>8} {'CPU s':>7} {'map CPU s':>10} {'private B/row':>14}"
     )
-    found = []
-    for count in options.rows or (QUICK if options.quick else FULL):
-        with tempfile.TemporaryDirectory(dir=options.folder) as name:
-            found.append(measure(count, options.model, options.workers, Path(name)))
-        it = found[-1]
-        line = f"{it.rows:>9,} {it.first.wall:>9.1f} {it.first.cpu:>8.1f} {it.again.wall:>8.2f} {it.again.cpu:>7.2f}"
-        print(f"{line} {it.map.cpu if it.map else math.nan:>10.1f} {it.again.private / it.rows:>14.0f}", flush=True)
-    for name, value, limit, met in outcomes(found):
-        print(f"{'met' if met else 'MISSED':>6}  {name}: {value:.3g}, at most {limit:g}")
+    found: list[Scale] = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        for count in options.rows or (QUICK if options.quick else FULL):
+            before = found[-1].rows if found else None
+            found.append(measure(count, before, options.model, options.workers, Path(name)))
+            print(line_of(found[-1]), flush=True)
+        costs = fresh(phases, [Path(name) / str(it.rows) for it in found], options.model, options.rounds)
+        found = [replace(it, phases=own) for it, own in zip(found, costs, strict=True)]
+    print(table(found))
+    for goal, value, limit, met in outcomes(found):
+        print(f"{'met' if met else 'MISSED':>6}  {goal}: {value:.3g}, at most {limit:g}")
     if options.json:
         options.json.write_text(json.dumps([asdict(it) for it in found], indent=2) + "\n", encoding="utf-8")
 
