@@ -59,6 +59,7 @@ def test_marks_are_known() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")  # transformers' default, without a GPU
 @pytest.mark.parametrize("page", RUN)
 def test_the_code_of_a_page_runs(page: str, desk: Path) -> None:
     namespace = names(desk)
