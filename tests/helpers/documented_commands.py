@@ -78,7 +78,9 @@ def _python(words: list[str]) -> None:
     elif words[:2] == ["-m", "benchmarks.efficacy.curricula"]:
         curricula.parse(words[2:])
     elif words[0] == "-m":
-        assert words[1] in ("venv", "pytest", "sphinx"), words
+        module = ROOT / words[1].replace(".", "/")
+        known = module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
+        assert known or words[1] in ("venv", "pytest", "sphinx"), words
     else:
         assert (ROOT / words[0]).is_file(), f"{words[0]} does not exist"
 
