@@ -8,10 +8,13 @@ from importlib.resources import files
 import pytest
 
 from dataflex.report.drawing import COLOURS, SERIES
+from dataflex.report.pictures import STRONGEST
 
 TEMPLATE = files("dataflex.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
 GROUNDS = {name: re.findall(rf"--{name}: (#[0-9a-f]{{6}});", TEMPLATE) for name in ("ground", "card")}
 LIGHT, DARK = 0, 1
+TINTS = [("chosen", STRONGEST), ("third", STRONGEST), ("second", 0.16), ("third", 0.16)]
+"""Colours that words of a picture, or of a marked row, stand on: how much of them lies over the ground."""
 
 
 def luminance(colour: str) -> float:
@@ -42,3 +45,12 @@ def test_words_can_be_read(ground: str, role: str, scheme: int) -> None:
 @pytest.mark.parametrize("role", SERIES)
 def test_shapes_can_be_seen(role: str, scheme: int) -> None:
     assert contrast(COLOURS[role][scheme], GROUNDS["ground"][scheme]) >= 3
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK])
+@pytest.mark.parametrize(("role", "share"), TINTS)
+def test_words_of_pictures_can_be_read(role: str, share: float, scheme: int) -> None:
+    over, ground = COLOURS[role][scheme], GROUNDS["ground"][scheme]
+    pairs = [(int(over[place : place + 2], 16), int(ground[place : place + 2], 16)) for place in (1, 3, 5)]
+    mixed = "#" + "".join(f"{round(share * one + (1 - share) * other):02x}" for one, other in pairs)
+    assert contrast(COLOURS["ink"][scheme], mixed) >= 4.5

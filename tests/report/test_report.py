@@ -70,7 +70,7 @@ def run(tmp_path: Path) -> Path:
     ("judge", "said"),
     [
         ({"requests": 0}, "Not known yet."),
-        ({"requests": 800}, "4.0 s, 100% of it for selections; 1,600 requests to the judge."),
+        ({"requests": 800}, "4.0 s for selections so far; 1,600 requests to the judge."),
         ({"requests": 8, "prompt_tokens": 4000, "reply_tokens": 90}, "8,000 tokens read and 180 written."),
         ({"requests": 8, "reply_tokens": 90, "price": 0.21}, "180 written, for 0.42 at the prices of the config"),
     ],
@@ -135,7 +135,9 @@ def test_the_summary_says_what_was_chosen_how_sure_it_is_and_what_to_change(run:
     answers = df.Report(run).summary
     assert answers["What was chosen?"].startswith(f"{NICE} chose 2 times, the last time 9 of 60 rows (15.0%).")
     assert "All selections together: " in answers["What was chosen?"]
-    assert answers["Can it be trusted?"].startswith("In part. Reliability of the targets, of 1: 0.80 at step 2 (")
+    assert answers["Can it be trusted?"].startswith(
+        "In part. Reliability of the targets (what the rows are chosen for), of 1: 0.80 at"
+    )
     assert "More targets" in answers["What would I change?"]
     assert "0.20" in answers["What would I change?"]
 
@@ -262,6 +264,7 @@ def test_a_large_run_of_hostile_texts_is_a_small_page_of_text(tmp_path: Path) ->
     assert "{{ 7 * 7 }}" in text
     assert r"$\frac{1}{2}$" in text
     assert "1,960 more" in text
+    assert re.search(r"0\.\d% of the selected rows are of", text)
 
 
 def test_overlap_and_rank_correlation_are_what_they_are_by_hand() -> None:

@@ -19,8 +19,16 @@ from dataflex.utils.reliability import HIGH, LOW
 MOST_BARS = 12
 MOST_ROUNDS = 8
 BINS = 40
+FAINTEST, STRONGEST = 0.08, 0.43
+"""How much of its colour a square of :func:`round_matrix` has, for 0 and for 1; its number must stay readable."""
 _ROW = 0.44
 """Inches that two bars with their name take."""
+
+
+def _percent(value: float, place: float) -> str:
+    """A share at a tick of an axis; groups of a thousand tasks have shares below 1 %."""
+    del place
+    return f"{100 * value:.3g}%"
 
 
 def group_bars(grouping: Grouping) -> Figure:
@@ -39,7 +47,7 @@ def group_bars(grouping: Grouping) -> Figure:
         axes.set_yticks(places, [name(row.name) for row in rows])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.15 * max(max(row.share, row.selected_share) for row in rows))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.xaxis.set_major_formatter(_percent)
         axes.locator_params(axis="x", nbins=5)
         axes.spines["left"].set_visible(False)
         figure.legend(loc="outside upper left", ncols=2)
@@ -62,7 +70,7 @@ def score_histogram(selection: SelectionFile) -> Figure | None:
             axes.stairs(shares, edges, fill=True, color=colour(role), alpha=0.55, label=label)
             axes.stairs(shares, edges, color=colour(role), linewidth=1.2)
         axes.set_xlabel("score")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.yaxis.set_major_formatter(_percent)
         axes.locator_params(nbins=5)
         figure.legend(loc="outside upper left", ncols=2)
     return figure
@@ -128,7 +136,9 @@ def _square(column: int, row: int, ground: str, strength: float) -> Any:
     from matplotlib.patches import Rectangle
 
     corner = (column - 0.47, row - 0.44)
-    return Rectangle(corner, 0.94, 0.88, facecolor=ground, alpha=0.08 + 0.35 * strength, linewidth=0)
+    return Rectangle(
+        corner, 0.94, 0.88, facecolor=ground, alpha=FAINTEST + (STRONGEST - FAINTEST) * strength, linewidth=0
+    )
 
 
 def reliability_line(steps: Sequence[int], values: Sequence[float]) -> Figure:

@@ -11,7 +11,7 @@ from dataflex.plugins.registry import registry
 from dataflex.report.compare import overlap
 from dataflex.report.groups import LENGTH, Grouping, groupings
 from dataflex.report.read import RunReport, SelectionFile, entries_with
-from dataflex.report.table import time_text
+from dataflex.report.table import share_text, time_text
 from dataflex.utils.facts import numbers
 from dataflex.utils.reliability import HIGH, LOW, decisive, meaning
 from dataflex.utils.shown import shown
@@ -92,7 +92,8 @@ def _without_selection(report: RunReport) -> str:
         last = report.mixtures[-1]
         domains = list(zip(last.get("domains", []), last.get("proportions", []), strict=False))
         name, share = max(domains, key=lambda pair: pair[1], default=("?", 0.0))
-        return f"{len(report.mixtures)} mixtures of {len(domains)} domains; most of the last is {name} ({share:.0%})."
+        most = f"most of the last is {name} ({share_text(share)})"
+        return f"{len(report.mixtures)} mixtures of {len(domains)} domains; {most}."
     if report.weights:
         return "All rows, each with a weight of its own."
     return "All rows: no selection has been made." if report.results else "No selection has been made yet."
@@ -103,9 +104,8 @@ def leading(grouping: Grouping) -> str:
     first = max(grouping.rows, key=lambda row: row.selected_share * row.lift)
     name = shown(first.name, NAME)
     what = f"{name} tokens" if grouping.what == LENGTH else f"{name} ({grouping.what})"
-    text = (
-        f"{first.selected_share:.0%} of the selected rows are of {what}, {first.lift:.1f} times its share of all rows"
-    )
+    share = share_text(first.selected_share)
+    text = f"{share} of the selected rows are of {what}, {first.lift:.1f} times its share of all rows"
     none = [row for row in grouping.rows if not row.selected]
     if grouping.what != LENGTH and none:
         more = f" or {len(none) - 1} other groups" if len(none) > 1 else ""
@@ -128,7 +128,7 @@ def _trust(report: RunReport) -> str:
     lowest = min(value for _, value in values)
     judged = "Yes" if lowest >= HIGH else "In part" if max(value for _, value in values) >= LOW else "No"
     said = "; ".join(f"{value:.2f} at step {step:,} ({meaning(value)})" for step, value in values[-3:])
-    return f"{judged}. Reliability of the targets, of 1: {said}."
+    return f"{judged}. Reliability of the targets (what the rows are chosen for), of 1: {said}."
 
 
 def cost(report: RunReport) -> str:
@@ -139,8 +139,8 @@ def cost(report: RunReport) -> str:
     if not total:
         return "Not known yet." if report.trained else "Not recorded."
     parts = [time_text(total)]
-    if report.trained and chosen:
-        parts[0] += f", {chosen / total:.0%} of it for selections"
+    if report.trained and chosen:  # a run that goes on has noted the time of its selections alone
+        parts[0] += f", {chosen / total:.0%} of it for selections" if report.results else " for selections so far"
     judge = _judge(report.selections)
     if judge:
         parts.append(judge)
@@ -225,6 +225,6 @@ def _about_run(report: RunReport) -> Iterator[str]:
         yield f"Fewer steps, or load_best_model_at_end: the evaluation loss was lowest at step {best:,.0f}."
     seconds = report.seconds
     chosen = sum(value for name, value in seconds.items() if name.startswith("selection"))
-    if report.trained and chosen > MOST_TIME * sum(seconds.values()):
+    if report.results and chosen > MOST_TIME * sum(seconds.values()):
         share = chosen / sum(seconds.values())
         yield f"A prefilter or fewer candidates, if time matters: selections took {share:.0%} of it."

@@ -108,6 +108,11 @@ def score_text(value: float) -> str:
     return f"{value:+.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:+.4g}"
 
 
+def share_text(value: float) -> str:
+    """A share in whole percent, in tenths where it is less than one of them: a share that is there is not 0 %."""
+    return f"{value:.0%}" if value == 0 or value >= 0.01 else f"{value:.1%}"
+
+
 def time_text(seconds: float) -> str:
     """A duration in the unit that a person would take."""
     if seconds < 100:
