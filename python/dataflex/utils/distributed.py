@@ -5,28 +5,24 @@ waits for a process that has given up.
 
 Processes meet before they send: a collective of gloo or nccl gives up after a time (``ddp_timeout``), and one process
 may well work for longer than that while the others wait for it. They wait in the store of the process group in its
-place, as long as it takes. Where a process dies, its launcher (torchrun) ends the others.
+place, as long as it takes (:mod:`dataflex.utils.meeting`). Where a process dies, its launcher (torchrun) ends the
+others; without one, those on its machine notice.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dataflex.errors import DataflexError
+from dataflex.utils.meeting import meet
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-
-ARRIVED = "dataflex/arrived"
-"""Key of the store under which arrivals are counted, those of all meetings together."""
-LONGEST_PAUSE = 0.1
-"""Seconds between two looks at the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,14 +200,7 @@ class Ranks:
         """Wait until every rank is here, for any time."""
         from torch.distributed.distributed_c10d import _get_default_store
 
-        store = _get_default_store()
-        arrived = store.add(ARRIVED, 1)
-        everyone = -(-arrived // self.count) * self.count
-        pause = 0.001
-        while arrived < everyone:
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-            arrived = store.add(ARRIVED, 0)
+        meet(_get_default_store(), self.index, self.count)
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
