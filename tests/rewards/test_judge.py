@@ -266,15 +266,25 @@ def hostile_replies(draw: Any) -> str:
     return str(reply)
 
 
-@pytest.mark.slow
+@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(hostile_replies())
+def test_any_hostile_reply_is_a_number_in_range_or_nothing(reply: str) -> None:
+    check_hostile(reply)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)  # ten thousand examples on a machine that does other things, too
 @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hostile_replies())
 def test_any_of_10_000_hostile_replies_is_a_number_in_range_or_nothing(reply: str) -> None:
+    check_hostile(reply)
+
+
+def check_hostile(reply: str) -> None:
+    """Whatever is accepted is, read by another parser, a number or an object with that number, and nothing else."""
     score = parse_score(reply)
     assert score is None or (type(score) is float and 0 <= score <= 1)
     if score is not None:
-        # Whatever is accepted is, read by another parser, a number or an object with that number, and nothing else.
         bare = reply.strip().removeprefix("```json").removeprefix("```JSON").removesuffix("```").strip()
         bare = re.sub(r"^```(json)?", "", bare, flags=re.IGNORECASE).strip()
         value = number_of(json.JSONDecoder().decode(bare))
