@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helpers.processes import launch
 from helpers.scripts import ROOT
@@ -126,3 +127,64 @@ def test_zero_trains_and_selects_like_one_process_and_goes_on_from_its_checkpoin
     train(resumed, "less", 2, deepspeed=settings)
     assert losses(resumed, "loss") == pytest.approx(losses(one, "loss"), rel=1e-4)
     assert_same(selections(resumed)[0], selections(one)[1])
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.parametrize(
+    ("selector", "settings"),
+    [
+        ("nice", {"model": "qwen", "full": True}),
+        pytest.param("less", {}, marks=pytest.mark.exhaustive),
+        pytest.param("less", {"full": True}, marks=pytest.mark.exhaustive),
+        pytest.param("less", {"model": "qwen"}, marks=pytest.mark.exhaustive),
+        pytest.param("nice", {}, marks=pytest.mark.exhaustive),
+        pytest.param("delta_loss", {"optim": "sgd"}, marks=pytest.mark.exhaustive),
+        pytest.param("less", {"gradient_checkpointing": True}, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_sharded_parameters_train_and_select_like_whole_ones(
+    tmp_path: Path, selector: str, settings: dict[str, Any]
+) -> None:
+    one, sharded = tmp_path / "one", tmp_path / "sharded"
+    train(one, selector, 1, **settings)
+    train(sharded, selector, 2, **settings, fsdp=True)
+    for key in ("loss", "grad_norm", "eval_loss"):
+        assert losses(sharded, key) == pytest.approx(losses(one, key), rel=TOLERANCE)
+    assert len(selections(one)) == 2
+    for found, expected in zip(selections(sharded), selections(one), strict=True):
+        assert_same(found, expected)
+    for name in ("adapter_model.safetensors", "model.safetensors"):
+        assert (sharded / name).exists() == (one / name).exists()
+        if (one / name).exists():
+            found, expected = load_file(sharded / name), load_file(one / name)
+            assert found.keys() == expected.keys()
+            for key, values in expected.items():
+                torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_accelerate_launch_shards_what_its_file_says(tmp_path: Path) -> None:
+    """The script itself looks whether the parameters are sharded."""
+    one, launched = tmp_path / "one", tmp_path / "launched"
+    train(one, "random", 1)
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "examples" / "accelerate" / "fsdp.yaml")]
+    launch(1, *command, "--num_processes", "2", str(SCRIPT), str(launched), "random", timeout=280)
+    assert losses(launched, "loss") == pytest.approx(losses(one, "loss"), rel=TOLERANCE)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("full", [False, True])
+def test_any_number_of_processes_goes_on_with_a_sharded_run(tmp_path: Path, full: bool, processes: int) -> None:
+    settings = {"global_batch": 6, "full": full, "fsdp": True}
+    whole, resumed = tmp_path / "two", tmp_path / "resumed"
+    train(whole, "less", 2, **settings)
+    shutil.copytree(whole / "checkpoint-4", resumed / "checkpoint-4")
+    train(resumed, "less", processes, **settings)
+    assert losses(resumed, "loss") == pytest.approx(losses(whole, "loss"), rel=TOLERANCE)
+    assert_same(selections(resumed)[0], selections(whole)[1])

@@ -13,10 +13,14 @@ from dataflex.config import load_config
 from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import ConfigError, TrainingError
 from dataflex.selectors.random import RandomSelector
+from dataflex.testing import tiny_model
 from dataflex.training import optimization, preflight
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.optimization import create_accelerator
 from dataflex.training.run import training_arguments
+from dataflex.training.steppers import stepper_class
+from dataflex.training.steps import Stepper
+from dataflex.utils.distributed import Ranks
 from helpers.runs import tiny_trainer
 from helpers.scripts import ROOT
 
@@ -41,19 +45,29 @@ def test_the_timeout_reaches_the_process_group(tmp_path: Path, monkeypatch: pyte
     assert timeouts == [timedelta(seconds=180_000_000)]
 
 
-def test_the_example_of_zero_2_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", [0, 2])
+def test_the_examples_of_deepspeed_reach_the_trainer(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_config("examples/train_lora/cpu/random.yaml", ["deepspeed=examples/deepspeed/ds_z2_config.json"])
-    assert (training_arguments(config).deepspeed or {})["zero_optimization"] == {"stage": 2}
+    file = f"examples/deepspeed/ds_z{stage}_config.json"
+    config = load_config("examples/train_lora/cpu/random.yaml", [f"deepspeed={file}"])
+    assert (training_arguments(config).deepspeed or {})["zero_optimization"] == {"stage": stage}
+
+
+@pytest.mark.parametrize("settings", [{}, {"zero_optimization": {"stage": 0}}])
+def test_stage_0_is_plain_data_parallelism(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    args = TrainingArguments(output_dir=tmp_path, deepspeed=settings)
+    assert list(preflight.sharding_problems(args, 2)) == []
+    assert stepper_class(args, Ranks(0, 2), tiny_model()) is Stepper
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"zero_optimization": {"stage": 3}}, "ZeRO-3 shards the parameters themselves"),
-        ({"zero_optimization": {"stage": 0}}, "remove the key"),
-        ({}, "remove the key"),
-        ({"zero_optimization": {"stage": "two"}}, "expected 1 or 2, got 'two'"),
+        ({"zero_optimization": {"stage": "two"}}, "expected 0, 1 or 2, got 'two'"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
             "offload_optimizer is not supported",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
+from dataflex.config import fsdp
 from dataflex.config.deepspeed import conflicts
 from dataflex.config.fields import RunFields
 from dataflex.config.values import COMPONENT_KINDS, evaluated_keys, whole_steps
@@ -112,6 +113,18 @@ def _check_deepspeed(config: RunFields) -> Iterator[Problem]:
     yield from conflicts(config.deepspeed, fp16=config.fp16, optim=config.optim)
 
 
+def _check_fsdp(config: RunFields) -> Iterator[Problem]:
+    yield from fsdp.conflicts(
+        config.fsdp,
+        fp16=config.fp16,
+        optim=config.optim,
+        deepspeed=config.deepspeed,
+        quantization=config.quantization_bit,
+    )
+    if config.fsdp_config is not None and config.fsdp is None:
+        yield "fsdp_config", "it says how parameters are sharded, and fsdp does not say that they are: set fsdp: true"
+
+
 def _check_val_size(config: RunFields) -> Iterator[Problem]:
     if config.val_size >= 1 and config.val_size != int(config.val_size):
         yield "val_size", f"expected a share below 1 or a whole number of rows, got {config.val_size}"
@@ -181,6 +194,7 @@ _CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _check_quantization,
     _check_adapter,
     _check_deepspeed,
+    _check_fsdp,
     _check_val_size,
     _check_eval_data,
     _check_best_model,

@@ -54,19 +54,25 @@ def read_deepspeed(value: str | Mapping[str, Any], base: Path | None = None) -> 
     return settings
 
 
-def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
+def zero_stage(settings: Mapping[str, Any]) -> Any:
+    """How much is sharded; 0, plain data parallelism, where the settings say nothing."""
+    return _zero(settings).get("stage", 0)
+
+
+def _zero(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     zero = settings.get("zero_optimization")
-    zero = zero if isinstance(zero, Mapping) else {}
-    stage = zero.get("stage", 0)
+    return zero if isinstance(zero, Mapping) else {}
+
+
+def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    zero, stage = _zero(settings), zero_stage(settings)
     if stage == 3:
         yield (
             "ZeRO-3 shards the parameters themselves over the processes, which is not supported yet; use stage 1 or 2, "
             "or remove the key"
         )
-    elif stage == 0:
-        yield "ZeRO stage 0 is plain data parallelism, which needs no DeepSpeed: remove the key"
-    elif stage not in (1, 2):
-        yield f"zero_optimization.stage: expected 1 or 2, got {shown(stage)}"
+    elif stage not in (0, 1, 2):
+        yield f"zero_optimization.stage: expected 0, 1 or 2, got {shown(stage)}"
     for part in ("offload_optimizer", "offload_param"):
         offload = zero.get(part)
         if isinstance(offload, Mapping) and offload.get("device", "none") not in ("none", None):

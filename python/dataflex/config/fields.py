@@ -19,6 +19,8 @@ from dataflex.config.values import (
     EvalSteps,
     EvalStrategy,
     Float,
+    Fsdp,
+    FsdpConfig,
     GreaterIsBetter,
     Int,
     Layers,
@@ -132,7 +134,15 @@ class RunFields(FileConfig):
         default=False, description="recompute activations in the backward pass: less memory, about a third more time"
     )
     deepspeed: Deepspeed = Field(
-        default=None, description="DeepSpeed configuration with ZeRO stage 1 or 2: a JSON file, or its content"
+        default=None, description="DeepSpeed configuration with ZeRO stage 0, 1 or 2: a JSON file, or its content"
+    )
+
+    fsdp: Fsdp = Field(
+        default=None,
+        description="shard the parameters over the processes with FSDP2: true, or LLaMA-Factory's full_shard auto_wrap",
+    )
+    fsdp_config: FsdpConfig = Field(
+        default=None, description="settings of fsdp in transformers' or accelerate's form: a JSON file, or its content"
     )
 
     # Data

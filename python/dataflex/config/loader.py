@@ -60,6 +60,8 @@ def load_config(source: Source, overrides: Iterable[str] = (), *, check_componen
     draft.problems.extend(_path_problems(partial, broken))
     if "deepspeed" not in broken:
         draft.problems.extend(_deepspeed_problems(partial))
+    if not broken & {"fsdp", "fsdp_config"}:
+        draft.problems.extend(_fsdp_problems(partial))
     if draft.problems:
         raise ConfigError(origin.in_order(draft.problems))
     return _built(RunConfig, draft, origin)
@@ -248,6 +250,15 @@ def _deepspeed_problems(config: RunConfig) -> list[str]:
         config.deepspeed_settings()
     except ConfigError as error:
         return [config.origin.about("deepspeed", problem) for problem in error.problems]
+    return []
+
+
+def _fsdp_problems(config: RunConfig) -> list[str]:
+    try:
+        config.fsdp_settings()
+    except ConfigError as error:
+        key = "fsdp" if config.fsdp_config is None else "fsdp_config"
+        return [config.origin.about(key, problem) for problem in error.problems]
     return []
 
 

@@ -22,7 +22,10 @@ from dataflex.visible import ACTING_IN_LINES
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy", "pydantic")
 """Distributions whose versions can change the outcome of a run."""
 
-_PATH_KEYS = ("model_name_or_path", "adapter_name_or_path", "dataset_dir", "resume_from_checkpoint", "deepspeed")
+_PATH_KEYS = (
+    *("model_name_or_path", "adapter_name_or_path", "dataset_dir", "resume_from_checkpoint"),
+    *("deepspeed", "fsdp_config"),
+)
 _DATASET_KEYS = ("dataset", "eval_dataset", "mixer_eval_dataset")
 
 

@@ -16,6 +16,7 @@ from dataflex.config.components import (
 )
 from dataflex.config.deepspeed import read_deepspeed
 from dataflex.config.fields import FileConfig, RunFields
+from dataflex.config.fsdp import FsdpSettings, read_fsdp
 from dataflex.config.idle import find_warnings
 from dataflex.config.provenance import replayable_yaml
 from dataflex.config.values import Int, Names, Text
@@ -63,6 +64,14 @@ class RunConfig(RunFields):
             ConfigError: There is no such file, or its settings cannot be run.
         """
         return None if self.deepspeed is None else read_deepspeed(self.deepspeed, self.origin.folder)
+
+    def fsdp_settings(self) -> FsdpSettings | None:
+        """How ``fsdp`` and ``fsdp_config`` shard the parameters; None: not at all.
+
+        Raises:
+            ConfigError: There is no such file, or its settings cannot be run.
+        """
+        return read_fsdp(self.fsdp, self.fsdp_config, self.origin.folder)
 
     def component(self) -> ComponentSpec:
         """The component that ``component_name`` names, with its merged parameters; they are not validated here.

@@ -211,6 +211,22 @@ def _deepspeed(value: Any) -> Any:
     return value
 
 
+def _fsdp(value: Any) -> Any:
+    if value in (None, False, "", []):
+        return None
+    if value is not True and not isinstance(value, str | list):
+        raise ValueError(f"expected true, full_shard auto_wrap, null or false, got {shown(value)}")
+    return value
+
+
+def _fsdp_config(value: Any) -> Any:
+    if value is None or value is False:
+        return None
+    if not isinstance(value, str | dict):
+        raise ValueError(f"expected settings of FSDP (a JSON file or its content), null or false, got {shown(value)}")
+    return value
+
+
 def _lora_alpha(value: Any, info: ValidationInfo) -> Any:
     return 2 * info.data.get("lora_rank", 1) if value is None else _integer(value)
 
@@ -234,6 +250,14 @@ Trackers = Annotated[list[str], BeforeValidator(_trackers, json_schema_input_typ
 Deepspeed = Annotated[
     str | dict[str, Any] | None,
     BeforeValidator(_deepspeed, json_schema_input_type=Text | dict[str, Any] | Literal[False] | None),
+]
+Fsdp = Annotated[
+    Literal[True] | str | list[str] | None,
+    BeforeValidator(_fsdp, json_schema_input_type=bool | Text | list[Text] | None),
+]
+FsdpConfig = Annotated[
+    str | dict[str, Any] | None,
+    BeforeValidator(_fsdp_config, json_schema_input_type=Text | dict[str, Any] | Literal[False] | None),
 ]
 Resume = Annotated[bool | str, BeforeValidator(_resume, json_schema_input_type=bool | Text | None)]
 Seconds = Annotated[_AtLeastOne, BeforeValidator(_seconds, json_schema_input_type=_AtLeastOne | Literal[False] | None)]

@@ -27,6 +27,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dataflex.gradients.hooks import Sink, parameter_slots
 from dataflex.models.model import trainable_parameters
+from dataflex.models.sharding import as_sharded, whole
 
 AGREEMENT = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest relative difference in any parameter, by the precision of the comparison. A wrong rule is off by about 1;
@@ -87,10 +88,12 @@ def compared(model: nn.Module, expected: Tensor, run: Callable[[Sink], frozenset
 def without_zeros(model: nn.Module) -> Iterator[None]:
     """Trainable parameters that are zero throughout are small random numbers inside the block."""
     with torch.no_grad():
-        zeros = [(name, values, values.clone()) for name, values in trainable_parameters(model) if not values.any()]
+        zeros = [
+            (name, values, values.clone()) for name, values in trainable_parameters(model) if not whole(values).any()
+        ]
         generator = torch.Generator().manual_seed(0)
         for _, values, _ in zeros:
-            values.copy_(FILLED * torch.randn(values.shape, generator=generator))
+            values.copy_(as_sharded(FILLED * torch.randn(values.shape, generator=generator), values))
     try:
         yield
     finally:

@@ -37,6 +37,7 @@ from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_to
 from dataflex.gradients.store import FeatureDtype, FeatureStore
 from dataflex.models.model import recomputing, recomputing_layers, trainable_parameters, undisturbed
 from dataflex.models.rope import LengthClass, ScaledRotary, length_class, scaled_rotaries
+from dataflex.models.sharding import is_sharded
 from dataflex.models.wide import in_float32
 from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.types import Autocast
@@ -179,7 +180,7 @@ class GradientFeatures(ABC):
     def batch_tokens(self) -> int:
         """The token budget; ``auto`` is decided, and said with its reason, when it is first asked for."""
         if self._batch_tokens == "auto":
-            fitting: int = self._context.ranks.on_main(self._fitting_tokens)
+            fitting: int = self._context.ranks.with_model(self._fitting_tokens)
             self._batch_tokens = fitting
         return self._batch_tokens
 
@@ -290,8 +291,8 @@ class GradientFeatures(ABC):
             return None
         verdict = VERDICTS.find(self._model, kind)
         if verdict is None:
-            # The processes hold the same model and the same data: one of them compares.
-            reason, unseen, complete = self._context.ranks.on_main(self._judged)
+            # The processes hold the same model and data: one of them compares, if it holds the model whole.
+            reason, unseen, complete = self._context.ranks.with_model(self._judged)
             verdict = Verdict(reason, unseen)
             if complete:
                 VERDICTS.keep(self._model, kind, verdict)
@@ -377,12 +378,17 @@ class GradientFeatures(ABC):
             yield
 
     def _announce(self, reason: str) -> None:
-        if not self._announced:
-            logger.warning(
-                "gradients are computed one sample at a time, which takes two to four times as long: the batched "
-                "rules do not fit this model: %s",
-                reason,
+        """Say that gradients are computed one at a time; with sharded parameters each would be everyone's."""
+        if is_sharded(self._model):
+            raise GradientError(
+                f"the batched rules do not fit this model, and sharded parameters allow nothing else yet: {reason}",
+                hint="fsdp: false, or a selector without gradients (loss, delta_loss, rds, random)",
             )
+        if not self._announced:
+            text = (
+                "gradients are computed one sample at a time, which takes two to four times as long: the batched rules"
+            )
+            logger.warning("%s do not fit this model: %s", text, reason)
         self._announced = True
 
 

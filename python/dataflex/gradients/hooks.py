@@ -14,6 +14,7 @@ What the rules do not cover is refused with :class:`UnsupportedModel`; the calle
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,7 +254,7 @@ def parameter_slots(model: nn.Module) -> dict[nn.Parameter, Slot]:
     slots: dict[nn.Parameter, Slot] = {}
     end = 0
     for number, (name, parameter) in enumerate(trainable_parameters(model)):
-        width = parameter[0].numel()
+        width = row_width(parameter)
         slots[parameter] = Slot(number, name, end, len(parameter), width, section_rows(parameter))
         end += parameter.numel()
     return slots
@@ -266,8 +267,13 @@ def section_rows(parameter: Tensor) -> int:
     that what is rounded section by section (grids of raw gradients) or summed piece by piece has the same bits in any
     batch.
     """
-    width = parameter[0].numel()
+    width = row_width(parameter)
     return whole_pieces(max(1, SECTION_VALUES // width), width)
+
+
+def row_width(parameter: Tensor) -> int:
+    """Values of each row of a parameter's first dimension; a sharded one has no row to count."""
+    return math.prod(parameter.shape[1:])
 
 
 def section_starts(model: nn.Module) -> list[int]:

@@ -63,17 +63,20 @@ def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
     """
     # Storages are told apart by their objects: on the meta device all have the address of their values in common.
     own = {value.untyped_storage()._cdata for value in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, tuple[int, Tensor]] = {}
+    kept: dict[int, Tensor] = {}
 
     def pack(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = (storage.nbytes(), saved)  # held, so that no other storage takes its place
+            kept[storage._cdata] = saved  # held, so that no other storage takes its place
         return saved
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        forward()
-    return sum(size for size, _ in kept.values())
+        output = forward()
+    # Weights that were whole for the pass alone are empty by now.
+    found = sum(saved.untyped_storage().nbytes() for saved in kept.values())
+    del output
+    return found
 
 
 def fitting_tokens(available: int, per_token: float, device_type: str) -> int:

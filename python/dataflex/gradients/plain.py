@@ -26,6 +26,7 @@ from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.errors import GradientError
 from dataflex.models.losses import summed_loss, token_log_probs, trailing_logits
 from dataflex.models.model import trainable_parameters
+from dataflex.models.sharding import used_parameters
 from dataflex.types import Autocast
 
 
@@ -61,9 +62,9 @@ def sample_gradient(model: nn.Module, batch: Batch, autocast: Autocast) -> Tenso
     Returns:
         ``(p,)`` on the model's device, float32 or wider, in parameter-index order.
     """
-    with torch.enable_grad(), autocast():
+    with torch.enable_grad(), autocast(), used_parameters(model) as used:
         loss = sample_loss(model, batch)
-    return flat_gradient(model, loss)
+    return flat_gradient(model, loss, used())
 
 
 def policy_loss(
@@ -117,17 +118,27 @@ def policy_gradient(
     autocast: Autocast,
 ) -> Tensor:
     """g_x of one evaluation prompt: ``(p,)``, float32 or wider; arguments as :func:`policy_loss`."""
-    with torch.enable_grad(), autocast():
+    with torch.enable_grad(), autocast(), used_parameters(model) as used:
         loss = policy_loss(model, prompt, answers, weights, temperature, horizon)
-    return flat_gradient(model, loss)
+    return flat_gradient(model, loss, used())
 
 
-def flat_gradient(model: nn.Module, loss: Tensor) -> Tensor:
-    """Gradient of ``loss`` over the trainable parameters: ``(p,)``, float32 or wider; unused parameters give zeros."""
-    parameters = [parameter for _, parameter in trainable_parameters(model)]
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+def flat_gradient(model: nn.Module, loss: Tensor, used: Sequence[Tensor | None]) -> Tensor:
+    """Gradient of a loss over the trainable parameters.
+
+    Args:
+        model: Owns them.
+        loss: Scalar.
+        used: What stood for them in the forward pass (:func:`dataflex.models.sharding.used_parameters`).
+
+    Returns:
+        ``(p,)``, float32 or wider; zeros for a parameter without use.
+    """
+    found = torch.autograd.grad(loss, [tensor for tensor in used if tensor is not None], allow_unused=True)
+    given = iter(found)
+    gradients = [None if tensor is None else next(given) for tensor in used]
     flat = [
-        torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
-        for parameter, gradient in zip(parameters, gradients, strict=True)
+        loss.new_zeros(parameter.numel(), dtype=parameter.dtype) if gradient is None else gradient.flatten()
+        for (_, parameter), gradient in zip(trainable_parameters(model), gradients, strict=True)
     ]
     return torch.cat([values.to(torch.promote_types(values.dtype, torch.float32)) for values in flat])

@@ -51,14 +51,19 @@ def excess_losses(
     """
     places = [int(row) for own in rows for row in own]
     shared = context.ranks.share(_batches(context.measured_dataset, places))
-    found: dict[int, tuple[float, int]] = {}
     quiet, total = not context.ranks.is_main, sum(len(numbers) for numbers in shared)
-    with undisturbed(context.model), progress_bar(total, "losses of domains", unit="row", disable=quiet) as bar:
-        for numbers in shared:
-            excess, learnt = _excess(context, reference, [places[number] for number in numbers])
-            for number, value, tokens in zip(numbers, excess.tolist(), learnt.tolist(), strict=True):
-                found[number] = (value, tokens)
-            bar.update(len(numbers))
+
+    def share() -> dict[int, tuple[float, int]]:
+        found: dict[int, tuple[float, int]] = {}
+        with undisturbed(context.model), progress_bar(total, "losses of domains", unit="row", disable=quiet) as bar:
+            for numbers in shared:
+                excess, learnt = _excess(context, reference, [places[number] for number in numbers])
+                for number, value, tokens in zip(numbers, excess.tolist(), learnt.tolist(), strict=True):
+                    found[number] = (value, tokens)
+                bar.update(len(numbers))
+        return found
+
+    found = context.ranks.together(share)
     gathered = context.ranks.gather(sorted((number, *values) for number, values in found.items()))
     values = {number: (value, tokens) for own in gathered for number, value, tokens in own}
     means, first = np.full(len(rows), np.nan), 0

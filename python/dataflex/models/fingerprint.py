@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dataflex.data.plain import plain
 from dataflex.errors import DataError
 from dataflex.models.model import autocast_dtype, base_model, trainable_parameters
+from dataflex.models.sharding import whole
 from dataflex.types import Autocast
 
 SAMPLED_VALUES = 4096
@@ -59,7 +61,7 @@ def state_fingerprint(model: nn.Module, autocast: Autocast, optimizer: torch.opt
         if name not in names:
             digest.update(name.encode())
             digest.update(str((tensor.dtype, tuple(tensor.shape), _checksum(tensor))).encode())
-            flat = tensor.flatten()
+            flat = whole(tensor).flatten()
             _update(digest, flat[:: (len(flat) // SAMPLED_VALUES) | 1])  # odd: rows are not hit in one column
     return digest.hexdigest()
 
@@ -72,7 +74,7 @@ def frozen_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     named = [(_base_name(name), tensor) for name, tensor in model.named_parameters() if not tensor.requires_grad]
     for name, tensor in sorted(named, key=lambda entry: entry[0]):
-        flat = tensor.detach().flatten()
+        flat = whole(tensor.detach()).flatten()
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         _update(digest, flat[:: (len(flat) // SAMPLED_VALUES) | 1])
     return digest.hexdigest()
@@ -152,7 +154,8 @@ def _checksum(tensor: Tensor) -> int:
     """CRC-32 of all values; a tensor that was not written since is not read again."""
     if tensor.is_inference():  # no version is counted
         return _crc32(tensor)
-    place = (tensor.data_ptr(), tensor._version, tensor.dtype, tuple(tensor.shape))
+    held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    place = (held.data_ptr(), held._version, tensor.dtype, tuple(tensor.shape))
     known = _checksums.get(tensor)
     if known is None or known[0] != place:
         known = _checksums[tensor] = (place, _crc32(tensor))
@@ -174,4 +177,4 @@ def _update(digest: Any, tensor: Tensor) -> None:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """The values in their order as uint8; float32's -0.0 and 0.0 differ."""
-    return tensor.detach().contiguous().flatten().view(torch.uint8)
+    return whole(tensor.detach()).contiguous().flatten().view(torch.uint8)

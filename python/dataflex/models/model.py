@@ -7,14 +7,14 @@ peft does by default. Nothing but safetensors is read or written.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
@@ -169,14 +169,20 @@ def _not_for_lora(model: nn.Module) -> list[str] | None:
     return [*names, *(FUSED if kind in FUSING else [])] or None
 
 
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_model(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write adapter (or full model) and tokenizer files into ``directory``, each file atomically.
 
-    Other files of the directory stay.
+    Other files of the directory stay. ``weights`` are those of a sharded model
+    (:func:`dataflex.models.sharding.whole_weights`).
     """
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_directory(directory / ".model") as staged, library_bars():
-        cast(PreTrainedModel, model).save_pretrained(staged)
+        write_model(model, staged, weights)
         tokenizer.save_pretrained(staged)
         (staged / "README.md").unlink(missing_ok=True)
     staged = directory / ".model"
@@ -184,6 +190,12 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
         file.replace(directory / file.name)
     staged.rmdir()
     fsync(directory)
+
+
+def write_model(model: nn.Module, directory: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Adapter or full model, in the form that peft or transformers give it, with these weights in place of its own."""
+    given: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
+    cast(PreTrainedModel, model).save_pretrained(directory, **given)
 
 
 def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

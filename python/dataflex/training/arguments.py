@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from dataflex.config import fsdp
 from dataflex.config.deepspeed import conflicts, read_deepspeed
 from dataflex.config.known import ADVICE as KEY_ADVICE
 from dataflex.config.known import RENAMED
@@ -15,6 +16,7 @@ from dataflex.config.values import (
     BestMetric,
     EnvironmentName,
     EvalMetric,
+    Fsdp,
     GreaterIsBetter,
     MixtureRule,
     Optim,
@@ -49,6 +51,10 @@ def _no_limit(value: Any) -> Any:
 
 def _deepspeed_content(value: Any) -> Any:
     return read_deepspeed(str(value)) if isinstance(value, str | Path) else value
+
+
+def _fsdp_content(value: Any) -> Any:
+    return fsdp.read_settings(str(value)) if isinstance(value, str | Path) else value
 
 
 class SwanlabOptions(BaseModel):
@@ -144,7 +150,13 @@ class TrainingArguments(HomePaths):
     early_stopping_min_delta: float = Field(0.0, ge=0, description="smallest change that is an improvement")
     ddp_timeout: int = Field(DDP_TIMEOUT_SECONDS, ge=1, description="seconds that processes wait for each other")
     deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(_deepspeed_content)] = Field(
-        None, description="DeepSpeed's settings or their JSON file: ZeRO stage 1 or 2"
+        None, description="DeepSpeed's settings or their JSON file: ZeRO stage 0, 1 or 2"
+    )
+    fsdp: Fsdp = Field(
+        None, description="shard the parameters over the processes (FSDP2): true, or full_shard auto_wrap"
+    )
+    fsdp_config: Annotated[dict[str, Any] | None, BeforeValidator(_fsdp_content)] = Field(
+        None, description="settings of fsdp in transformers' form, or their JSON file"
     )
     task_column: str = Field("task", description="column that groups samples in reports")
     domain_column: str | None = Field(
@@ -173,6 +185,10 @@ class TrainingArguments(HomePaths):
             raise ValueError(problem)
         if self.deepspeed is not None:
             read_deepspeed(self.deepspeed)
+        found = fsdp.conflicts(self.fsdp, fp16=self.fp16, optim=self.optim, deepspeed=self.deepspeed, quantization=None)
+        for _, problem in found:
+            raise ValueError(problem)
+        fsdp.read_fsdp(self.fsdp, self.fsdp_config)
         if self.eval_strategy == "no" and (self.load_best_model_at_end or self.early_stopping_steps):
             raise ValueError("load_best_model_at_end and early_stopping_steps need eval_strategy steps or epoch")
         return self

@@ -20,12 +20,13 @@ import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dataflex.errors import CheckpointError
 from dataflex.models import optimizers
 from dataflex.models.identity import file_digest
-from dataflex.models.model import trainable_parameters
+from dataflex.models.model import trainable_parameters, write_model
+from dataflex.models.sharding import as_sharded, is_sharded, load_whole
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.files import atomic_directory, remove_folder
 from dataflex.utils.foreign import JSON, foreign, model_errors
@@ -52,6 +53,7 @@ def save_checkpoint(
     state: Mapping[str, Any] | None = None,
     generators: Mapping[str, Tensor] | None = None,
     step: int | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint atomically.
 
@@ -63,9 +65,10 @@ def save_checkpoint(
         state: JSON-able state of the run.
         generators: :func:`random_states`; None for a model that cannot be resumed from.
         step: Noted in the manifest, for :func:`noted_step`.
+        weights: Those of a sharded model (:func:`dataflex.models.sharding.whole_weights`).
     """
     with atomic_directory(directory) as staged, library_bars():
-        cast(PreTrainedModel, model).save_pretrained(staged)
+        write_model(model, staged, weights)
         tokenizer.save_pretrained(staged)
         if optimizer is not None:
             tensors, steps = _optimizer_state(model, optimizer)
@@ -85,7 +88,10 @@ def load_weights(directory: Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: The folder holds no weights for this model.
     """
-    if isinstance(model, PeftModel) and (directory / ADAPTER).exists():
+    file = directory / (ADAPTER if isinstance(model, PeftModel) else WEIGHTS)
+    if is_sharded(model) and file.exists():
+        load_whole(model, load_file(file))
+    elif isinstance(model, PeftModel) and (directory / ADAPTER).exists():
         outcome: Any = set_peft_model_state_dict(model, load_file(directory / ADAPTER))
         if outcome.unexpected_keys:
             raise CheckpointError(f"{directory} holds another adapter: it has {outcome.unexpected_keys[:3]} ...")
@@ -291,7 +297,7 @@ def _restore_optimizer(
         optimizer.state[parameters[name]]["step"] = count
     for key, value in tensors.items():
         name, entry = key.rsplit("/", 1)
-        optimizer.state[parameters[name]][entry] = value.to(parameters[name].device)
+        optimizer.state[parameters[name]][entry] = as_sharded(value, parameters[name])
 
 
 def random_states(ranks: Ranks) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dataflex.curriculum.curriculum import Curriculum
 from dataflex.errors import CheckpointError, TrainingError
+from dataflex.models.sharding import whole_weights
 from dataflex.training import checkpoint
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.sameness import compare
@@ -123,6 +124,7 @@ class Checkpointer:
         state.note_curriculum(self.curriculum.state_dict())
         generators = checkpoint.random_states(self.ranks)
         moments = None if self.args.save_only_model else optimizer()
+        weights = whole_weights(self.model, keep=self.ranks.is_main)
 
         def write() -> None:
             checkpoint.save_checkpoint(
@@ -133,6 +135,7 @@ class Checkpointer:
                 state=state.to_json(),
                 generators=generators,
                 step=state.step,
+                weights=weights,
             )
             checkpoint.prune_checkpoints(self.args.output_dir, self.args.save_total_limit, directory)
 
@@ -144,7 +147,10 @@ class Checkpointer:
     def save_best(self, step: int) -> None:
         """Keep the model as it is, after ``step`` steps, as the best one so far."""
         directory = self.args.output_dir / BEST_MODEL
-        self.ranks.on_main(lambda: checkpoint.save_checkpoint(directory, self.model, self.tokenizer, step=step))
+        weights = whole_weights(self.model, keep=self.ranks.is_main)
+        self.ranks.on_main(
+            lambda: checkpoint.save_checkpoint(directory, self.model, self.tokenizer, step=step, weights=weights)
+        )
 
     def load_best(self) -> None:
         """Load the weights that :meth:`save_best` kept last.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -141,21 +142,27 @@ class Evaluator:
         rows = [row for row, example in enumerate(self.dataset) if _has_loss(example.labels)]
         rows.sort(key=lambda row: len(self.dataset[row].input_ids))
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        own: list[tuple[int, float, int]] = []
-        with (
-            undisturbed(self.model),
-            torch.no_grad(),
-            self.autocast(),
-            progress_bar(len(rows), "evaluation loss", unit="row", disable=not (rows and self.ranks.is_main)) as bar,
-        ):
-            for chosen in self.ranks.share(batches):
-                own += self._batch_losses(chosen)
-                bar.update(len(chosen) * self.ranks.count)
+        own: list[tuple[int, float, int]] = self.ranks.together(lambda: self._losses_of(batches))
         found: list[SampleLoss | None] = [None] * len(self.dataset)
         for part in self.ranks.gather(own):
             for row, total, tokens in part:
                 found[row] = SampleLoss(total, tokens)
         return found
+
+    def _losses_of(self, batches: Sequence[Sequence[int]]) -> list[tuple[int, float, int]]:
+        """Row, summed loss and label tokens of the rows of this rank's share of the batches."""
+        own: list[tuple[int, float, int]] = []
+        rows = sum(map(len, batches))
+        with (
+            undisturbed(self.model),
+            torch.no_grad(),
+            self.autocast(),
+            progress_bar(rows, "evaluation loss", unit="row", disable=not (rows and self.ranks.is_main)) as bar,
+        ):
+            for chosen in self.ranks.share(batches):
+                own += self._batch_losses(chosen)
+                bar.update(len(chosen) * self.ranks.count)
+        return own
 
     def _batch_losses(self, rows: Sequence[int]) -> list[tuple[int, float, int]]:
         """Row, summed loss and label tokens of the rows of one batch."""
@@ -177,7 +184,8 @@ class Evaluator:
             raise TrainingError("there is no metric to score answers with", hint="set eval_metric")
         samples = self.dataset.samples
         prompts = self.metric.prompts(self.template, samples)
-        own = sample_answers(
+        draw = partial(
+            sample_answers,
             self.model,
             self.tokenizer,
             self.ranks.share(prompts),
@@ -190,6 +198,7 @@ class Evaluator:
             autocast=self.autocast,
             show_progress=self.ranks.is_main,
         )
+        own = self.ranks.together(draw)
         return score_answers(self.metric.reward, samples, gather_answers(own, prompts, self.ranks), self.ranks)
 
 

@@ -101,7 +101,7 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     trained = {name: tuple(tensor.shape) for name, tensor in model.named_parameters() if tensor.requires_grad}
     kinds = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in frozen})) or "none"
-    name = getattr(base, "name_or_path", "") or type(base).__name__
+    name = getattr(base, "name_or_path", "") or type(base).__name__.removeprefix("FSDP")
     sizes = sum(tensor.numel() for tensor in frozen)
     values = sum(math.prod(shape) for shape in trained.values())
     return {

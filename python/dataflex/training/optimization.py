@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 from transformers import get_scheduler
 
+from dataflex.config.fsdp import SWITCH
 from dataflex.errors import TrainingError
 from dataflex.models import optimizers
 from dataflex.models.model import trainable_parameters
@@ -32,22 +36,23 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     # accelerate keeps its settings for the whole process; an earlier run may have had another precision.
     AcceleratorState._reset_state()
     processes = process_count()
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        # Without a GPU accelerate forms a process group only if it is told to use the CPU.
-        cpu=processes > 1 and not torch.accelerator.is_available(),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
-            # Buffers of language models are constants, and ranks may take different numbers of forward passes.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-        ],
-    )
+    with own_fsdp():
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            # Without a GPU accelerate forms a process group only if it is told to use the CPU.
+            cpu=processes > 1 and not torch.accelerator.is_available(),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
+                # Buffers of language models are constants, and ranks may take different numbers of forward passes.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+            ],
+        )
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise TrainingError(
             f"{kind.value} is not supported yet: every process has to hold all parameters",
-            hint="one process, or DistributedDataParallel: torchrun, or accelerate launch without fsdp and deepspeed; "
-            "ZeRO stages 1 and 2 by the key deepspeed of the run",
+            hint="torchrun, or accelerate launch without deepspeed: ZeRO stages 1 and 2 by the key deepspeed of the "
+            "run, sharded parameters by its key fsdp",
         )
     if accelerator.num_processes != processes:
         raise TrainingError(
@@ -55,6 +60,17 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
             hint="start with torchrun or accelerate launch, or unset WORLD_SIZE",
         )
     return accelerator
+
+
+@contextmanager
+def own_fsdp() -> Iterator[None]:
+    """The launcher's wish for FSDP is hidden from accelerate, which would wrap the model in its own way."""
+    asked = os.environ.pop(SWITCH, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[SWITCH] = asked
 
 
 def create_optimizer(model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:

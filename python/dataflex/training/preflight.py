@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from dataflex.config.deepspeed import zero_stage
+from dataflex.config.fsdp import conflicts, launched_fsdp
 from dataflex.config.idle import optimizer_warnings, step_warnings
 from dataflex.config.values import LOSS, evaluated_keys
 from dataflex.curriculum.curriculum import Curriculum
@@ -103,8 +106,13 @@ def model_findings(
 
 
 def sharding_problems(args: TrainingArguments, processes: int) -> Iterator[str]:
-    """Why the optimizer cannot be sharded."""
-    if args.deepspeed is not None and processes > 1 and find_spec("deepspeed") is None:
+    """Why optimizer or parameters cannot be sharded."""
+    if launched_fsdp(os.environ) is not None:
+        for key, problem in conflicts(
+            True, fp16=args.fp16, optim=args.optim, deepspeed=args.deepspeed, quantization=None
+        ):
+            yield f"accelerate launch shards the parameters (FSDP): {key}: {problem}"
+    if args.deepspeed and zero_stage(args.deepspeed) and processes > 1 and find_spec("deepspeed") is None:
         yield "deepspeed is not installed (pip install --no-build-isolation deepspeed)"
 
 

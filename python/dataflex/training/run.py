@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from dataflex.config import RunConfig, load_config, validate_component
 from dataflex.config.checks import asks_component
+from dataflex.config.fsdp import launched_fsdp, read_settings
 from dataflex.config.idle import is_written
 from dataflex.config.values import whole_steps
 from dataflex.curriculum.schedule import Schedule
@@ -131,13 +133,18 @@ def build_model(config: RunConfig) -> nn.Module:
     set_seed(config.seed)
     base = load_model(
         config.locate(config.model_name_or_path),
-        precision="fp32" if config.finetuning_type == "full" else config.precision,
+        precision="fp32" if config.finetuning_type == "full" or is_sharded_run(config) else config.precision,
         trust_remote_code=config.trust_remote_code,
         quantization=quantization(config),
     )
     if config.adapter_name_or_path is not None:
         return cast(nn.Module, load_adapter(base, config.locate(config.adapter_name_or_path)))
     return prepared(base, config)
+
+
+def is_sharded_run(config: RunConfig) -> bool:
+    """Whether the parameters are sharded over the processes, if there are several."""
+    return (config.fsdp_settings() or launched_fsdp(os.environ)) is not None
 
 
 def quantization(config: RunConfig) -> Quantization | None:
@@ -289,6 +296,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
             **shared,
             **({"num_train_epochs": 1.0} if config.train_type == "dynamic_weight" else {}),
             "deepspeed": config.deepspeed_settings(),
+            "fsdp_config": config.fsdp_config and read_settings(config.fsdp_config, config.origin.folder),
             "report_to": config.trackers,
             "swanlab": {name: getattr(config, f"swanlab_{name}") for name in SwanlabOptions.model_fields},
             "resume_from_checkpoint": config.resolve(resume) if isinstance(resume, str) else resume,

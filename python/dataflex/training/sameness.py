@@ -72,7 +72,10 @@ FACTS = (
     Fact("device", "kind of device", decides=False),
     Fact("per_device_train_batch_size", "parts of a global batch", decides=False),
     Fact("gradient_accumulation_steps", "parts of a global batch", decides=False),
-    *(Fact(key, "memory against time", decides=False) for key in ("gradient_checkpointing", "deepspeed")),
+    *(
+        Fact(key, "memory against time", decides=False)
+        for key in ("gradient_checkpointing", "deepspeed", "fsdp", "fsdp_config")
+    ),
     *(Fact(key, "when to evaluate", decides=False) for key in ("eval_strategy", "eval_steps")),
     Fact("per_device_eval_batch_size", "rows of an evaluation's forward pass", decides=False),
     Fact("load_best_model_at_end", "which model is published", decides=False),

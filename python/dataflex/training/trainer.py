@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dataflex.config.idle import is_written
@@ -25,7 +25,8 @@ from dataflex.curriculum.curriculum import Loop
 from dataflex.curriculum.schedule import Phase, Schedule
 from dataflex.errors import TrainingError
 from dataflex.mixers.base import Mixer
-from dataflex.models.model import save_model, to_device
+from dataflex.models.model import save_model
+from dataflex.models.sharding import whole_weights
 from dataflex.plugins.registry import registry
 from dataflex.report.page import refresh_page
 from dataflex.selectors.base import Selector
@@ -35,6 +36,7 @@ from dataflex.training.checkpointer import Checkpointer
 from dataflex.training.component import Component, build_curriculum, component_problems
 from dataflex.training.evaluation import AnswerMetric, Evaluator
 from dataflex.training.folder import check_output_dir, exclusive, folders_of, prepare_output_dir
+from dataflex.training.fsdp import placed
 from dataflex.training.inputs import TrainingInputs, as_schedule
 from dataflex.training.optimization import (
     create_accelerator,
@@ -46,9 +48,9 @@ from dataflex.training.record import write_config
 from dataflex.training.results import passes, run_results, scalars, write_results
 from dataflex.training.sameness import check_ranks
 from dataflex.training.state import RunState
+from dataflex.training.steppers import stepper_class
 from dataflex.training.trackers import check_trackers, show_pictures, start_trackers
 from dataflex.training.tracking import RunLog
-from dataflex.training.zero import stepper_class
 from dataflex.utils.aliases import also_called
 from dataflex.utils.distributed import Ranks
 from dataflex.utils.going_on import going_on
@@ -145,7 +147,7 @@ class Trainer:
             args.eval_metric, max_new_tokens=args.eval_max_new_tokens, max_prompt_length=args.cutoff_len
         )
         self._check(model)
-        self.model = to_device(model, self.accelerator.device)
+        self.model, self.ranks = placed(model, args, self.ranks)
         if args.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
         self.optimizer = create_optimizer(self.model, args)
@@ -228,7 +230,7 @@ class Trainer:
         settings = {**self.args.model_dump(mode="json"), **asdict(self.schedule), **noted}
         start_trackers(self.accelerator, self.args, self.ranks, scalars(settings), self.state.step)
         parts = self.model, self.optimizer, self.scheduler, self.args, self.accelerator, self.ranks
-        self.stepper = stepper_class(self.args, self.ranks)(*parts, int(self.tokenizer.pad_token_id))
+        self.stepper = stepper_class(self.args, self.ranks, self.model)(*parts, int(self.tokenizer.pad_token_id))
 
     def _release(self) -> None:
         """Free what wraps the model.
@@ -373,13 +375,14 @@ class Trainer:
             seconds=self.watch.seconds,
             memory=peak_memory(self.accelerator.device),
         )
-        self.ranks.on_main(lambda: self._write(results))
+        weights = whole_weights(self.model, keep=self.ranks.is_main)
+        self.ranks.on_main(lambda: self._write(results, weights))
         return results
 
-    def _write(self, results: dict[str, Any]) -> None:
+    def _write(self, results: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
         """Weights, results, and what is made of them."""
         out = self.args.output_dir
-        save_model(self.model, self.tokenizer, out)
+        save_model(self.model, self.tokenizer, out, weights)
         base = getattr(self.model, "name_or_path", None)
         write_results(out, results, self.state, self.log.history, base_model=base, plot=self.args.plot_loss)
         registry().call("on_train_end", output_dir=str(out), results=results)

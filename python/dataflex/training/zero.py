@@ -7,7 +7,6 @@ asked for. Mixed precision stays with autocast: the engine keeps the weights in 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,21 +18,8 @@ from dataflex.models.model import trainable_parameters
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.optimization import create_optimizer
 from dataflex.training.steps import Stepper
-from dataflex.utils.distributed import Ranks
-
-logger = logging.getLogger(__name__)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def stepper_class(args: TrainingArguments, ranks: Ranks) -> type[Stepper]:
-    """What takes the steps of a run; a single process has nothing to shard."""
-    if args.deepspeed is None:
-        return Stepper
-    if ranks.count > 1:
-        return ZeroStepper
-    logger.warning("deepspeed: has no effect in a single process, which has nothing to shard")
-    return Stepper
 
 
 class ZeroStepper(Stepper):

@@ -125,6 +125,10 @@ class Ranks:
                 raise DataflexError(f"process {rank} failed: {text}")
         return found[0]
 
+    def with_model(self, work: Callable[[], T]) -> T:
+        """What ``work``, which runs the model, returns on the main process; as :meth:`on_main` for a whole model."""
+        return self.on_main(work)
+
     def main_first(self, work: Callable[[], T]) -> T:
         """What ``work`` returns on this rank, which begins once the main process is done with it.
 

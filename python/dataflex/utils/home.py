@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 
 from dataflex.errors import ConfigError
 
-PATH_FIELD = re.compile(r"(^|_)(path|dir|logdir|file|folder|model|dataset|checkpoint|deepspeed)$|^template$")
+_NAMES = "path|dir|logdir|file|folder|model|dataset|checkpoint|deepspeed|fsdp_config"
+PATH_FIELD = re.compile(rf"(^|_)({_NAMES})$|^template$")
 """Names of text fields that hold a path, or a name that may be one."""
 
 

@@ -60,13 +60,17 @@ def row_states(passes: Passes, examples: Sequence[Example]) -> NDArray[np.float6
 def _computed(passes: Passes, examples: Sequence[Example], compute: Callable[[Batch], Tensor]) -> NDArray[np.float64]:
     order = sorted(range(len(examples)), key=lambda row: len(examples[row].input_ids))
     batches = [order[start : start + passes.micro_batch] for start in range(0, len(order), passes.micro_batch)]
-    own = passes.ranks.share(batches)
     device = next(passes.model.parameters()).device
-    parts: list[Tensor] = []
-    with undisturbed(passes.model), torch.no_grad(), passes.autocast():
-        for rows in own:
-            batch = collate([examples[row] for row in rows], int(passes.tokenizer.pad_token_id)).to(device)
-            parts.append(compute(batch).double().cpu())
+
+    def share() -> list[Tensor]:
+        parts: list[Tensor] = []
+        with undisturbed(passes.model), torch.no_grad(), passes.autocast():
+            for rows in passes.ranks.share(batches):
+                batch = collate([examples[row] for row in rows], int(passes.tokenizer.pad_token_id)).to(device)
+                parts.append(compute(batch).double().cpu())
+        return parts
+
+    parts = passes.ranks.together(share)
     found: dict[int, Any] = {}
     values = torch.cat(parts) if parts else torch.zeros(0, 0, dtype=torch.float64)
     for rank, gathered in enumerate(passes.ranks.gather_tensors(values)):

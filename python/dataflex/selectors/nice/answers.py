@@ -9,9 +9,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from dataflex.errors import RolloutError
 from dataflex.gradients.policy import WeightedPrompt
 from dataflex.models.bounds import Bounds, Findings
 from dataflex.models.fingerprint import fingerprint, state_fingerprint
+from dataflex.models.sharding import is_sharded
 from dataflex.rewards.base import RewardBackend
 from dataflex.rewards.scoring import score_answers
 from dataflex.rollouts import Prompt, Rollout, RolloutFile, Sampling, sample_answers
@@ -71,6 +73,11 @@ class Answers:
             return
         context.ranks.on_main(self.reward.check)
         if self._config.rollout_backend == "vllm":
+            if is_sharded(context.model):
+                raise RolloutError(
+                    "vLLM cannot take over sharded adapters yet: their parts lie on several processes",
+                    hint="rollout_backend: hf, which draws answers with the sharded model",
+                )
             self._vllm_sampler.check(context.model)
         samples = context.eval_dataset.samples if context.eval_dataset else []
         lengths = [len(prompt.token_ids) + self._config.max_new_tokens for prompt in self.prompts(context, samples)]
