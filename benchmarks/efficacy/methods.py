@@ -164,6 +164,7 @@ METHODS: dict[str, Method] = {
     "less, rademacher": _only("less", scoring="projected", projection="rademacher"),
     **{f"less, {keep:.0%} kept by rds": _only("less", prefilter={"name": "rds", "keep": keep}) for keep in (0.25, 0.5)},
     **{f"less, {steps} steps of warm-up": Method("less", trains=False, warmup=steps) for steps in (4, 36)},
+    "rds, mean": _only("rds", aggregate="mean"),
     "nice, no baseline": _only("nice", baseline="none"),
     "nice, no baseline, temperature 0.7": _only("nice", **COOL, baseline="none"),
     "nice, answers at 0.7": _only("nice", **COOL),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dataflex.utils.files import write_text
 
+from . import defaults
 from .cells import Cell
 from .methods import METHODS
 from .store import Result
@@ -24,16 +26,32 @@ BETTER: dict[str, Callable[[float, float, float, float], bool]] = {
 
 
 def write_tables(page: Path, name: str, asked: Sequence[Cell], found: Mapping[Cell, Result]) -> None:
-    """Put a set's tables between its markers.
+    """Put a set's tables between its markers, and with the ablations what follows for the defaults.
 
     Raises:
         ValueError: The page has no such markers.
     """
+    parts = {name: tables(asked, found)} | ({"defaults": defaults.table(found)} if name == "ablations" else {})
     text = page.read_text(encoding="utf-8")
-    marked = re.compile(rf"(?s)(<!-- efficacy: {name} -->\n).*?(<!-- /efficacy: {name} -->)")
-    if not marked.search(text):
-        raise ValueError(f"{page} has no lines '<!-- efficacy: {name} -->' and '<!-- /efficacy: {name} -->'")
-    write_text(page, marked.sub(lambda match: f"{match[1]}{tables(asked, found)}{match[2]}", text))
+    for part, wanted in parts.items():
+        if not (marked := _marked(part)).search(text):
+            raise ValueError(f"{page} has no lines '<!-- efficacy: {part} -->' and '<!-- /efficacy: {part} -->'")
+        text = marked.sub(partial(_put, wanted), text)
+    write_text(page, text)
+
+
+def between(page: Path, name: str) -> str:
+    """What stands between the markers of that name."""
+    match = _marked(name).search(page.read_text(encoding="utf-8"))
+    return match[2] if match else ""
+
+
+def _put(text: str, match: re.Match[str]) -> str:
+    return f"{match[1]}{text}{match[3]}"
+
+
+def _marked(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?s)(<!-- efficacy: {name} -->\n)(.*?)(<!-- /efficacy: {name} -->)")
 
 
 def tables(asked: Sequence[Cell], found: Mapping[Cell, Result]) -> str:
