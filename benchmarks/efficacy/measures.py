@@ -11,8 +11,12 @@ from .pools import DUPLICATE, RIGHT, WRONG, Pool
 
 
 def auc(scores: Sequence[float], positive: Sequence[int], negative: Sequence[int]) -> float:
-    """Probability that a row of ``positive`` has a larger score than one of ``negative``; equal ones count half."""
-    values = np.asarray(scores, dtype=np.float64)
+    """Probability that a row of ``positive`` has a larger score than one of ``negative``; equal ones count half.
+
+    Rows without a score (NaN), which a prefilter left out, are below all others: they are equal to one another, and to
+    those that cannot be used (-inf).
+    """
+    values = np.nan_to_num(np.asarray(scores, dtype=np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     first, second = values[list(positive)], values[list(negative)]
     larger = (first[:, None] > second[None]).mean() + 0.5 * (first[:, None] == second[None]).mean()
     return float(larger)

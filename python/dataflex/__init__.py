@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dataflex.rewards.base import RewardBackend
     from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
     from dataflex.selectors.delta_loss import DeltaLossSelector
+    from dataflex.selectors.in_context import InContextSelector
     from dataflex.selectors.less import LessSelector
     from dataflex.selectors.loss import LossSelector
     from dataflex.selectors.near import NearSelector
@@ -54,6 +55,7 @@ _HOMES = {
     "DoReMiMixer": "dataflex.mixers.doremi",
     "GlobalBatch": "dataflex.weighters.base",
     "HOOK_API_VERSION": "dataflex.plugins.hookspecs",
+    "InContextSelector": "dataflex.selectors.in_context",
     "LessSelector": "dataflex.selectors.less",
     "LossSelector": "dataflex.selectors.loss",
     "LossWeighter": "dataflex.weighters.loss",
@@ -108,6 +110,7 @@ __all__ = [
     "DeltaLossSelector",
     "DoReMiMixer",
     "GlobalBatch",
+    "InContextSelector",
     "LessSelector",
     "LossSelector",
     "LossWeighter",

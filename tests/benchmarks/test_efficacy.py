@@ -84,6 +84,7 @@ def test_a_seed_is_a_pool():
 def test_auc_is_the_share_of_pairs_in_order():
     scores = [0.3, 0.1, 0.3, 0.2, 0.5]
     assert auc(scores, [0, 4], [1, 2, 3]) == pytest.approx((1 + 0.5 + 1 + 3) / 6)
+    assert auc([0.3, np.nan, -np.inf, 0.4], [0, 1], [2, 3]) == pytest.approx((1 + 0.5) / 4)  # NaN: not looked at
     stream = np.random.default_rng(0)
     pool = build(1)
     found = of_choice(pool, pool.places(RIGHT)[:5] + pool.places(WRONG)[:5])

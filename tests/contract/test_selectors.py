@@ -10,6 +10,7 @@ import pytest
 from dataflex.plugins.registry import BUILTIN, registry
 from dataflex.retrieval.matrix import NearMatrix, sample_digests
 from dataflex.selectors.delta_loss import DeltaLossSelector
+from dataflex.selectors.in_context import InContextSelector
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.loss import LossSelector
 from dataflex.selectors.near import NearSelector
@@ -63,6 +64,13 @@ class TestLessOfSomeRows(SelectorContract):
     def make(self) -> LessSelector:
         prefilter = {"name": "rds", "keep": 0.6}
         return LessSelector(proj_dim=256, save_interval=5, candidates=10, prefilter=prefilter)
+
+
+class TestInContext(SelectorContract):
+    order_equivariant = True
+
+    def make(self) -> InContextSelector:
+        return InContextSelector(num_shots=2)
 
 
 class TestRds(SelectorContract):

@@ -23,7 +23,7 @@ from dataflex.models.model import add_lora, base_model
 from dataflex.models.rope import at_length, length_class, scaled_rotaries
 from dataflex.projection.projector import Projector
 from dataflex.rollouts import Prompt, Sampling, sample_answers
-from dataflex.selectors.draw import sample_losses
+from dataflex.selectors.losses import sample_losses
 from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model, tiny_tokenizer
 from dataflex.training.evaluation import Evaluator
 from dataflex.utils.distributed import Ranks

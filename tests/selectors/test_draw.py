@@ -14,7 +14,7 @@ from dataflex.data.collate import collate
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.gradients.plain import sample_loss
 from dataflex.gradients.store import FeatureStore
-from dataflex.selectors import draw
+from dataflex.selectors import losses
 from dataflex.selectors.delta_loss import DeltaLossSelector, window
 from dataflex.selectors.draw import weighted_draw
 from dataflex.selectors.loss import LossSelector
@@ -50,7 +50,7 @@ def test_losses_are_those_of_each_sample_alone(tmp_path, tokens):
 def test_finished_losses_are_not_computed_again(tmp_path, monkeypatch):
     context = tiny_context(tmp_path)
     first = LossSelector().losses(context)
-    monkeypatch.setattr(draw, "mean_losses", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(losses, "mean_losses", lambda *_: pytest.fail("computed again"))
     assert np.array_equal(LossSelector().losses(context), first)
 
 

@@ -24,6 +24,11 @@ def register_selectors(register: Register) -> None:
         "dataflex.selectors.delta_loss:DeltaLossSelector",
         summary="a draw that follows how far losses have fallen since the first selection",
     )
+    register(
+        "in_context",
+        "dataflex.selectors.in_context:InContextSelector",
+        summary="rows whose answers the model expects after a few answered target rows",
+    )
     register("near", "dataflex.selectors.near:NearSelector", summary="nearest rows of each target row, found offline")
     register("rds", "dataflex.selectors.rds:RdsSelector", summary="rows alike to the targets in the model's own states")
     register("random", "dataflex.selectors.random:RandomSelector", summary="uniform draw; the baseline")

@@ -10,27 +10,19 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from dataflex.data.collate import collate
 from dataflex.errors import SelectionError
-from dataflex.gradients.filling import fill_store
-from dataflex.gradients.layout import by_length
-from dataflex.gradients.store import FeatureStore
-from dataflex.models.fingerprint import state_fingerprint
-from dataflex.models.losses import mean_losses
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
-from dataflex.selectors.plan import Plan, PlannedPart
+from dataflex.selectors.losses import CandidateLosses
+from dataflex.selectors.plan import Plan
 from dataflex.utils.progress import Stopwatch
 from dataflex.utils.shown import listed
 
@@ -130,43 +122,15 @@ class DrawSelector(Selector[DrawConfigT]):
 
     def plan(self, context: SelectionContext) -> Plan:
         """Losses of all candidates."""
-        lengths = context.train_dataset.lengths
-        layout = by_length(np.array(lengths, np.int64), self.config.loss_batch_tokens)
-        return Plan(
-            [
-                PlannedPart(
-                    name="losses",
-                    lengths=lengths,
-                    prepare=partial(sample_losses, context, [0]),
-                    batches=lambda: list(layout.rows_of()),
-                    compute=partial(sample_losses, context),
-                    open_store=lambda folder: FeatureStore(folder, {}, layout, 1),
-                )
-            ]
-        )
+        return Plan([self._losses(context).plan()])
 
     def losses(self, context: SelectionContext) -> NDArray[np.float64]:
         """Loss of every candidate ``(n,)`` in nats a token, NaN where it is not finite; from disk where it is there."""
-        dataset = context.train_dataset
-        facts = {
-            "state": state_fingerprint(context.model, context.autocast),
-            "data": dataset.fingerprint,
-            "batch_tokens": self.config.loss_batch_tokens,
-        }
-        folder = (self.config.cache_dir or context.output_dir) / "losses" / f"step-{context.step}"
-        layout = by_length(np.array(dataset.lengths, np.int64), self.config.loss_batch_tokens)
-        store = context.ranks.main_first(lambda: FeatureStore(folder, facts, layout, 1))
-        fill_store(store, context.model, partial(sample_losses, context), description="losses", ranks=context.ranks)
-        values = store.load()[:, 0].double().numpy()
-        return np.where(np.isfinite(values), values, np.nan)
+        return self._losses(context).values()
 
-
-def sample_losses(context: SelectionContext, rows: Sequence[int]) -> Tensor:
-    """Mean token cross-entropy of each of some candidates alone, ``(b, 1)``."""
-    examples = [context.train_dataset[row] for row in rows]
-    device = next(context.model.parameters()).device
-    with torch.no_grad(), context.autocast():
-        return mean_losses(context.model, collate(examples, int(context.tokenizer.pad_token_id)).to(device))[:, None]
+    def _losses(self, context: SelectionContext) -> CandidateLosses:
+        folder = (self.config.cache_dir or context.output_dir) / "losses"
+        return CandidateLosses(context, folder, self.config.loss_batch_tokens)
 
 
 def weighted_draw(weights: NDArray[np.float64], count: int, stream: np.random.Generator) -> NDArray[np.int64]:
