@@ -127,8 +127,8 @@ TOKENS = {"name": "metric", "params": {"metric": "token_f1"}}
 """A reward for some of the reference's words, too."""
 NO_MOMENTUM = {"adam_variant": "second_moment"}
 
-TRUSTED = {"name": "in_context", "keep": 0.25}
-"""Rows whose answers the model expects after four target rows."""
+NEAREST = {"name": "less", "keep": 0.25}
+"""Rows of the target's kind, of which ``in_context`` takes those whose answers the model expects."""
 
 
 def _then(selector: str, **params: Any) -> Method:
@@ -153,7 +153,7 @@ METHODS: dict[str, Method] = {
     "then: rds": _then("rds"),
     "then: less": _then("less"),
     "then: less, second_moment": _then("less", **NO_MOMENTUM),
-    "then: less, wrong answers left out": _then("less", prefilter=TRUSTED),
+    "then: in_context, after less": _then("in_context", prefilter=NEAREST),
     "then: less, round robin": _then("less", aggregate="round_robin"),
     "then: nice": _then("nice"),
     "then: nice, second_moment": _then("nice", **NO_MOMENTUM),
@@ -167,7 +167,7 @@ METHODS: dict[str, Method] = {
     "less, formula of LESS": _only("less", adam_variant="less"),
     **{f"less, projected to {k}": _only("less", scoring="projected", proj_dim=k) for k in (512, 4096, 16384)},
     "less, rademacher": _only("less", scoring="projected", projection="rademacher"),
-    "in context": _only("in_context"),
+    "in_context": _only("in_context"),
     **{f"less, {keep:.0%} kept by rds": _only("less", prefilter={"name": "rds", "keep": keep}) for keep in (0.25, 0.5)},
     **{f"less, {steps} steps of warm-up": Method("less", trains=False, warmup=steps) for steps in (4, 36)},
     "rds, mean": _only("rds", aggregate="mean"),

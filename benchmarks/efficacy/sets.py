@@ -27,7 +27,7 @@ REST = (
     "then: loss",
     "then: tsds",
     "then: tsds, gradients",
-    "then: less, wrong answers left out",
+    "then: in_context, after less",
     "then: less, second_moment",
     "then: less, round robin",
     "then: nice, second_moment",

@@ -81,9 +81,16 @@ def test_shots_that_leave_no_room_are_said_before_anything_is_computed(tmp_path,
     assert "a num_shots below 3" in caplog.text
 
 
-def test_it_goes_before_a_selector_by_gradients(tmp_path):
+def test_it_goes_before_and_after_a_selector_by_gradients(tmp_path):
     context = tiny_context(tmp_path, train_dataset=tiny_dataset(12, distinct=True), num_samples=3)
-    alone = InContextSelector().select(replace(context, num_samples=6, output_dir=tmp_path / "alone"))
-    prefilter = {"name": "in_context", "keep": 0.5}
-    chosen = LessSelector(proj_dim=256, prefilter=prefilter).select(replace(context, output_dir=tmp_path / "less"))
-    assert set(np.flatnonzero(~np.isnan(chosen.scores))) == set(alone.indices.tolist())
+    less, own = LessSelector(proj_dim=256), InContextSelector()
+    wide = [
+        selector.select(replace(context, num_samples=6, output_dir=tmp_path / selector.name))
+        for selector in (own, less)
+    ]
+    after = LessSelector(proj_dim=256, prefilter={"name": "in_context", "keep": 0.5})
+    before = InContextSelector(prefilter={"name": "less", "keep": 0.5, "params": {"proj_dim": 256}})
+    for selector, first in zip((after, before), wide, strict=True):
+        chosen = selector.select(replace(context, output_dir=tmp_path / f"narrowed {selector.name}"))
+        assert set(np.flatnonzero(~np.isnan(chosen.scores))) == set(first.indices.tolist())
+    np.testing.assert_allclose(chosen.scores[wide[1].indices], wide[0].scores[wide[1].indices], rtol=1e-5)

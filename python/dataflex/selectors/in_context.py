@@ -20,7 +20,8 @@ from pydantic import Field
 
 from dataflex.errors import SelectionError
 from dataflex.models.bounds import Bounds, Findings
-from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
+from dataflex.selectors.base import Selection, SelectionContext
+from dataflex.selectors.candidates import CandidateConfig, CandidateSelector
 from dataflex.selectors.gradient import split_answered
 from dataflex.selectors.losses import CandidateLosses
 from dataflex.selectors.plan import Plan
@@ -33,7 +34,7 @@ STREAM = 0x1C7
 """So that the draw of the shots does not follow that of another selector with the same seed and round."""
 
 
-class InContextConfig(SelectorConfig):
+class InContextConfig(CandidateConfig):
     """Parameters of ``in_context``."""
 
     cache_dir: Path | None = Field(None, description="folder of the losses; null: inside output_dir")
@@ -43,7 +44,7 @@ class InContextConfig(SelectorConfig):
     loss_batch_tokens: int = Field(2048, ge=1, description="padded tokens of one forward pass over candidates")
 
 
-class InContextSelector(Selector[InContextConfig]):
+class InContextSelector(CandidateSelector[InContextConfig]):
     """Selects the candidates with the least loss after a few answered evaluation samples.
 
     A candidate's score is minus its loss in nats a token.
@@ -52,7 +53,7 @@ class InContextSelector(Selector[InContextConfig]):
     arXiv 2312.10302.
 
     Example:
-        >>> selector = InContextSelector(num_shots=4)
+        >>> selector = InContextSelector(num_shots=4, prefilter={"name": "less", "keep": 0.1})
     """
 
     name: ClassVar[str] = "in_context"
@@ -63,9 +64,10 @@ class InContextSelector(Selector[InContextConfig]):
         """See that there are answers to show, and room for them.
 
         Raises:
-            SelectionError: No evaluation sample has a reference answer.
+            SelectionError: No evaluation sample has a reference answer, or too few rows are looked at.
             ModelError: A candidate with the longest shots before it is longer than the model has room for.
         """
+        super().check(context)
         answered = self._answered(context)
         assert context.eval_dataset is not None
         longest = sorted((context.eval_dataset.lengths[row] for row in answered), reverse=True)[: self.config.num_shots]
@@ -76,10 +78,19 @@ class InContextSelector(Selector[InContextConfig]):
         found.raise_or_warn()
 
     def plan(self, context: SelectionContext) -> Plan:
-        """Losses of all candidates, after the shots."""
-        return Plan([self._losses(context).plan()])
+        """Losses of the candidates, after what the prefilter does."""
+        left, first = self.planned_among(context)
+        return Plan([*first.parts, self._losses(left).plan()], first.counts, first.notes)
 
-    def select(self, context: SelectionContext) -> Selection:
+    def work_dir(self, context: SelectionContext) -> Path:
+        """Folder of everything that rounds leave behind.
+
+        Args:
+            context: The selection's context.
+        """
+        return self.config.cache_dir or context.output_dir
+
+    def select_among(self, context: SelectionContext) -> Selection:
         """Compute the losses and take the least.
 
         Raises:
@@ -118,7 +129,7 @@ class InContextSelector(Selector[InContextConfig]):
     def _losses(self, context: SelectionContext) -> CandidateLosses:
         assert context.eval_dataset is not None
         before = tuple(token for row in self.shots(context) for token in context.eval_dataset[row].input_ids)
-        folder = (self.config.cache_dir or context.output_dir) / "losses_in_context"
+        folder = self.work_dir(context) / "losses_in_context"
         return CandidateLosses(context, folder, self.config.loss_batch_tokens, before)
 
     def _answered(self, context: SelectionContext) -> list[int]:
