@@ -13,7 +13,7 @@ from dataflex.curriculum.schedule import Schedule
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import ConfigError, SelectionError
 from dataflex.retrieval.matrix import NearMatrix, sample_digests
-from dataflex.selectors.near import NearSelector
+from dataflex.selectors.near import NearSelector, best_ranks, places_of
 from dataflex.testing import tiny_context, tiny_dataset
 from helpers.runs import tiny_trainer
 
@@ -79,6 +79,20 @@ def test_advance_keeps_one_order_for_all_updates(tmp_path: Path) -> None:
     selector = NearSelector(indices_path=path, advance=True)
     taken = [selected(selector, tmp_path, num_samples=4, seed=5, round=number) for number in (1, 2, 3)]
     assert sorted(row for rows in taken for row in rows) == list(range(12))
+
+
+def test_best_ranks_are_those_of_a_search_row_by_row() -> None:
+    draw = np.random.default_rng()
+    rows = draw.permutation(60)[:40]  # row numbers of 40 candidates; the matrix knows others, and some beyond
+    neighbors = np.stack([draw.permutation(70)[:9] for _ in range(5)])
+    places = np.full(int(rows.max()) + 2, -1)
+    places[rows] = np.arange(len(rows))
+    ranks = [[rank for rank in range(9) if row in neighbors[:, rank].tolist()] for row in rows.tolist()]
+    expected = [-min(found) if found else -np.inf for found in ranks]
+    assert best_ranks(neighbors, places, len(rows)).tolist() == expected
+    found = places_of(neighbors.ravel(), places).tolist()
+    known = {row: place for place, row in enumerate(rows.tolist())}
+    assert found == [known.get(row, -1) for row in neighbors.ravel().tolist()]
 
 
 def test_scores_are_minus_the_best_rank(path: Path, tmp_path: Path) -> None:

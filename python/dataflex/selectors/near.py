@@ -71,6 +71,7 @@ class NearSelector(Selector[NearSelectorConfig]):
         self._taken = 0
         self._checked: TokenizedDataset | None = None
         self._walked: tuple[TokenizedDataset, tuple[int, int], NDArray[np.int64]] | None = None
+        self._scored: tuple[TokenizedDataset, NDArray[np.float64]] | None = None
 
     @property
     def reads_text(self) -> tuple[str, ...]:
@@ -156,19 +157,16 @@ class NearSelector(Selector[NearSelectorConfig]):
         if self._checked is not dataset:  # once: it hashes every row
             self.check_data(dataset.samples)
             self._checked = dataset
-        found = np.array([places[row] for row in walk.tolist() if row in places], dtype=np.int64)
+        known = places_of(walk, places)
+        found = known[known >= 0]
         self._walked = dataset, stream, found
         return found
 
     def _scores(self, dataset: TokenizedDataset) -> NDArray[np.float64]:
-        """Minus the best rank of each candidate, ``(n,)``."""
-        places = _positions(dataset)
-        scores = np.full(len(dataset), -np.inf)
-        for rank, rows in enumerate(self._matrix.neighbors.T):
-            for row in np.unique(rows).tolist():
-                if row in places and scores[places[row]] == -np.inf:
-                    scores[places[row]] = -rank
-        return scores
+        """Minus the best rank of each candidate, ``(n,)``, found once a dataset."""
+        if self._scored is None or self._scored[0] is not dataset:
+            self._scored = dataset, best_ranks(self._matrix.neighbors, _positions(dataset), len(dataset))
+        return self._scored[1].copy()
 
     def _too_few(self, walk: NDArray[np.int64], context: SelectionContext, wanted: int) -> SelectionError:
         queries, width = self._matrix.neighbors.shape
@@ -188,9 +186,37 @@ class NearSelector(Selector[NearSelectorConfig]):
         )
 
 
-def _positions(dataset: TokenizedDataset) -> dict[int, int]:
-    """Position of each row number in a dataset."""
-    return {row: position for position, row in enumerate(dataset.row_numbers())}
+def best_ranks(neighbors: NDArray[np.int64], places: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Minus the best rank that any query gives each candidate, ``(n,)``; -inf if none lists it.
+
+    Args:
+        neighbors: ``(q, max_K)`` row numbers, nearest first.
+        places: As :func:`places_of` takes them.
+        count: n.
+    """
+    scores = np.full(count, -np.inf)
+    for rank in reversed(range(neighbors.shape[1])):  # a better rank is written over a worse one
+        known = places_of(neighbors[:, rank], places)
+        scores[known[known >= 0]] = -rank
+    return scores
+
+
+def places_of(rows: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each row number, -1 where there is none.
+
+    Args:
+        rows: Row numbers, from 0.
+        places: The position of each row number, -1 for those that have none; the last entry stands for all beyond.
+    """
+    return places[np.minimum(rows, len(places) - 1)]
+
+
+def _positions(dataset: TokenizedDataset) -> NDArray[np.int64]:
+    """What :func:`places_of` looks up the rows of a dataset in."""
+    rows = np.array(dataset.row_numbers(), dtype=np.int64)
+    places = np.full(int(rows.max()) + 2, -1, dtype=np.int64)
+    places[rows] = np.arange(len(rows))
+    return places
 
 
 def _check_range(neighbors: NDArray[np.int64], samples: Sequence[Sample], path: Path) -> None:
