@@ -79,7 +79,7 @@ ADVICE = {
     "lr_scheduler_kwargs": "schedulers have transformers' own defaults",
     "packing": "samples are trained one by one, as they are selected one by one",
     "data_seed": "seed is the seed of everything",
-    "fsdp": "parameters cannot be sharded",
+    "fsdp": "dataflex.TrainingArguments(fsdp=True) shards the parameters",
 }
 """What to say about an argument without a counterpart."""
 HARMLESS = (
