@@ -12,12 +12,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataflex.data.collate import collate
-from dataflex.gradients import hooks
+from dataflex.gradients import hooks, slots
 from dataflex.gradients.collectors import ProjectedFeatures
-from dataflex.gradients.hooks import BatchedGradients, parameter_slots, section_rows, section_starts
+from dataflex.gradients.hooks import BatchedGradients
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.samples import SampleFeatures
+from dataflex.gradients.slots import parameter_slots, section_rows, section_starts
 from dataflex.models.losses import mean_losses
 from dataflex.models.model import trainable_parameters, undisturbed
 from dataflex.projection.adam import adam_normalize
@@ -33,8 +34,8 @@ KINDS = [{"gradient_type": "sgd"}, {"adam_variant": "second_moment"}]
 @pytest.fixture
 def small_sections(monkeypatch):
     """Parameters of the tiny models have several sections each."""
-    monkeypatch.setattr(hooks, "SECTION_VALUES", 500)
-    monkeypatch.setattr(hooks, "whole_pieces", lambda rows, width: rows)
+    monkeypatch.setattr(slots, "SECTION_VALUES", 500)
+    monkeypatch.setattr(slots, "whole_pieces", lambda rows, width: rows)
 
 
 def compute(context, **changes):
@@ -137,7 +138,7 @@ def test_rows_of_42_million_parameters_share_batches(tmp_path, kind):
 
 def streamed(model, gradients, order, projector, adam, sections_at_once=1):
     """Features of given gradients ``(b, p)`` whose blocks come in some order of the sections."""
-    starts = section_starts(model)
+    starts = section_starts(parameter_slots(model).values())
     ends = {slot.offset for slot in parameter_slots(model).values()} | {gradients.shape[1]}
     taker = ProjectedFeatures(len(gradients), CPU, projector, adam, starts)
     blocks, start = [], 0
@@ -205,21 +206,22 @@ def test_sections_are_whole_rows_and_cover_a_parameter(shape):
     module = torch.nn.Module()
     module.before = torch.nn.Parameter(torch.zeros(3))
     module.values = torch.nn.Parameter(torch.zeros(shape))
-    rows, width = section_rows(module.values), module.values[0].numel()
-    starts = section_starts(module)
+    width = module.values[0].numel()
+    rows = section_rows(width)
+    starts = section_starts(parameter_slots(module).values())
     assert starts[0] == 0
     assert starts[1] == 3
     ends = [*starts[2:], 3 + module.values.numel()]
     sizes = [end - start for start, end in zip(starts[1:], ends, strict=True)]
     assert all(size == rows * width for size in sizes[:-1])
     assert 0 < sizes[-1] <= rows * width
-    assert rows == 1 or rows * width <= hooks.SECTION_VALUES
+    assert rows == 1 or rows * width <= slots.SECTION_VALUES
 
 
 def test_blocks_of_a_batch_are_whole_sections(monkeypatch, small_sections):
     monkeypatch.setattr(hooks, "BLOCK_VALUES", 9000)
     model = tiny_model()
-    starts = set(section_starts(model))
+    starts = set(section_starts(parameter_slots(model).values()))
     numel = sum(parameter.numel() for _, parameter in trainable_parameters(model))
     seen = []
     with undisturbed(model):

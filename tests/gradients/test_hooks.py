@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dataflex.data.collate import Batch, collate
 from dataflex.data.encoding import IGNORE_INDEX
 from dataflex.gradients import hooks as gradient_hooks
+from dataflex.gradients import slots as gradient_slots
 from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel, frozen
 from dataflex.models.losses import mean_losses, token_log_probs
 from dataflex.models.model import recomputing, recomputing_layers, trainable_parameters, undisturbed
@@ -52,7 +53,7 @@ def test_tied_weights_and_narrow_blocks(family, monkeypatch):
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     expected = one_by_one(model, examples())
     monkeypatch.setattr(gradient_hooks, "BLOCK_VALUES", 1000)
-    monkeypatch.setattr(gradient_hooks, "SECTION_VALUES", 64)
+    monkeypatch.setattr(gradient_slots, "SECTION_VALUES", 64)
     widths = []
     with undisturbed(model):
         BatchedGradients(model).run(

@@ -12,13 +12,13 @@ from peft import LoraConfig, get_peft_model
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import GradientError
-from dataflex.gradients.features import report_broken
-from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel, parameter_slots
+from dataflex.gradients.hooks import BatchedGradients, UnsupportedModel
 from dataflex.gradients.memory import MOST_TOKENS
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.samples import SampleFeatures
-from dataflex.gradients.similarity import unusual_rows
+from dataflex.gradients.similarity import report_broken, unusual_rows
+from dataflex.gradients.slots import parameter_slots
 from dataflex.projection.projector import Projector
 from dataflex.testing import run_ranks, stepped_optimizer, tiny_context, tiny_dataset, tiny_model
 from helpers.families import family_model

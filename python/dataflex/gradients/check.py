@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dataflex.gradients.hooks import Sink, parameter_slots
+from dataflex.gradients.hooks import Sink
+from dataflex.gradients.slots import Pick, everything, parameter_slots
 from dataflex.models.model import trainable_parameters
 from dataflex.models.sharding import as_sharded, whole
 
@@ -54,17 +55,20 @@ class Verdict:
     unseen: list[str] = field(default_factory=list)
 
 
-def compared(model: nn.Module, expected: Tensor, run: Callable[[Sink], frozenset[str]]) -> Verdict:
+def compared(
+    model: nn.Module, expected: Tensor, run: Callable[[Sink], frozenset[str]], pick: Pick = everything
+) -> Verdict:
     """Compare batched gradients with plain ones, parameter by parameter.
 
     Args:
         model: The model.
         expected: ``(g, p)`` gradients from plain backward passes, finite: beside one that is not, no rule could be
-            judged, so the caller leaves such items out.
+            judged, so the caller leaves such items out. Of picked coordinates, theirs alone.
         run: Streams the batched gradients of the same g items into a sink, and returns the names of parameters that no
             call used. A gradient that is not finite is infinitely off.
+        pick: Coordinates of a parameter that are compared.
     """
-    slots = list(parameter_slots(model).values())
+    slots = list(parameter_slots(model, pick).values())
     starts = [slot.offset for slot in slots]
     errors = [0.0] * len(slots)
 

@@ -2,7 +2,7 @@
 
 Projected features keep nothing but the sums: b x k numbers, whatever p is. That holds for raw gradients as well, whose
 fixed-point grid is found from their largest values: each row has a grid of its own in every *section* (a parameter, or
-2^17 values of a larger one, :func:`dataflex.gradients.hooks.section_rows`), and a section is there as a whole when its
+2^17 values of a larger one, :func:`dataflex.gradients.slots.section_rows`), and a section is there as a whole when its
 grid is needed. The sections' integer sums are added exactly
 (:mod:`dataflex.projection.kernels.binned`), so that neither their order nor the batch changes a bit. Other ways were
 left: one grid a row needs the whole row, b x p, or a second backward pass; one a parameter needs a second pass over the
@@ -90,6 +90,11 @@ class AtRates:
         return self._taker.result()
 
 
+def at_rates(collector: Callable[[int], Collector], rates: Rates) -> Callable[[int], Collector]:
+    """What makes collectors of gradients at their rates."""
+    return (lambda rows: AtRates(collector(rows), rates)) if rates else collector
+
+
 class Gathering:
     """Blocks that wait until there are enough of them for one call of a kernel.
 
@@ -128,7 +133,7 @@ class ProjectedFeatures:
         device: Of the blocks.
         projector: P.
         adam: Moments of all p parameters; None: raw gradients.
-        sections: Where the model's sections start (:func:`dataflex.gradients.hooks.section_starts`).
+        sections: Where the model's sections start (:func:`dataflex.gradients.slots.section_starts`).
     """
 
     def __init__(

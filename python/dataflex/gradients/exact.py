@@ -33,9 +33,9 @@ from dataflex.gradients.collectors import Gathering, WholeRows
 from dataflex.gradients.context import GradientContext
 from dataflex.gradients.features import GradientFeatures
 from dataflex.gradients.filling import fill_apart
-from dataflex.gradients.hooks import parameter_slots
 from dataflex.gradients.layout import Layout
 from dataflex.gradients.similarity import Scores
+from dataflex.gradients.slots import parameter_slots
 from dataflex.gradients.store import ScoreStore
 from dataflex.models.model import trainable_parameters, undisturbed
 from dataflex.projection.dots import DotAccumulator

@@ -28,20 +28,20 @@ from torch import Tensor, nn
 
 from dataflex.errors import GradientError
 from dataflex.gradients.check import VERDICTS, Verdict, compared, without_zeros
-from dataflex.gradients.collectors import Collector, ProjectedFeatures
+from dataflex.gradients.collectors import Collector, ProjectedFeatures, at_rates
 from dataflex.gradients.context import GradientContext
 from dataflex.gradients.filling import fill_store
-from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel, section_starts
+from dataflex.gradients.hooks import BatchedGradients, Sink, UnsupportedModel
 from dataflex.gradients.layout import Layout, by_length
 from dataflex.gradients.memory import BatchTokens, available_bytes, bytes_per_token, fitting_tokens
+from dataflex.gradients.slots import factor_runs, parameter_slots, picked_values, section_starts
 from dataflex.gradients.store import FeatureDtype, FeatureStore
-from dataflex.models.model import recomputing, recomputing_layers, trainable_parameters, undisturbed
+from dataflex.models.model import recomputing, recomputing_layers, undisturbed
 from dataflex.models.rope import LengthClass, ScaledRotary, length_class, scaled_rotaries
 from dataflex.models.sharding import is_sharded
 from dataflex.models.wide import in_float32
 from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.types import Autocast
-from dataflex.utils.shown import listed
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,17 @@ class GradientFeatures(ABC):
         projector: P.
         adam: Moments that normalise the gradients; None: raw gradients.
         batch_tokens: Most padded tokens b x t of one batch, or ``auto``; a single longer item is a batch of its own.
+        rates: Of each parameter, which raw gradients are scaled by; empty: 1 for all.
     """
 
     def __init__(
-        self, context: GradientContext, projector: Projector, *, adam: AdamMoments | None, batch_tokens: BatchTokens
+        self,
+        context: GradientContext,
+        projector: Projector,
+        *,
+        adam: AdamMoments | None,
+        batch_tokens: BatchTokens,
+        rates: Sequence[float] = (),
     ) -> None:
         self._context = context
         self._model: nn.Module = context.model
@@ -87,7 +94,10 @@ class GradientFeatures(ABC):
         self._projector = projector
         self._adam = adam
         self._device = next(context.model.parameters()).device
-        self._sections = section_starts(context.model)
+        self._pick = projector.kind.picks
+        self._slots = parameter_slots(context.model, self._pick)
+        self._sections = section_starts(self._slots.values())
+        self._factors = factor_runs(self._slots.values(), rates) if adam is None else ()
         self._layers = recomputing_layers(context.model)
         self._batch_tokens = batch_tokens
         self._rule: BatchedGradients | None = None
@@ -202,6 +212,7 @@ class GradientFeatures(ABC):
         Returns:
             The collectors' results in the order of the items, ``(g, ...)``.
         """
+        collector = at_rates(collector, self._factors)
         if self._rule is not None:
             try:
                 taker = collector(len(items))
@@ -248,12 +259,9 @@ class GradientFeatures(ABC):
     def _collect_alone(self, item: int, collector: Collector) -> Tensor:
         """What comes of an item's plain gradient, a parameter at a time."""
         with recomputing(self._layers):
-            gradient = self._plain(item)[None]  # (1, p)
-        start = 0
-        for _, parameter in trainable_parameters(self._model):
-            stop = start + parameter.numel()
-            collector.add(gradient[:, start:stop], start)
-            start = stop
+            gradient = picked_values(self._slots, self._plain(item)[None])  # (1, p)
+        for slot in self._slots.values():
+            collector.add(gradient[:, slot.offset : slot.offset + slot.size], slot.offset)
         return collector.result()
 
     def _run(self, rule: BatchedGradients, items: Sequence[int], sink: Sink) -> None:
@@ -283,9 +291,9 @@ class GradientFeatures(ABC):
         Raises:
             GradientError: No item has a finite gradient, so that nothing can be compared, or memory runs out.
         """
-        kind = type(self).__name__
+        kind = f"{type(self).__name__} {[slot.size for slot in self._slots.values()]}"
         try:
-            rule = BatchedGradients(self._model)
+            rule = BatchedGradients(self._model, self._pick)
         except UnsupportedModel as error:
             self._announce(str(error))
             return None
@@ -320,13 +328,13 @@ class GradientFeatures(ABC):
         try:
             with self._gradient_pass(), in_float32(self._model), without_zeros(self._model):
                 items, expected = self._finite_gradients()
-                rule = BatchedGradients(self._model)  # of the parameters that are wide for the time
+                rule = BatchedGradients(self._model, self._pick)  # of the parameters that are wide for the time
 
                 def run(sink: Sink) -> frozenset[str]:
                     work = self._work(items)
                     return rule.run(work.rows, work.losses, sink, groups=work.groups)
 
-                verdict = compared(self._model, expected, run)
+                verdict = compared(self._model, expected, run, self._pick)
         finally:
             self._autocast = autocast
         if verdict.unseen:
@@ -349,7 +357,7 @@ class GradientFeatures(ABC):
                 continue
             gradient = self._plain(item)
             if gradient.isfinite().all():
-                found[item] = gradient
+                found[item] = picked_values(self._slots, gradient)
             if len(found) == CHECKED_ITEMS:
                 break
         if not found:
@@ -390,11 +398,3 @@ class GradientFeatures(ABC):
             )
             logger.warning("%s do not fit this model: %s", text, reason)
         self._announced = True
-
-
-def report_broken(what: str, ids: Sequence[str]) -> None:
-    """Warn about samples whose gradient is not finite, by id."""
-    if ids:
-        logger.warning(
-            "%d %s samples have a gradient that is not finite and are left out: %s", len(ids), what, listed(ids)
-        )

@@ -14,7 +14,6 @@ What the rules do not cover is refused with :class:`UnsupportedModel`; the calle
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.gradients.rules import Piece, Rule, find_rule
-from dataflex.models.model import trainable_parameters
-from dataflex.projection.dots import whole_pieces
+from dataflex.gradients.rules import Piece, Rule, find_rule, picked
+from dataflex.gradients.slots import Pick, Slot, everything, parameter_slots
 
 Sink = Callable[[Tensor, int], None]
 """Takes a block ``(g, n)``, float32 or wider, and the parameter index of its first column."""
@@ -35,33 +33,10 @@ ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Ten
 
 BLOCK_VALUES = 1 << 24
 """Most gradients (b x n) that a rule makes at once: 64 MiB in float32 (a section of many rows may be larger)."""
-SECTION_VALUES = 1 << 17
-"""Most values of a section, unless a single row of the parameter has more. LoRA matrices are whole up to this size."""
 
 
 class UnsupportedModel(Exception):  # noqa: N818 -- control flow between two paths, never shown as an error
     """The rules do not give this model's per-sample gradients; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where a trainable parameter lies.
-
-    Attributes:
-        number: Its place among the parameters.
-        name: Its name.
-        offset: Parameter index of its first value.
-        rows: Size of its first dimension.
-        width: Values of each of these rows.
-        section: Rows of a section (:func:`section_rows`).
-    """
-
-    number: int
-    name: str
-    offset: int
-    rows: int
-    width: int
-    section: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +48,31 @@ class TappedModule:
     rule: Rule
     slots: dict[str, Slot]
 
+    def pieces(self, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
+        """A piece for each of the slots."""
+        if not any(slot.picks for slot in self.slots.values()):
+            return self.rule(self.module, inputs, gradient)
+        whole = {} if all(slot.picks for slot in self.slots.values()) else self.rule(self.module, inputs, gradient)
+        return whole | {
+            name: picked(self.rule, self.module, inputs, gradient, slot.picks)
+            for name, slot in self.slots.items()
+            if slot.picks
+        }
+
 
 class BatchedGradients:
     """Streams the per-sample gradients of a batch, parameter by parameter.
 
     Args:
         model: Model whose trainable parameters all belong to modules with a rule (LoRA's A and B are linear layers).
+        pick: Coordinates of a parameter, by its place and shape.
 
     Raises:
         UnsupportedModel: Another kind of module owns a trainable parameter.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._slots = parameter_slots(model)
+    def __init__(self, model: nn.Module, pick: Pick = everything) -> None:
+        self._slots = parameter_slots(model, pick)
         self._tapped = _tapped_modules(model, self._slots)
 
     def run(
@@ -226,7 +213,7 @@ class _Pass:
     def _collect(self, tapped: TappedModule, inputs: Tensor, gradient: Tensor) -> None:
         if inputs.shape[0] != self._rows:
             inputs, gradient = (values.reshape(self._rows, -1, values.shape[-1]) for values in (inputs, gradient))
-        pieces = tapped.rule(tapped.module, inputs, gradient)
+        pieces = tapped.pieces(inputs, gradient)
         for name, slot in tapped.slots.items():
             found = self._pieces[slot.number]
             found.append(pieces[name])
@@ -247,42 +234,6 @@ class _Pass:
             if self._groups is not None:
                 block = torch.stack([rows.sum(dim=0) for rows in torch.split(block, list(self._groups))])
             self._sink(block, slot.offset + start * slot.width)
-
-
-def parameter_slots(model: nn.Module) -> dict[nn.Parameter, Slot]:
-    """Where the trainable parameters lie in the parameter index."""
-    slots: dict[nn.Parameter, Slot] = {}
-    end = 0
-    for number, (name, parameter) in enumerate(trainable_parameters(model)):
-        width = row_width(parameter)
-        slots[parameter] = Slot(number, name, end, len(parameter), width, section_rows(parameter))
-        end += parameter.numel()
-    return slots
-
-
-def section_rows(parameter: Tensor) -> int:
-    """Rows of a parameter's first dimension in each of its sections, of which the last may be shorter.
-
-    A block that reaches a sink is made of whole sections. Where they end depends on the parameter's shape alone, so
-    that what is rounded section by section (grids of raw gradients) or summed piece by piece has the same bits in any
-    batch.
-    """
-    width = row_width(parameter)
-    return whole_pieces(max(1, SECTION_VALUES // width), width)
-
-
-def row_width(parameter: Tensor) -> int:
-    """Values of each row of a parameter's first dimension; a sharded one has no row to count."""
-    return math.prod(parameter.shape[1:])
-
-
-def section_starts(model: nn.Module) -> list[int]:
-    """Parameter index of the first value of every section, in ascending order."""
-    starts: list[int] = []
-    for parameter, slot in parameter_slots(model).items():
-        size = slot.section * slot.width
-        starts.extend(range(slot.offset, slot.offset + parameter.numel(), size))
-    return starts
 
 
 def _tapped_modules(model: nn.Module, slots: dict[nn.Parameter, Slot]) -> list[TappedModule]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from dataflex.errors import GradientError
 from dataflex.gradients.optimizer_states import reader_of
+from dataflex.gradients.slots import Pick, Slot, everything, factor_runs, parameter_slots
 from dataflex.models.model import trainable_parameters
 from dataflex.projection.projector import AdamMoments, AdamVariant
 from dataflex.utils.shown import shown
@@ -20,7 +20,10 @@ NAMED = 5
 
 
 def adam_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, variant: AdamVariant = "adamw"
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    variant: AdamVariant = "adamw",
+    pick: Pick = everything,
 ) -> AdamMoments:
     """The optimizer's moments over all trainable parameters, in parameter-index order.
 
@@ -31,6 +34,7 @@ def adam_moments(
         model: Model whose trainable parameters the optimizer owns.
         optimizer: Adam, AdamW (torch's, bitsandbytes') or Adafactor.
         variant: Which normalisation the moments are for; Adafactor has its own (:mod:`.optimizer_states`).
+        pick: Coordinates of a parameter that are wanted; their scales are part of the learning rates.
 
     Returns:
         Moments of shape ``(p,)`` float32.
@@ -42,12 +46,16 @@ def adam_moments(
     assert optimizer is not None  # reader_of would have raised
     states = adam_states(model, optimizer)
     step = int(states[0]["step"])
-    rates = learning_rates(model, optimizer)
-    shapes = [parameter.shape for _, parameter in trainable_parameters(model)]
-    firsts, seconds = zip(*(reader.moments(*pair) for pair in zip(states, shapes, strict=True)), strict=True)
+    slots = parameter_slots(model, pick)
+    rates = factor_runs(slots.values(), _relative_rates(model, optimizer))
+    read = [reader.moments(state, parameter.shape) for state, parameter in zip(states, slots, strict=True)]
+    firsts, seconds = zip(
+        *([_picked(slot, value) for value in pair] for slot, pair in zip(slots.values(), read, strict=True)),
+        strict=True,
+    )
     return AdamMoments(
-        _flat(firsts),
-        _flat(seconds),
+        torch.cat(firsts),
+        torch.cat(seconds),
         step,
         *adam_settings(optimizer, variant, step),
         largest_rate=max((rate for _, rate in rates), default=1.0),
@@ -113,24 +121,32 @@ def learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[
 
     Empty if all are equal. Where a schedule has brought all rates to zero, those that it started from count.
     """
+    return factor_runs(parameter_slots(model).values(), _relative_rates(model, optimizer))
+
+
+def plain_rates(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[float]:
+    """Rate over mean rate of each parameter, of an optimizer that steps by plain gradients (torch's SGD).
+
+    Empty for any other, and where all are equal.
+    """
+    if type(optimizer) is not torch.optim.SGD:
+        return []
+    known = _groups(model, optimizer)
+    rates = [float(group.get("lr", 0.0)) for group in known.values()]
+    if not any(rates):
+        rates = [float(group.get("initial_lr", 1.0)) for group in known.values()]
+    return _over_mean(known, rates)
+
+
+def _relative_rates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    """Rate over mean rate of each parameter; empty if all are equal."""
     reader = reader_of(optimizer)
     known = _groups(model, optimizer)
     states = [optimizer.state.get(parameter, {}) for parameter in known]
     rates = [reader.rate(*pair) for pair in zip(known.values(), states, strict=True)]
     if not any(rates):
         rates = [reader.rate(*pair, "initial_lr") for pair in zip(known.values(), states, strict=True)]
-    return _runs([parameter.numel() for parameter in known], rates)
-
-
-def plain_rates(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[tuple[int, float], ...]:
-    """:func:`learning_rates` of an optimizer that steps by plain gradients, torch's SGD; empty for any other."""
-    if type(optimizer) is not torch.optim.SGD:
-        return ()
-    known = _groups(model, optimizer)
-    rates = [float(group.get("lr", 0.0)) for group in known.values()]
-    if not any(rates):
-        rates = [float(group.get("initial_lr", 1.0)) for group in known.values()]
-    return _runs([parameter.numel() for parameter in known], rates)
+    return _over_mean(known, rates)
 
 
 def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, dict[str, Any]]:
@@ -139,18 +155,16 @@ def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Param
     return {parameter: groups.get(parameter, {}) for _, parameter in trainable_parameters(model)}
 
 
-def _runs(sizes: Sequence[int], rates: Sequence[float]) -> tuple[tuple[int, float], ...]:
-    """``(end, rate / mean rate)`` of runs of parameters; empty if all are equal."""
+def _over_mean(parameters: Iterable[nn.Parameter], rates: Sequence[float]) -> list[float]:
+    """Rates over their mean over all values; empty if all are equal."""
     if len(set(rates)) == 1:
-        return ()
+        return []
+    sizes = [parameter.numel() for parameter in parameters]
     mean = sum(rate * size for rate, size in zip(rates, sizes, strict=True)) / sum(sizes)
-    runs: list[tuple[int, float]] = []
-    for rate, end in zip(rates, accumulate(sizes), strict=True):
-        if runs and runs[-1][1] == rate / mean:
-            runs.pop()
-        runs.append((end, rate / mean))
-    return tuple(runs)
+    return [rate / mean for rate in rates]
 
 
-def _flat(tensors: Any) -> Tensor:
-    return torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+def _picked(slot: Slot, moment: Tensor) -> Tensor:
+    """A moment's values of the slot, flat and float32."""
+    values = moment.detach()
+    return (values.flatten() if slot.picks is None else slot.picks.of(values)).float()

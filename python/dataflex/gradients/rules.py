@@ -14,7 +14,7 @@ norms     w * n(a) + c      w: sum_t d_t * n(a_t)    c: sum_t d_t          (laye
 ========= ================= =================================================================
 
 A rule gives every parameter as a :data:`Piece`, which makes any range of the parameter's first dimension when asked: a
-vocabulary's b x V x d gradients never exist at once.
+vocabulary's b x V x d gradients never exist at once. :func:`picked` makes one of some of a matrix's rows and columns.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from dataflex.projection.picks import Picks
 
 Piece = Callable[[int, int], Tensor]
 """Maps a range of a parameter's first dimension to its gradients ``(b, stop - start, ...)``, float32 or wider."""
@@ -80,14 +82,38 @@ def embedding(module: nn.Embedding, inputs: Tensor, gradient: Tensor) -> dict[st
 
     On a GPU the repeats of one id in a row are added in no fixed order.
     """
-    scale = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(module.weight.dtype)  # as the module rounds it
-    outgoing = _positions(gradient) * float(scale)  # (b, t, d)
+    return {"weight": _by_id(_without_padding(module, inputs), _scaled(module, gradient))}
+
+
+def picked(rule: Rule, module: Any, inputs: Tensor, gradient: Tensor, picks: Picks) -> Piece:
+    """The piece of a matrix ``weight`` at some of its rows and columns, by one of the rules for modules with one."""
+    if rule is linear:
+        return linear(module, inputs[..., picks.columns], gradient[..., picks.rows])["weight"]
+    if rule is conv1d:
+        return conv1d(module, inputs[..., picks.rows], gradient[..., picks.columns])["weight"]
+    assert rule is embedding, rule
+    places = torch.full((module.num_embeddings + 1,), -1, device=inputs.device)  # the last is that of id -1
+    places[picks.rows] = torch.arange(len(picks.rows), device=inputs.device)
+    return _by_id(places[_without_padding(module, inputs)], _scaled(module, gradient[..., picks.columns]))
+
+
+def _without_padding(module: nn.Embedding, ids: Tensor) -> Tensor:
+    """The ids, -1 in place of the padding index."""
+    return ids if module.padding_idx is None else ids.masked_fill(ids == module.padding_idx, -1)
+
+
+def _scaled(module: nn.Embedding, gradient: Tensor) -> Tensor:
+    """``(b, t, d)``: the output gradients times the module's ``embed_scale``, as the module rounds it."""
+    scale = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(module.weight.dtype)
+    return _positions(gradient) * float(scale)
+
+
+def _by_id(inputs: Tensor, outgoing: Tensor) -> Piece:
+    """Sums of ``(b, t, d)`` over the positions of each id of ``(b, t)``; those below 0 are no one's."""
     rows, width = outgoing.shape[0], outgoing.shape[2]
     row = torch.arange(rows, device=inputs.device).repeat_interleave(outgoing.shape[1])  # (b * t,)
     ids, order = inputs.flatten().sort(stable=True)  # so that a range of the vocabulary is a range of positions
     row, values = row[order], outgoing.flatten(0, 1)[order]
-    if module.padding_idx is not None:
-        values = values.masked_fill((ids == module.padding_idx)[:, None], 0)
 
     def weight(start: int, stop: int) -> Tensor:
         first, last = torch.searchsorted(ids, torch.tensor([start, stop], device=ids.device)).tolist()
@@ -95,7 +121,7 @@ def embedding(module: nn.Embedding, inputs: Tensor, gradient: Tensor) -> dict[st
         piece.index_add_(0, row[first:last] * (stop - start) + ids[first:last] - start, values[first:last])
         return piece.view(rows, stop - start, width)
 
-    return {"weight": weight}
+    return weight
 
 
 def norm(module: nn.Module, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:

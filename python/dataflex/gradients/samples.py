@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dataflex.data.collate import Batch, collate
 from dataflex.data.dataset import TokenizedDataset
-from dataflex.gradients.collectors import AtRates, Collector, Rates
 from dataflex.gradients.context import GradientContext
 from dataflex.gradients.features import GradientFeatures, GradientType, Work
 from dataflex.gradients.memory import BatchTokens
@@ -34,7 +33,7 @@ class SampleFeatures(GradientFeatures):
         gradient_type: ``adam`` normalises with the optimizer's moments, ``sgd`` does not.
         adam_variant: Formula of the normalisation.
         batch_tokens: Most padded tokens b x t of one batch, or ``auto``; a single longer sample is a batch of its own.
-        rates: Learning rates that raw gradients are scaled by (:func:`dataflex.gradients.moments.plain_rates`).
+        rates: Of each parameter, which raw gradients are scaled by (:func:`dataflex.gradients.moments.plain_rates`).
     """
 
     def __init__(
@@ -46,17 +45,18 @@ class SampleFeatures(GradientFeatures):
         gradient_type: GradientType,
         adam_variant: AdamVariant,
         batch_tokens: BatchTokens,
-        rates: Rates = (),
+        rates: Sequence[float] = (),
     ) -> None:
-        adam = adam_moments(context.model, context.optimizer, adam_variant) if gradient_type == "adam" else None
-        super().__init__(context, projector, adam=adam, batch_tokens=batch_tokens)
+        adam = None
+        if gradient_type == "adam":
+            adam = adam_moments(context.model, context.optimizer, adam_variant, projector.kind.picks)
+        super().__init__(context, projector, adam=adam, batch_tokens=batch_tokens, rates=rates)
         self._dataset = dataset
-        self._rates = rates
         self._gradient: dict[str, Any] = {"type": gradient_type, "adam_variant": adam_variant if adam else None}
         if adam is not None:
             self._gradient |= {"betas": adam.betas, "eps": adam.eps, "rates": adam.rates}
         elif rates:
-            self._gradient["rates"] = rates
+            self._gradient["rates"] = list(rates)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -69,12 +69,6 @@ class SampleFeatures(GradientFeatures):
             "data": self._dataset.fingerprint,
             "gradient": self._gradient,
         }
-
-    def collect(self, items: Sequence[int], collector: Callable[[int], Collector]) -> Tensor:
-        """As every kind of gradients; parameters with learning rates of their own are scaled by them."""
-        if not self._rates:
-            return super().collect(items, collector)
-        return super().collect(items, lambda rows: AtRates(collector(rows), self._rates))
 
     def _find_lengths(self) -> NDArray[np.int64]:
         return np.asarray(self._dataset.lengths, np.int64)

@@ -19,6 +19,7 @@ have equal scores whatever block they lie in, and ties go to the smaller index.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +31,9 @@ from torch import Tensor
 
 from dataflex.errors import SelectionError
 from dataflex.gradients.products import cosines, split_rows
+from dataflex.utils.shown import listed
+
+logger = logging.getLogger(__name__)
 
 Aggregate = Literal["mean", "max", "task_max", "round_robin"]
 Blocks = Iterable[tuple[int, Tensor]]
@@ -244,3 +248,11 @@ def _group_of_each(aggregate: Aggregate, groups: Sequence[str | None]) -> list[s
             hint="name the column with task_column, or use aggregate: mean",
         )
     return names
+
+
+def report_broken(what: str, ids: Sequence[str]) -> None:
+    """Warn about samples whose gradient is not finite, by id."""
+    if ids:
+        logger.warning(
+            "%d %s samples have a gradient that is not finite and are left out: %s", len(ids), what, listed(ids)
+        )

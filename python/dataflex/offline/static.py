@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from dataflex.errors import SelectionError
-from dataflex.gradients.features import report_broken
 from dataflex.gradients.reliability import Reliability
-from dataflex.gradients.similarity import Influence, target_directions, unusual_rows
+from dataflex.gradients.similarity import Influence, report_broken, target_directions, unusual_rows
 from dataflex.gradients.store import FeatureStore
 from dataflex.offline.checkpoints import open_checkpoint
 from dataflex.offline.context import at_checkpoint

@@ -80,6 +80,7 @@ def register_projections(register: Register) -> None:
     """Projection kinds of dataflex."""
     for name, target, summary in (
         ("sjlt", "fixed_point:SjltProjection", "block-permutation sparse Johnson-Lindenstrauss; exact sums"),
+        ("masked", "fixed_point:MaskedProjection", "sjlt of some values of each large matrix, for full fine-tuning"),
         ("rademacher", "fixed_point:RademacherProjection", "dense random signs; exact sums"),
         ("gaussian", "gaussian:GaussianProjection", "dense normal entries"),
         ("identity", "identity:IdentityProjection", "no projection: features are gradients"),

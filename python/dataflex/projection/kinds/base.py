@@ -7,6 +7,7 @@ any width, so a kind must address its matrix by parameter index, never by call.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from dataflex.errors import ProjectionError
 from dataflex.plugins.configurable import ComponentConfig, ConfigT, Configurable
 from dataflex.projection.adam import AdamMoments
 from dataflex.projection.kernels.block import VALUE_TYPES
+from dataflex.projection.picks import Picks
 
 
 class ProjectionConfig(ComponentConfig):
@@ -116,6 +118,16 @@ class ProjectionKind(Configurable[ConfigT], ABC):
         accumulator = self.accumulator(grads.shape[0], device=grads.device)
         accumulator.add(grads, 0, adam)
         return accumulator.features()
+
+    def picks(self, number: int, shape: Sequence[int]) -> Picks | None:
+        """Coordinates of a parameter that make features; None: all of them, as in every kind but ``masked``.
+
+        Args:
+            number: The parameter's place among the trainable ones.
+            shape: Its shape.
+        """
+        del number, shape
+        return None
 
     def spec(self) -> dict[str, Any]:
         """JSON-able facts that fix the matrix, for fingerprints."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from dataflex.projection.kernels import fixed_point, rademacher, sjlt
 from dataflex.projection.kernels.binned import BinnedSums
 from dataflex.projection.kernels.block import arguments, signed_seed
 from dataflex.projection.kinds.base import Accumulator, ProjectionConfig, ProjectionKind
+from dataflex.projection.picks import Picks, draw_picks
 
 
 class FixedPointProjection(ProjectionKind[ConfigT]):
@@ -85,6 +87,29 @@ class SjltProjection(FixedPointProjection[SjltConfig]):
     def accumulate(self, block: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         """Add a block to the sums."""
         sjlt.sjlt_accumulate(*block, *results, signed_seed(self.config.seed), self.config.sparsity)
+
+
+class MaskedConfig(SjltConfig):
+    """Parameters of ``masked``."""
+
+    matrix_values: int = Field(
+        1 << 14, ge=1, description="values of a matrix that are read; of one that has no more, all"
+    )
+
+
+class MaskedProjection(SjltProjection):
+    """``sjlt`` of some values of each large matrix (:mod:`dataflex.projection.picks`), for full fine-tuning.
+
+    Whoever makes the gradients forms those values alone. Rows that come whole (:meth:`project`) are taken to be them.
+    """
+
+    name = "masked"
+    Config = MaskedConfig
+    config: MaskedConfig
+
+    def picks(self, number: int, shape: Sequence[int]) -> Picks | None:
+        """Rows and columns that are drawn from the seed."""
+        return draw_picks(shape, self.config.matrix_values, self.config.seed, number)
 
 
 class RademacherProjection(FixedPointProjection[ProjectionConfig]):

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataflex.gradients.features import report_broken
 from dataflex.gradients.reliability import Reliability
-from dataflex.gradients.similarity import Aggregate, Scores
+from dataflex.gradients.similarity import Aggregate, Scores, report_broken
 from dataflex.types import Sample, group_names
 from dataflex.utils.reliability import LOW, needed_cosine
 from dataflex.utils.shown import listed
