@@ -129,9 +129,8 @@ def measure(options: argparse.Namespace) -> list[Way]:
             exact = cosines(features["sjlt"].collect(rows, lambda count: Products(count, moments)))
         found = [Way(PLAIN, 0, [each / options.rows for each in times[PLAIN]], [])]
         for name, own in kinds.items():
-            errors = [
-                error(context, name.split(",")[0], seed, own, options.dim, exact) for seed in range(options.seeds)
-            ]
+            drawn = [Projector(options.dim, name.split(",")[0], 1000 + seed, **own) for seed in range(options.seeds)]
+            errors = [error(context, projector, exact) for projector in drawn]
             slots = parameter_slots(context.model, projectors[name].kind.picks).values()
             seconds = [each / options.rows for each in times[name]]
             found.append(Way(name, sum(slot.size for slot in slots), seconds, errors))
@@ -154,6 +153,7 @@ def timed(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[flo
             start = time.process_time()
             way()
             found[name].append(time.process_time() - start)
+            print(f"{name}: {found[name][-1]:.2f} s", flush=True)
     return {name: times[1:] for name, times in found.items()}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
 
 from dataflex.data.collate import collate
 from dataflex.data.dataset import TokenizedDataset
@@ -18,7 +18,7 @@ from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
 from dataflex.gradients.samples import SampleFeatures
 from dataflex.gradients.similarity import report_broken, unusual_rows
-from dataflex.gradients.slots import parameter_slots
+from dataflex.gradients.slots import parameter_slots, picked_values
 from dataflex.projection.projector import Projector
 from dataflex.testing import run_ranks, stepped_optimizer, tiny_context, tiny_dataset, tiny_model
 from helpers.families import family_model
@@ -92,16 +92,60 @@ def test_missing_shards_are_added_bit_for_bit(tmp_path):
 
 
 def test_models_without_a_rule_take_a_backward_pass_a_sample(tmp_path, caplog):
-    config = LoraConfig(r=4, target_modules=["embed_tokens", "up_proj"], task_type="CAUSAL_LM")
+    config = LoHaConfig(r=4, target_modules=["up_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(tiny_model(), config).eval()
     context = tiny_context(tmp_path, model=model, optimizer=stepped_optimizer(model, 2))
     found = compute(context).fill(tmp_path / "f", save_rows=5, description="gradients").load()
     assert torch.equal(found, plain(context))
     assert caplog.text.count("one sample at a time") == 1
-    assert "lora_embedding_A is a ParameterDict" in caplog.text
+    assert "hada_w1_a is a ParameterDict" in caplog.text
 
 
-def test_adapters_that_bypass_their_layers_are_noticed(tmp_path, caplog):
+@pytest.mark.parametrize("kind", ["sjlt", "masked"])
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_lora_on_embedding_and_head_has_a_rule(tmp_path, caplog, family, kind):
+    """gemma scales its embeddings; the matrices of LoRA have more values than ``masked`` reads here."""
+    config = LoraConfig(r=4, target_modules=["embed_tokens", "lm_head", "up_proj"], task_type="CAUSAL_LM")
+    torch.manual_seed(1)
+    model = get_peft_model(family_model(family, tie_word_embeddings=False), config).eval()
+    model.get_input_embeddings().padding_idx = 5
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_" in name:
+                values.add_(0.1 * torch.randn_like(values))
+    context = tiny_context(tmp_path, model=model, optimizer=stepped_optimizer(model, 2))
+    projector = Projector(256, kind, 1, **({"matrix_values": 300} if kind == "masked" else {}))
+    settings = {"gradient_type": "adam", "adam_variant": "adamw", "batch_tokens": 300}
+    features = SampleFeatures(context, context.train_dataset, projector, **settings)
+    found = features.fill(tmp_path / "f", save_rows=5, description="gradients").load()
+    assert "one sample at a time" not in caplog.text
+    moments = adam_moments(model, context.optimizer, "adamw", projector.kind.picks)
+    slots = parameter_slots(model, projector.kind.picks)
+    rows = [sample_gradient(model, collate([example], 2), context.autocast) for example in context.train_dataset]
+    expected = projector.project(picked_values(slots, torch.stack(rows)), moments)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_magnitudes_of_dora_have_a_rule(tmp_path, caplog, family):
+    """qwen2 has biases in its attention, which the norms leave out."""
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", use_dora=True)
+    torch.manual_seed(1)
+    model = get_peft_model(family_model(family), config).eval()
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_B" in name or "magnitude" in name:
+                values.add_(0.1 * torch.randn_like(values))
+    context = tiny_context(tmp_path, model=model, optimizer=stepped_optimizer(model, 2))
+    for changes in ({}, {"gradient_type": "sgd"}):
+        found = compute(context, **changes).fill(tmp_path / f"f{len(changes)}", save_rows=5, description="g").load()
+        torch.testing.assert_close(found, plain(context, **changes), **TOLERANCE)
+    assert "one sample at a time" not in caplog.text
+
+
+def test_adapters_that_bypass_their_layers_are_noticed(tmp_path, caplog, monkeypatch):
+    """With the cache of peft, a layer of DoRA calls A and B once in place of twice."""
+    monkeypatch.setattr("peft.tuners.lora.dora.ENABLE_DORA_CACHING", True)
     config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", use_dora=True)
     model = get_peft_model(tiny_model(), config).eval()
     context = tiny_context(tmp_path, model=model, optimizer=stepped_optimizer(model, 2))

@@ -129,6 +129,8 @@ class RunFields(FileConfig):
     lora_alpha: LoraAlpha = Field(
         default=None, validate_default=True, description="the update is scaled by alpha / r; null: twice lora_rank"
     )
+    use_rslora: bool = Field(default=False, description="scale the update by alpha / sqrt(r) (rsLoRA)")
+    use_dora: bool = Field(default=False, description="learn norms of weights apart from their directions (DoRA)")
     lora_dropout: Float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapters' inputs")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, about a third more time"

@@ -27,7 +27,7 @@ _ACTS: dict[str, Collection[str]] = {
     **dict.fromkeys((*MIXTURE_KEYS, "static_mix", "mixer_eval_dataset"), (_MIX,)),
 }
 """In which values of ``train_type`` a key acts."""
-_NEW_ADAPTER_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
+_NEW_ADAPTER_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora", "use_dora")
 _FREEZE_KEYS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
 _FOLLOWS: dict[str, Callable[[Any], Any]] = {
     "eval_steps": lambda settings: settings.logging_steps,

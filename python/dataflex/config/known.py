@@ -37,8 +37,8 @@ galore_proj_type galore_rank galore_scale galore_target galore_update_interval i
 kto_chosen_weight kto_rejected_weight ld_alpha module_dropout oft_block_size oft_rank oft_target pissa_convert
 pissa_init pissa_iter ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards pref_bco_weight pref_beta
 pref_ftx pref_loss pure_bf16 ref_model ref_model_adapters ref_model_quantization_bit reward_model reward_model_adapters
-reward_model_quantization_bit reward_model_type simpo_gamma use_adam_mini use_apollo use_badam use_dft_loss use_dora
-use_galore use_llama_pro use_mca use_muon use_rslora
+reward_model_quantization_bit reward_model_type simpo_gamma use_adam_mini use_apollo use_badam use_dft_loss
+use_galore use_llama_pro use_mca use_muon
 """
 
 _GENERATION = """

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.gradients.rules import Piece, Rule, find_rule, picked
+from dataflex.gradients.rules import Piece, Rule, dora, dora_output, find_rule, owned_parameters, picked
 from dataflex.gradients.slots import Pick, Slot, everything, parameter_slots
 
 Sink = Callable[[Tensor, int], None]
@@ -54,7 +54,7 @@ class TappedModule:
             return self.rule(self.module, inputs, gradient)
         whole = {} if all(slot.picks for slot in self.slots.values()) else self.rule(self.module, inputs, gradient)
         return whole | {
-            name: picked(self.rule, self.module, inputs, gradient, slot.picks)
+            name: picked(self.rule, self.module, inputs, gradient, name, slot.picks)
             for name, slot in self.slots.items()
             if slot.picks
         }
@@ -102,6 +102,11 @@ class BatchedGradients:
             state = _Pass(list(self._slots.values()), rows, sink, groups, next(iter(self._slots)).device)
             handles = [
                 tapped.module.register_forward_hook(state.hook(tapped), with_kwargs=True) for tapped in self._tapped
+            ]
+            handles += [
+                tapped.module.register_forward_pre_hook(state.before_dora, with_kwargs=True)
+                for tapped in self._tapped
+                if tapped.rule is dora
             ]
             try:
                 total = losses().sum()
@@ -161,6 +166,7 @@ class _Pass:
         self._rows, self._sink, self._groups = rows, sink, groups
         self._width: int | None = None  # t, once a tensor (b, t, ...) has been seen
         self._uses = [0] * len(slots)  # of each parameter
+        self._constants: set[nn.Module] = set()  # whose next call matters to no gradient
         self._pieces: dict[int, list[Piece]] = {slot.number: [] for slot in slots}
 
     def hook(self, tapped: TappedModule) -> ForwardHook:
@@ -172,12 +178,13 @@ class _Pass:
         def forward_hook(
             module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Tensor
         ) -> Tensor | None:
-            del module
-            if not torch.is_grad_enabled():  # a rule that probes its module
+            if module in self._constants or not torch.is_grad_enabled():  # in the latter a rule probes its module
+                self._constants.discard(module)
                 return None
-            if len(inputs) != 1 or options:
+            found = dora_output(options, output) if tapped.rule is dora else _only(inputs, options)
+            if found is None:
                 raise UnsupportedModel(f"{tapped.name} is called with something else than one input")
-            given = self._with_rows(tapped.name, inputs[0].detach())
+            given = self._with_rows(tapped.name, found)
             output = self._with_rows(tapped.name, output)
             if self.counting:
                 for slot in tapped.slots.values():
@@ -186,6 +193,11 @@ class _Pass:
             return result
 
         return forward_hook
+
+    def before_dora(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Peft's layer first calls A and B for the norms of their product, which are constants."""
+        del module, inputs
+        self._constants |= {options["lora_A"], options["lora_B"]}
 
     def finish(self) -> frozenset[str]:
         """Stream what the loss does not depend on, which is zero, or does through some of its uses only.
@@ -236,10 +248,18 @@ class _Pass:
             self._sink(block, slot.offset + start * slot.width)
 
 
+def _only(inputs: tuple[Any, ...], options: dict[str, Any]) -> Tensor | None:
+    """The one input of a call, None where there is more."""
+    return None if len(inputs) != 1 or options else inputs[0].detach()
+
+
 def _tapped_modules(model: nn.Module, slots: dict[nn.Parameter, Slot]) -> list[TappedModule]:
-    tapped = []
+    tapped: list[TappedModule] = []
+    inner: set[nn.Parameter] = set()  # of modules that another one's rule is for, which comes before them
     for name, module in model.named_modules():
-        own = {key: slots[value] for key, value in module.named_parameters(recurse=False) if value in slots}
+        found = [(key, value) for key, value in owned_parameters(module) if value in slots and value not in inner]
+        inner |= {value for _, value in found} - set(module.parameters(recurse=False))
+        own = {key: slots[value] for key, value in found}
         if not own:
             continue
         rule = find_rule(module)

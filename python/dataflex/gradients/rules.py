@@ -11,6 +11,8 @@ Linear    a W^T + c         W: sum_t d_t a_t^T       c: sum_t d_t
 Conv1D    a W + c           W: sum_t a_t d_t^T       c: sum_t d_t          (GPT-2's layers)
 Embedding s W[a]            W[v]: s sum_{t: a_t = v} d_t, nothing for the padding index
 norms     w * n(a) + c      w: sum_t d_t * n(a_t)    c: sum_t d_t          (layer and RMS norms)
+LoRA of E s (B A[a])        A[:, v]: s sum_{t: a_t = v} B^T d_t    B: s sum_t d_t A[:, a_t]^T
+DoRA      (m / |V|) * v(a)  m: sum_t d_t * y_t / m                         (peft's magnitudes, |V| a constant)
 ========= ================= =================================================================
 
 A rule gives every parameter as a :data:`Piece`, which makes any range of the parameter's first dimension when asked: a
@@ -19,10 +21,12 @@ vocabulary's b x V x d gradients never exist at once. :func:`picked` makes one o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from peft.tuners.lora.dora import DoraLinearLayer
+from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -52,7 +56,21 @@ def find_rule(module: nn.Module) -> Rule | None:
         parameters = dict(module.named_parameters(recurse=False))
         vectors = all(parameter.ndim == 1 for parameter in parameters.values())
         return norm if vectors and set(parameters) in ({"weight"}, {"weight", "bias"}) else None
-    return None
+    if type(module) is LoraEmbedding:
+        return lora_embedding if set(module.lora_embedding_A) == set(module.active_adapters) else None
+    return dora if type(module) is DoraLinearLayer else None
+
+
+def owned_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that a module's rule is for, by their names in the rule: its own, as a rule.
+
+    LoRA on an embedding keeps its two matrices in dictionaries that are modules themselves, and are never called.
+    """
+    if type(module) is LoraEmbedding and len(module.active_adapters) == 1:
+        (adapter,) = module.active_adapters
+        yield "A", module.lora_embedding_A[adapter]
+        yield "B", module.lora_embedding_B[adapter]
+    yield from module.named_parameters(recurse=False)
 
 
 def linear(module: nn.Linear, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
@@ -85,13 +103,15 @@ def embedding(module: nn.Embedding, inputs: Tensor, gradient: Tensor) -> dict[st
     return {"weight": _by_id(_without_padding(module, inputs), _scaled(module, gradient))}
 
 
-def picked(rule: Rule, module: Any, inputs: Tensor, gradient: Tensor, picks: Picks) -> Piece:
-    """The piece of a matrix ``weight`` at some of its rows and columns, by one of the rules for modules with one."""
+def picked(rule: Rule, module: Any, inputs: Tensor, gradient: Tensor, name: str, picks: Picks) -> Piece:
+    """The piece of a matrix at some of its rows and columns; a rule without a way to them makes the whole matrix."""
     if rule is linear:
         return linear(module, inputs[..., picks.columns], gradient[..., picks.rows])["weight"]
     if rule is conv1d:
         return conv1d(module, inputs[..., picks.rows], gradient[..., picks.columns])["weight"]
-    assert rule is embedding, rule
+    if rule is not embedding:
+        rows, whole = len(dict(owned_parameters(module))[name]), rule(module, inputs, gradient)[name]
+        return lambda start, stop: whole(0, rows)[:, picks.rows[start:stop]][..., picks.columns]
     places = torch.full((module.num_embeddings + 1,), -1, device=inputs.device)  # the last is that of id -1
     places[picks.rows] = torch.arange(len(picks.rows), device=inputs.device)
     return _by_id(places[_without_padding(module, inputs)], _scaled(module, gradient[..., picks.columns]))
@@ -142,6 +162,42 @@ def norm(module: nn.Module, inputs: Tensor, gradient: Tensor) -> dict[str, Piece
         "weight": lambda start, stop: scaled[:, :, start:stop].sum(dim=1),
         "bias": lambda start, stop: _positions(outgoing)[:, :, start:stop].sum(dim=1),
     }
+
+
+def lora_embedding(module: LoraEmbedding, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
+    """Y = E[a] + s (B A[:, a]) with A ``(r, V)`` and B ``(d, r)`` of peft; s has the embedding's own scale, too."""
+    (adapter,) = module.active_adapters
+    base: Any = module.get_base_layer()
+    outgoing = _scaled(base, gradient) * module.scaling[adapter]  # (b, t, d)
+    first, second = (
+        values[adapter].detach().to(outgoing.dtype) for values in (module.lora_embedding_A, module.lora_embedding_B)
+    )
+    inner, looked_up = outgoing @ second, first.T[inputs]  # (b, t, r)
+    ids = _without_padding(base, inputs)
+    return {
+        "A": lambda start, stop: _by_id(ids, inner[:, :, start:stop])(0, first.shape[1]).mT,
+        "B": lambda start, stop: torch.bmm(outgoing[:, :, start:stop].mT, looked_up),
+    }
+
+
+def dora(module: DoraLinearLayer, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
+    """Y = (m / |V|) * v(a) with the magnitudes m ``(out,)`` of DoRA (arXiv 2402.09353); ``inputs`` is y itself.
+
+    As in section 4.3 of the paper, and in peft, the norms |V| are constants in the backward pass.
+    """
+    outgoing = _positions(gradient)  # (b, t, out)
+    outputs = outgoing * _positions(inputs).to(outgoing.dtype)
+    magnitudes = module.weight.detach().to(outgoing.dtype)
+    return {"weight": lambda start, stop: outputs[:, :, start:stop].sum(dim=1) / magnitudes[start:stop]}
+
+
+def dora_output(options: Mapping[str, Any], added: Tensor) -> Tensor | None:
+    """What :func:`dora` wants of a call of peft's layer, which returns what is ``added`` to the base layer's output.
+
+    None where it was not given that output, as with dropout in training.
+    """
+    base, bias = options.get("base_result"), options["base_layer"].bias
+    return None if base is None else (base if bias is None else base - bias).detach() + added.detach()
 
 
 def _positions(values: Tensor) -> Tensor:

@@ -118,6 +118,8 @@ def add_lora(
     alpha: int = 16,
     dropout: float = 0.0,
     target: str | Sequence[str] = "all",
+    rslora: bool = False,
+    dora: bool = False,
 ) -> PeftModel:
     """Freeze ``model`` and add a LoRA adapter (Hu et al. 2021, arXiv 2106.09685).
 
@@ -128,6 +130,8 @@ def add_lora(
         dropout: Dropout on the adapter's input during training.
         target: ``"all"`` for every linear layer but the output head, or names of modules. Routers of experts that
             call themselves linear layers and return something else are none, nor is what Mamba's kernels fuse.
+        rslora: Multiply the update by alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).
+        dora: Learn the norm of each output's weights apart from their direction (DoRA, arXiv 2402.09353).
 
     Raises:
         ModelError: No module of the model has one of the names.
@@ -137,6 +141,8 @@ def add_lora(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
+        use_rslora=rslora,
+        use_dora=dora,
         target_modules=modules,
         exclude_modules=_not_for_lora(model) if target == "all" else None,
         task_type="CAUSAL_LM",

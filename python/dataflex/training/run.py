@@ -167,6 +167,8 @@ def prepared(base: PreTrainedModel, config: RunConfig) -> nn.Module:
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         target=config.lora_target,
+        rslora=config.use_rslora,
+        dora=config.use_dora,
     )
 
 
