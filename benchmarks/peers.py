@@ -99,17 +99,15 @@ def compare(task: Task, ways: Sequence[Way], rounds: int) -> tuple[dict[str, Tim
 
 def table(times: dict[str, Times], apart: dict[str, float]) -> str:
     """Markdown: a row a way."""
-    lines = [
-        "| | s, wall (processor) | times forward and backward | dataflex is faster by | peak, MiB | scores differ by |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
+    head = ["", "s, wall (processor)", "times forward and backward", "times dataflex", "peak, MiB", "scores differ by"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|---|---|"]
     for name, found in times.items():
         base, own = (paired_ratio(found.processor, times[other].processor) for other in (PLAIN, OURS))
-        faster = "" if name in (PLAIN, OURS) else f"{own:.3f}"
+        beside = "" if name in (PLAIN, OURS) else f"{own:.3f}"
         memory = "" if found.memory is None else f"{found.memory / 2**20:,.0f}"
         difference = f"{apart[name]:.1g}" if name in apart else ""
         seconds = f"{found.median():.1f} ({found.processor_median():.1f})"
-        lines.append(f"| {name} | {seconds} | {base:.3f} | {faster} | {memory} | {difference} |")
+        lines.append(f"| {name} | {seconds} | {base:.3f} | {beside} | {memory} | {difference} |")
     return "\n".join(lines)
 
 
