@@ -16,14 +16,15 @@ def test_every_parameter_that_changes_a_choice_is_measured_or_has_a_source():
 
 
 def test_another_value_beats_a_default_only_in_every_pool_and_at_a_bearable_cost():
-    def outcome(own: list[float], other: list[float], cost: float = 1.0) -> defaults.Comparison:
+    def outcome(own: list[float], other: list[float], cost: float = 1.0, size: float = 1.0) -> defaults.Comparison:
         auc = np.array([own, other]).T
-        return defaults.Comparison(len(own), auc, np.full_like(auc, 0.5), (1.0, cost))
+        return defaults.Comparison(len(own), auc, np.full_like(auc, 0.5), (1.0, cost), size)
 
     assert outcome([0.97, 0.98], [0.98, 0.98]).beaten
     assert not outcome([0.97, 0.98], [0.99, 0.979]).beaten  # worse in one pool
     assert not outcome([0.97, 0.98], [0.972, 0.982]).beaten  # too little
     assert not outcome([0.97, 0.98], [0.98, 0.98], cost=2.5).beaten
+    assert not outcome([0.97, 0.98], [0.98, 0.98], size=4.0).beaten
     assert not outcome([], []).beaten
 
 
