@@ -20,7 +20,8 @@ from dataflex.curriculum.selection_file import write_selection
 from dataflex.data.dataset import TokenizedDataset
 from dataflex.errors import DataError
 from dataflex.report.compare import overlap, rank_correlation
-from dataflex.report.page import refresh_page
+from dataflex.report.page import made_of, refresh_page
+from dataflex.report.read import read_report
 from dataflex.report.sections import Pages
 from dataflex.selectors.base import Selection
 from dataflex.testing import tiny_dataset
@@ -216,11 +217,33 @@ def test_a_run_rewrites_its_page_after_each_selection(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("dataflex.training.trainer.refresh_page", noted)
     tiny_trainer(tmp_path).train()
-    assert states == [f"A run that goes on: step {step} of 8." for step in (2, 5)]
-    assert "A finished run." in (tmp_path / "report.html").read_text(encoding="utf-8")
+    rate = "Learning rate 0.01."
+    assert states == [f"A run that goes on: step {step} of 8. {rate}" for step in (2, 5)]
+    assert f"A finished run. {rate}" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "GiB of memory" in df.Report(tmp_path).summary["What did it cost?"]
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"**What was chosen?** {NICE} chose 2 times" in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            "model_name_or_path: /models/SmolLM2\nfinetuning_type: lora\ndataset: [pile, files/more.jsonl]\n"
+            "eval_dataset: target\nlearning_rate: 2.0e-4",
+            "SmolLM2 (lora) on pile, more.jsonl towards target, learning rate 0.0002.",
+        ),
+        ("dataset: null\nlearning_rate: 1.0e-3", "Learning rate 0.001."),
+        ("- a list", ""),
+    ],
+)
+def test_a_page_names_model_rows_and_learning_rate(tmp_path: Path, settings: str, text: str) -> None:
+    (tmp_path / "trainer_log.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(settings, encoding="utf-8")
+    assert made_of(read_report(tmp_path)) == text
+    (tmp_path / "config.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(DataError, match=r"cannot read .*config\.yaml"):
+        read_report(tmp_path)
 
 
 HOSTILE = [

@@ -63,7 +63,7 @@ def page_html(report: RunReport, pages: Pages) -> str:
     ]
     return environment.from_string(source).render(
         name=shown(report.name, 120),
-        state=_state(report),
+        state=" ".join(filter(None, [_state(report), made_of(report)])),
         summary=questions,
         sections=[_drawn(section) for section in pages.sections],
         colours=COLOURS,
@@ -83,6 +83,29 @@ def _drawn(section: Section) -> dict[str, Any]:
         return {**values, "picture": None}
     label = shown(f"{section.title} {section.answer}")
     return {**values, "picture": Markup(svg(figure, section.key, label))}
+
+
+def made_of(report: RunReport) -> str:
+    """Model, rows and learning rate of a run, as far as its configuration names them."""
+    settings = report.settings
+    parts = []
+    if model := settings.get("model_name_or_path"):
+        way = f" ({settings['finetuning_type']})" if settings.get("finetuning_type") else ""
+        parts.append(f"{Path(str(model)).name}{way}")
+    for key, word in (("dataset", "on"), ("eval_dataset", "towards")):
+        if names := _names(settings.get(key)):
+            parts.append(f"{word} {names}")
+    text = " ".join(parts)
+    rate = settings.get("learning_rate")
+    if isinstance(rate, int | float):
+        text = f"{text}, learning rate {rate:g}" if text else f"Learning rate {rate:g}"
+    return f"{text}." if text else ""
+
+
+def _names(value: Any) -> str:
+    """Datasets by their names, files by their last part; nothing for what is neither."""
+    names = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return ", ".join(Path(str(name)).name for name in names)
 
 
 def _state(report: RunReport) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import yaml
 from numpy.typing import NDArray
 
 from dataflex.errors import DataError
 from dataflex.report.answers import Answers, read_answers
 from dataflex.utils.facts import numbers
-from dataflex.utils.foreign import JSON, arrow_errors, foreign
+from dataflex.utils.foreign import FILES, JSON, arrow_errors, foreign
 
 SCORES = ".scores.parquet"
 """How the file ends in which a selection without training leaves the scores of all candidates."""
@@ -117,6 +118,7 @@ class RunReport:
         mixtures: What ``mixtures/`` holds, by step.
         history: The entries of the log.
         answers: Sampled answers with their rewards by the step of their selection.
+        settings: What ``config.yaml`` holds, where a run has written it.
     """
 
     output_dir: Path
@@ -127,6 +129,7 @@ class RunReport:
     mixtures: list[Mapping[str, Any]] = field(default_factory=list)
     history: list[Mapping[str, Any]] = field(default_factory=list)
     answers: dict[int, Answers] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def weights(self) -> list[Mapping[str, Any]]:
@@ -174,7 +177,21 @@ def read_report(place: Path) -> RunReport:
         [_read_object(file) for _, file in _steps(place / "mixtures", "step-*.json")],
         list(_log(place / "trainer_log.jsonl")),
         dict(_answers(place / "rollouts")),
+        _settings(place / "config.yaml"),
     )
+
+
+def _settings(file: Path) -> Mapping[str, Any]:
+    """A run's configuration.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    if not file.is_file():
+        return {}
+    with foreign(DataError, f"cannot read {file}", (*FILES, yaml.YAMLError)):
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return found if isinstance(found, Mapping) else {}
 
 
 def _of_subset(place: Path) -> RunReport:
