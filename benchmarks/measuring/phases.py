@@ -72,7 +72,7 @@ class Rows:
         chosen = top_k(scores, len(scores) // SHARE)
         report = {"seconds": {"training gradients": 1.0}}
         return OfflineSelection(
-            chosen, scores, "less", 1, 1, report, samples=self.dataset.samples, source=RowSource(str(self.path))
+            chosen, scores, "less", 1, 1, report, candidates=self.dataset, source=RowSource(str(self.path))
         )
 
 
