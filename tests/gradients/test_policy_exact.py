@@ -9,6 +9,7 @@ import torch
 
 from dataflex.gradients.advantages import advantages
 from dataflex.gradients.plain import flat_gradient, policy_gradient, policy_loss
+from dataflex.models.model import trainable_parameters
 from dataflex.rollouts import Prompt, Sampling, sample_answers
 from dataflex.testing import tiny_model, tiny_tokenizer
 
@@ -38,7 +39,8 @@ def exact_gradient(model, temperature):
     probabilities = torch.stack(log_probs).exp()
     assert float(probabilities.sum().detach()) == pytest.approx(1.0, abs=1e-12)
     rewards = torch.tensor([reward(answer) for answer in answers], dtype=torch.float64)
-    return flat_gradient(model, -(probabilities * rewards).sum())
+    loss = -(probabilities * rewards).sum()
+    return flat_gradient(model, loss, [parameter for _, parameter in trainable_parameters(model)])
 
 
 @pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
