@@ -120,7 +120,17 @@ class InContextSelector(CandidateSelector[InContextConfig]):
         return Selection(indices, scores, self.name, context.step, context.round, report)
 
     def shots(self, context: SelectionContext) -> list[int]:
-        """Positions of the evaluation samples that stand before every candidate in this round, in their order."""
+        """Which evaluation samples stand before every candidate in this round.
+
+        Args:
+            context: The selection's context.
+
+        Returns:
+            Their positions, in their order.
+
+        Raises:
+            SelectionError: None has a reference answer.
+        """
         answered = self._answered(context)
         count = min(self.config.num_shots, len(answered))
         stream = np.random.default_rng([context.seed, context.round, STREAM])
