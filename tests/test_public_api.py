@@ -27,6 +27,7 @@ METHODS = {
     "AdaptWeighter",
     "DeltaLossSelector",
     "DoReMiMixer",
+    "InContextSelector",
     "LessSelector",
     "LossSelector",
     "LossWeighter",
