@@ -148,12 +148,9 @@ class Bench:
         return len(self._drawn(cell).rows) + (0 if self.public is None else self.public.total)
 
     def _furthest(self, cell: Cell) -> int:
-        """How many rows a method is asked for: the right rows, or those of the largest budget, or of its own."""
-        method = METHODS[cell.method]
-        if method.selector == "oracle":
+        """How many rows a method is asked for: the right rows, or those of the largest budget."""
+        if METHODS[cell.method].selector == "oracle":
             return self.protocol.sizes.right
-        if method.anew:
-            return self.count(cell)
         return self.protocol.chosen(self._rows(cell), self.most)
 
     def _pool_facts(self, cell: Cell) -> dict[str, Any]:

@@ -29,7 +29,6 @@ class Method:
             alone is measured.
         draw: Number of the selection's own draw, for methods that draw: pool, warm-up and training stay the seed's.
         warmup: Steps on random rows before the selection, if not the protocol's.
-        anew: Whether it selects for each budget; else a smaller budget is the head of the largest one's choice.
     """
 
     selector: str
@@ -37,7 +36,6 @@ class Method:
     trains: bool | Literal["after"] = True
     draw: int = 0
     warmup: int | None = None
-    anew: bool = False
 
     @property
     def asks(self) -> bool:
@@ -129,8 +127,10 @@ TOKENS = {"name": "metric", "params": {"metric": "token_f1"}}
 """A reward for some of the reference's words, too."""
 NO_MOMENTUM = {"adam_variant": "second_moment"}
 
-NEAREST = {"name": "less", "keep": 0.15}
-"""One and a half times the middle budget, of which ``in_context`` takes those whose answers the model expects."""
+EXPECTED = {"name": "in_context", "keep": 0.25}
+"""Rows whose answers the model expects after four target rows."""
+NEAREST = {"name": "less", "keep": 0.25}
+"""Rows of the target's kind, of which ``in_context`` takes those whose answers the model expects."""
 
 
 def _then(selector: str, **params: Any) -> Method:
@@ -155,7 +155,8 @@ METHODS: dict[str, Method] = {
     "then: rds": _then("rds"),
     "then: less": _then("less"),
     "then: less, second_moment": _then("less", **NO_MOMENTUM),
-    "then: in_context, after less": Method("in_context", {"prefilter": NEAREST}, trains="after", anew=True),
+    "then: less, after in_context": _then("less", prefilter=EXPECTED),
+    "then: in_context, after less": _then("in_context", prefilter=NEAREST),
     "then: less, round robin": _then("less", aggregate="round_robin"),
     "then: nice": _then("nice"),
     "then: nice, second_moment": _then("nice", **NO_MOMENTUM),

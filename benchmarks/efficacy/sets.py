@@ -27,6 +27,7 @@ REST = (
     "then: loss",
     "then: tsds",
     "then: tsds, gradients",
+    "then: less, after in_context",
     "then: in_context, after less",
     "then: less, second_moment",
     "then: less, round robin",
