@@ -245,7 +245,7 @@ def _line(choice: Measured, value: str, outcome: Comparison) -> Sequence[str]:
     name = f"`{choice.component}.{choice.parameter}`"
     field = CONFIGS[choice.component].model_fields[choice.parameter]
     if not outcome.pools:
-        return [name, shown(field), value, "0", "", "", "", f"not measured; {choice.why}"]
+        return [name, shown(field), value, "0", "", "", "", f"no scores; {choice.why}"]
     auc, wrong = (" to ".join(f"{mean:.3f}" for mean in own.mean(axis=0)) for own in (outcome.auc, outcome.wrong))
     cost = " to ".join(f"{seconds:,.0f}" for seconds in outcome.cost)
     so = "**the other is better**" if outcome.beaten else choice.why

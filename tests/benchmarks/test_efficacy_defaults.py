@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from efficacy import __main__ as program
 from efficacy import defaults
-from efficacy.cells import Cell
+from efficacy.cells import Bench, Cell
+from efficacy.page import between
+from efficacy.protocol import Protocol
+from efficacy.sets import SETS
+from efficacy.store import Store
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> dict:
+    """The ablations' cells as the repository keeps them."""
+    wanted = SETS["ablations"]
+    protocol = Protocol(wanted.sizes, learning_rate=wanted.learning_rate)
+    store = Store(tmp_path_factory.mktemp("empty"), program.PUBLISHED)
+    bench = Bench(protocol, wanted.most, Path("no model"), None, store)
+    return {cell: result for cell in wanted.cells if (result := bench.find(cell)) is not None}
+
+
+def test_no_other_value_beats_a_default(published):
+    measured = list(defaults.comparisons(published))
+    assert [f"{choice.component}.{choice.parameter}: {value}" for choice, value, of in measured if of.beaten] == []
+    without = [f"{choice.component}.{choice.parameter}: {value}" for choice, value, of in measured if not of.pools]
+    assert without == ["nice.reference_answer: none"]  # it stopped: no answer earned anything
+
+
+def test_the_page_shows_the_defaults_of_this_version(published):
+    assert between(program.PAGE, "defaults") == defaults.table(published)
 
 
 def test_every_parameter_that_changes_a_choice_is_measured_or_has_a_source():
