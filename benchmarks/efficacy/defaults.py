@@ -1,9 +1,10 @@
 """Which cells the defaults of the selectors rest on, and where each of the other defaults comes from.
 
-A default stays unless another value beats it, by a rule that was written down before the cells were measured: over the
-pools in which both were measured, never worse in any of them, and on average better by :data:`MARGIN` in the AUC of
-right rows against all others, or by :data:`MARGIN_WRONG` against wrong answers, for at most :data:`DEARER` times the
-processor seconds, and the bytes a row. (The bytes came in when 16,384 numbers had been measured in one pool.)
+A default stays unless another value beats it, by a rule that was written down before the cells were measured, those of
+``tsds`` and of ``less`` by the second moment excepted: over the pools in which both were measured, never worse in any of
+them, and on average better by :data:`MARGIN` in the AUC of right rows against all others, or by :data:`MARGIN_WRONG`
+against wrong answers, for at most :data:`DEARER` times the processor seconds, and the bytes a row. (The bytes came in
+when 16,384 numbers had been measured in one pool.)
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ CONFIGS: dict[str, type[BaseModel]] = {
         df.RdsSelector,
         df.TsdsSelector,
         df.NearSelector,
+        df.InContextSelector,
         df.LossSelector,
+        df.DeltaLossSelector,
     )
 }
-WITHOUT_EFFECT = frozenset(
+TECHNICAL = frozenset(
     (
         *(
             "cache_dir",
@@ -132,7 +135,7 @@ SOURCES: dict[tuple[str, str], str] = {
     **{
         (name, "gradient_type"): "the optimizer's steps; `sgd` where there is none" for name in ("less", "nice", "tsds")
     },
-    **{(name, "candidates"): "all rows, unless asked otherwise" for name in ("less", "nice", "tsds")},
+    **{(name, "candidates"): "all rows, unless asked otherwise" for name in ("less", "nice", "tsds", "in_context")},
     **{("nice", name): "as for less" for name in ("proj_dim", "projection", "prefilter")},
     **{("tsds", name): "as for less" for name in ("adam_variant", "proj_dim", "projection", "prefilter")},
     ("tsds", "embed_method"): "the encoder's own",
@@ -152,11 +155,14 @@ SOURCES: dict[tuple[str, str], str] = {
         for name in ("generation_top_p", "generation_top_k")
     },
     ("nice", "length_normalize"): "off: the gradient of the expected reward",
+    ("in_context", "prefilter"): "all rows are looked at unless asked otherwise",
+    ("in_context", "num_shots"): "the first number that was tried",
     ("near", "advance"): "off: the nearest rows in every round",
     **{
         ("loss", name): "DataFlex's selector"
         for name in ("focus", "focus_weight", "quantiles", "temperature", "replacement")
     },
+    ("delta_loss", "window_size"): "DataFlex's selector",
 }
 """Other parameters that change a choice, and where their defaults come from: they were not measured."""
 

@@ -40,7 +40,7 @@ def test_the_page_shows_the_defaults_of_this_version(published):
 def test_every_parameter_that_changes_a_choice_is_measured_or_has_a_source():
     named = {(name, key) for name, config in defaults.CONFIGS.items() for key in config.model_fields}
     measured = {(choice.component, choice.parameter) for choice in defaults.MEASURED}
-    assert measured | set(defaults.SOURCES) == {pair for pair in named if pair[1] not in defaults.WITHOUT_EFFECT}
+    assert measured | set(defaults.SOURCES) == {pair for pair in named if pair[1] not in defaults.TECHNICAL}
     assert not measured & set(defaults.SOURCES)
 
 
