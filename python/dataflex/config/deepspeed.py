@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.paths import read_text, resolve_path
+from dataflex.config.paths import read_json_object
 from dataflex.config.values import ADAMW
 from dataflex.errors import ConfigError
 from dataflex.utils.messages import shown
@@ -38,16 +37,7 @@ def read_deepspeed(value: str | Mapping[str, Any], base: Path | None = None) -> 
     Raises:
         ConfigError: The file is missing or no JSON object, or its settings cannot be run; all reasons at once.
     """
-    if isinstance(value, Mapping):
-        settings = dict(value)
-    else:
-        path = resolve_path(value, base)
-        try:
-            settings = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from error
-        if not isinstance(settings, dict):
-            raise ConfigError(f"{path}: expected a JSON object, got {shown(settings)}")
+    settings = dict(value) if isinstance(value, Mapping) else read_json_object(value, base)
     problems = list(_problems(settings))
     if problems:
         raise ConfigError(problems)

@@ -7,13 +7,12 @@ as variables ``FSDP_...``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataflex.config.paths import read_text, resolve_path
+from dataflex.config.paths import read_json_object
 from dataflex.config.values import ADAMW
 from dataflex.errors import ConfigError
 from dataflex.utils.messages import shown
@@ -118,14 +117,7 @@ def read_settings(config: str | Mapping[str, Any] | None, base: Path | None = No
     """
     if config is None or isinstance(config, Mapping):
         return dict(config or {})
-    path = resolve_path(config, base)
-    try:
-        found = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {shown(found)}")
-    return found
+    return read_json_object(config, base)
 
 
 def _word_problems(words: list[Any]) -> Iterator[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from dataflex.errors import ConfigError
 from dataflex.utils.files import special_kind
 from dataflex.utils.home import home_path
+from dataflex.utils.messages import shown
 
 LARGEST = 1 << 19
 """Bytes of a configuration file: a hundred times what we have seen, and seconds of parsing."""
@@ -74,6 +77,26 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def read_json_object(value: str | Path, base: Path | None = None) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
+
+    Args:
+        value: Path of the file.
+        base: Folder of the configuration that names it.
+
+    Raises:
+        ConfigError: The file is missing or no JSON object.
+    """
+    path = resolve_path(value, base)
+    try:
+        found = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {shown(found)}")
+    return found
 
 
 def _exists(path: Path) -> bool:
