@@ -8,7 +8,6 @@ the samples with the largest log w_i + G_i, G_i independent standard Gumbel vari
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,9 @@ from pydantic import Field
 
 from dataflex.errors import SelectionError
 from dataflex.selectors.base import Selection, SelectionContext, Selector, SelectorConfig
-from dataflex.selectors.losses import CandidateLosses
+from dataflex.selectors.losses import CandidateLosses, report_broken
 from dataflex.selectors.plan import Plan
 from dataflex.utils.progress import Stopwatch
-from dataflex.utils.shown import listed
-
-logger = logging.getLogger(__name__)
 
 
 class DrawConfig(SelectorConfig):
@@ -83,18 +79,12 @@ class DrawSelector(Selector[DrawConfigT]):
             losses = self.losses(context)
         stream = np.random.default_rng([context.seed, context.round])
         usable, weights = self.weigh(context, losses, stream)
-        unusable = [context.train_dataset[int(row)].sample.id for row in np.flatnonzero(~usable)]
-        if unusable:
-            logger.warning(
-                "%d training samples have a loss that is not finite and are left out: %s",
-                len(unusable),
-                listed(unusable),
-            )
+        unusable = report_broken(context, usable)
         indices = self.draw(weights.weights, usable, context.num_samples, stream)
         report = {
             "seconds": watch.seconds,
-            "candidates": {"total": len(losses), "not_finite": len(unusable)},
-            "left_out": {"candidates with a loss that is not finite": len(unusable)},
+            "candidates": {"total": len(losses), "not_finite": unusable},
+            "left_out": {"candidates with a loss that is not finite": unusable},
             **weights.report,
         }
         scores = np.where(usable, weights.scores, -np.inf)

@@ -3,7 +3,7 @@
 A few evaluation samples with their reference answers (shots) stand before every candidate, as conversations of the
 same template one after the other. A candidate's score is minus the mean token cross-entropy of its labels there. The
 shots say which task it is and in which form it is answered, so an answer that is wrong by what the model knows, or by
-what the prompt says, costs more than a right one, which neither gradients nor hidden states show (docs/efficacy.md).
+what the prompt says, costs more than a right one. What that is worth is measured in docs/efficacy.md.
 
 It is the converse of Nuggets (Li et al., "One-Shot Learning as Instruction Data Prospector for Large Language Models",
 arXiv 2312.10302), where a candidate is the shot and target samples are scored.
@@ -11,7 +11,6 @@ arXiv 2312.10302), where a candidate is the shot and target samples are scored.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,12 +22,9 @@ from dataflex.models.bounds import Bounds, Findings
 from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.candidates import CandidateConfig, CandidateSelector
 from dataflex.selectors.gradient import split_answered
-from dataflex.selectors.losses import CandidateLosses
+from dataflex.selectors.losses import CandidateLosses, report_broken
 from dataflex.selectors.plan import Plan
 from dataflex.utils.progress import Stopwatch
-from dataflex.utils.shown import listed
-
-logger = logging.getLogger(__name__)
 
 STREAM = 0x1C7
 """So that the draw of the shots does not follow that of another selector with the same seed and round."""
@@ -53,7 +49,7 @@ class InContextSelector(CandidateSelector[InContextConfig]):
     arXiv 2312.10302.
 
     Example:
-        >>> selector = InContextSelector(num_shots=4, prefilter={"name": "less", "keep": 0.1})
+        >>> selector = InContextSelector(num_shots=4)
     """
 
     name: ClassVar[str] = "in_context"
@@ -101,11 +97,7 @@ class InContextSelector(CandidateSelector[InContextConfig]):
         with watch.phase("losses"):
             losses = self._losses(context).values()
         usable = np.isfinite(losses)
-        broken = [context.train_dataset[int(row)].sample.id for row in np.flatnonzero(~usable)]
-        if broken:
-            logger.warning(
-                "%d training samples have a loss that is not finite and are left out: %s", len(broken), listed(broken)
-            )
+        broken = report_broken(context, usable)
         if int(usable.sum()) < context.num_samples:
             raise SelectionError(f"{context.num_samples} samples are asked for, {usable.sum()} have a finite loss")
         scores = np.where(usable, -losses, -np.inf)
@@ -113,9 +105,10 @@ class InContextSelector(CandidateSelector[InContextConfig]):
         assert context.eval_dataset is not None
         report = {
             "seconds": watch.seconds,
+            "score": "minus the loss of the row's answer after the shots, in nats a token: 0 is the most there is",
             "shots": [context.eval_dataset[row].sample.id for row in shots],
-            "candidates": {"total": len(losses), "not_finite": len(broken)},
-            "left_out": {"candidates with a loss that is not finite": len(broken)},
+            "candidates": {"total": len(losses), "not_finite": broken},
+            "left_out": {"candidates with a loss that is not finite": broken},
         }
         return Selection(indices, scores, self.name, context.step, context.round, report)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,9 @@ from dataflex.models.fingerprint import state_fingerprint
 from dataflex.models.losses import mean_losses
 from dataflex.selectors.base import SelectionContext
 from dataflex.selectors.plan import PlannedPart
+from dataflex.utils.shown import listed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,24 @@ class CandidateLosses:
 
     def _layout(self) -> Layout:
         return by_length(np.array(self.lengths, np.int64), self.batch_tokens)
+
+
+def report_broken(context: SelectionContext, usable: NDArray[np.bool_]) -> int:
+    """Warn about candidates whose loss is not finite, by id.
+
+    Args:
+        context: The selection's context.
+        usable: ``(n,)``: which candidates have a finite loss.
+
+    Returns:
+        How many have none.
+    """
+    broken = [context.train_dataset[int(row)].sample.id for row in np.flatnonzero(~usable)]
+    if broken:
+        logger.warning(
+            "%d training samples have a loss that is not finite and are left out: %s", len(broken), listed(broken)
+        )
+    return len(broken)
 
 
 def sample_losses(context: SelectionContext, rows: Sequence[int], before: Sequence[int] = ()) -> Tensor:
