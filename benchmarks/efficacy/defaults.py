@@ -1,8 +1,8 @@
 """Which cells the defaults of the selectors rest on, and where each of the other defaults comes from.
 
 A default stays unless another value beats it, by a rule that was written down before the cells were measured, those of
-``tsds`` and of ``less`` by the second moment excepted: over the pools in which both were measured, never worse in any of
-them, and on average better by :data:`MARGIN` in the AUC of right rows against all others, or by :data:`MARGIN_WRONG`
+``tsds`` and of ``less`` by the second moment excepted: over the pools in which both were measured, never worse in any
+of them, and on average better by :data:`MARGIN` in the AUC of right rows against all others, or by :data:`MARGIN_WRONG`
 against wrong answers, for at most :data:`DEARER` times the processor seconds, and the bytes a row. (The bytes came in
 when 16,384 numbers had been measured in one pool.)
 """
