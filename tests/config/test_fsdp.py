@@ -14,6 +14,7 @@ from dataflex.training.run import is_sharded_run, training_arguments
 from helpers.scripts import ROOT
 
 EXAMPLE = str(ROOT / "examples" / "train_lora" / "cpu" / "random.yaml")
+ZERO_3 = f"deepspeed={ROOT}/examples/deepspeed/ds_z3_config.json"
 LAUNCHED = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -90,6 +91,7 @@ def test_a_file_reaches_the_trainer(tmp_path: Path) -> None:
     assert training_arguments(config).fsdp_config == json.loads(file.read_text())
     assert is_sharded_run(config)
     assert not is_sharded_run(load_config(EXAMPLE))
+    assert is_sharded_run(load_config(EXAMPLE, [ZERO_3]))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,8 @@ def test_a_file_reaches_the_trainer(tmp_path: Path) -> None:
         (["fsdp=true", "optim=muon"], "optim: fsdp shards the state of adamw_torch"),
         (["fsdp=true", "deepspeed={zero_optimization: {stage: 2}}"], "exclude each other"),
         (["fsdp=true", "quantization_bit=4"], "quantised weights are not supported yet with fsdp"),
+        ([ZERO_3, "quantization_bit=4"], "quantised weights are not supported yet with deepspeed, stage 3"),
+        ([ZERO_3, "optim=adafactor"], "optim: deepspeed, stage 3, shards the state of adamw_torch"),
         (["fsdp_config={version: 2}"], "fsdp does not say that they are: set fsdp: true"),
         (["fsdp=7"], "expected true, full_shard auto_wrap, null or false, got 7"),
         (["fsdp=true", "fsdp_config=7"], "expected settings of FSDP"),

@@ -127,8 +127,10 @@ def test_values_that_people_write(tmp_path: Path, text: str, key: str, value: An
             "'dynamic_weighting' is not supported (yet); supported: static, dynamic_select, dynamic_mix, dynamic_w",
         ),
         ("deepspeed: ds_z3.json", "deepspeed: 'ds_z3.json' does not exist"),
-        ("deepspeed: {zero_optimization: {stage: 3}}", "deepspeed: ZeRO-3 shards the parameters themselves"),
-        ("deepspeed: {zero_optimization: {stage: 4}}", "deepspeed: zero_optimization.stage: expected 0, 1 or 2, got 4"),
+        (
+            "deepspeed: {zero_optimization: {stage: 4}}",
+            "deepspeed: zero_optimization.stage: expected 0, 1, 2 or 3, got 4",
+        ),
     ],
 )
 def test_values_that_are_refused(tmp_path: Path, text: str, problem: str) -> None:

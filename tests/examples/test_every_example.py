@@ -45,6 +45,7 @@ NOT_RUN = {
     "accelerate/fsdp.yaml": "is accelerate's own; tests/training/test_distributed.py launches two processes with it",
     "deepspeed/ds_z0_config.json": "is plain data parallelism; tests/training/test_optimization.py reads the file",
     "deepspeed/ds_z2_config.json": "DeepSpeed is built from source; tests/training/test_optimization.py reads the file",
+    "deepspeed/ds_z3_config.json": "shards as fsdp: true does; tests/integration/test_documented_run.py launches it",
     "merge_lora/llama3_lora_sft.yaml": "merges what selectors/nice.yaml leaves; test_train_lora.py loads it",
     "train_lora/selectors/nice.yaml": "asks a judge in vLLM on a GPU; test_train_lora.py loads it, cpu/nice.yaml runs",
 }

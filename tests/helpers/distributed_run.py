@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from dataflex.config.deepspeed import shards_parameters
 from dataflex.models.sharding import is_sharded
 from dataflex.models.trainable import train_all
 from dataflex.selectors.delta_loss import DeltaLossSelector
@@ -53,8 +54,8 @@ def main(output_dir: str, selector: str, more: str = "{}") -> None:
         resume_from_checkpoint=True,
         **settings,
     )
-    asked = bool(settings.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP"))
-    assert is_sharded(trainer.model) == (asked and process_count() > 1)
+    asked = settings.get("fsdp") or shards_parameters(settings.get("deepspeed")) or "ACCELERATE_USE_FSDP" in os.environ
+    assert is_sharded(trainer.model) == bool(asked and process_count() > 1)
     trainer.train()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,8 @@ from dataflex.cli import cli
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
 from helpers.documented import LLAMA3_TOKENS, documented_project
 from helpers.near import near_index
+from helpers.processes import launch
+from helpers.scripts import ROOT
 
 
 @pytest.fixture
@@ -128,6 +131,26 @@ def test_the_documented_near_configuration_runs_with_fewer_steps_and_is_exported
     loaded = PeftModel.from_pretrained(tiny_model(vocab_size=size, max_position_embeddings=1024), out)
     merged = exported("adapter_name_or_path=../dataflex_saves", "template=qwen", "export_dir=../merged")
     assert_same_answers(merged, loaded)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+def test_two_processes_run_the_documented_line_of_deepspeed(tmp_path, monkeypatch):
+    """ZeRO-3; as printed but for the number of steps, it trains as one process does without the line."""
+    root = near_project(tmp_path, monkeypatch, 70, neighbours=70)
+    shutil.copytree(ROOT / "examples" / "deepspeed", root / "examples" / "deepspeed")
+    file = root / "near.yaml"
+    short = ["gradient_accumulation_steps=8", "warmup_step=2", "update_step=2", "update_times=2"]
+    one = dataflex.train(file, *short, "gradient_accumulation_steps=16", "output_dir=one")
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("# deepspeed: ", "deepspeed: "), encoding="utf-8")
+    launch(2, "-m", "dataflex", "train", "near.yaml", *short, "output_dir=two", cwd=root)
+    two = json.loads((root / "two" / "all_results.json").read_text(encoding="utf-8"))
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+    found = [pq.read_table(root / name / "selections" / "step-4.parquet").to_pydict() for name in ("one", "two")]
+    assert found[0]["chosen"] == found[1]["chosen"]
+    resolved = (root / "two" / "config.yaml").read_text(encoding="utf-8")
+    assert "deepspeed: examples/deepspeed/ds_z3_config.json" in resolved or "stage: 3" in resolved
 
 
 @pytest.mark.exhaustive

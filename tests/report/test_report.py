@@ -258,10 +258,11 @@ HOSTILE = [
 ]
 
 
-def test_a_large_run_of_hostile_texts_is_a_small_page_of_text(tmp_path: Path) -> None:
-    n, rng = 20_000, np.random.default_rng()
+@pytest.mark.parametrize(("n", "rounds"), [(20_000, 2), pytest.param(200_000, 4, marks=pytest.mark.exhaustive)])
+def test_a_large_run_of_hostile_texts_is_a_small_page_of_text(tmp_path: Path, n: int, rounds: int) -> None:
+    rng = np.random.default_rng()
     tasks = [f"{HOSTILE[number % 6]}{number}" for number in range(2_000)]
-    for step in (1, 2):
+    for step in range(1, rounds + 1):
         scores = rng.normal(size=n)
         excerpts = [
             {"place": "best", "id": text[:300], "prompt": text[:300], "answer": text[:300], "score": 1.0}

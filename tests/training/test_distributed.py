@@ -15,6 +15,7 @@ from helpers.processes import launch
 from helpers.scripts import ROOT
 
 TOLERANCE = 1e-4
+ZERO_3 = {"deepspeed": {"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}}}
 SCRIPT = ROOT / "tests" / "helpers" / "distributed_run.py"
 
 
@@ -142,6 +143,8 @@ def test_zero_trains_and_selects_like_one_process_and_goes_on_from_its_checkpoin
         pytest.param("nice", {}, marks=pytest.mark.exhaustive),
         pytest.param("delta_loss", {"optim": "sgd"}, marks=pytest.mark.exhaustive),
         pytest.param("less", {"gradient_checkpointing": True}, marks=pytest.mark.exhaustive),
+        pytest.param("less", ZERO_3, marks=pytest.mark.exhaustive),
+        pytest.param("nice", ZERO_3 | {"model": "qwen", "full": True}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_sharded_parameters_train_and_select_like_whole_ones(
@@ -149,7 +152,7 @@ def test_sharded_parameters_train_and_select_like_whole_ones(
 ) -> None:
     one, sharded = tmp_path / "one", tmp_path / "sharded"
     train(one, selector, 1, **settings)
-    train(sharded, selector, 2, **settings, fsdp=True)
+    train(sharded, selector, 2, **({} if "deepspeed" in settings else {"fsdp": True}), **settings)
     for key in ("loss", "grad_norm", "eval_loss"):
         assert losses(sharded, key) == pytest.approx(losses(one, key), rel=TOLERANCE)
     assert len(selections(one)) == 2
@@ -180,8 +183,11 @@ def test_accelerate_launch_shards_what_its_file_says(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("full", [False, True])
-def test_any_number_of_processes_goes_on_with_a_sharded_run(tmp_path: Path, full: bool, processes: int) -> None:
-    settings = {"global_batch": 6, "full": full, "fsdp": True}
+@pytest.mark.parametrize("sharding", [{"fsdp": True}, ZERO_3], ids=["fsdp", "zero-3"])
+def test_any_number_of_processes_goes_on_with_a_sharded_run(
+    tmp_path: Path, sharding: dict[str, Any], full: bool, processes: int
+) -> None:
+    settings = {"global_batch": 6, "full": full, **sharding}
     whole, resumed = tmp_path / "two", tmp_path / "resumed"
     train(whole, "less", 2, **settings)
     shutil.copytree(whole / "checkpoint-4", resumed / "checkpoint-4")

@@ -10,12 +10,14 @@ from accelerate import DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 
 from dataflex.config import load_config
+from dataflex.config.fsdp import FsdpSettings
 from dataflex.curriculum.schedule import Schedule
 from dataflex.errors import ConfigError, TrainingError
 from dataflex.selectors.random import RandomSelector
 from dataflex.testing import tiny_model
 from dataflex.training import optimization, preflight
 from dataflex.training.arguments import TrainingArguments
+from dataflex.training.fsdp import fsdp_settings
 from dataflex.training.optimization import create_accelerator
 from dataflex.training.run import training_arguments
 from dataflex.training.steppers import stepper_class
@@ -45,7 +47,7 @@ def test_the_timeout_reaches_the_process_group(tmp_path: Path, monkeypatch: pyte
     assert timeouts == [timedelta(seconds=180_000_000)]
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_the_examples_of_deepspeed_reach_the_trainer(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     file = f"examples/deepspeed/ds_z{stage}_config.json"
@@ -66,8 +68,9 @@ def test_stage_0_is_plain_data_parallelism(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"zero_optimization": {"stage": 3}}, "ZeRO-3 shards the parameters themselves"),
-        ({"zero_optimization": {"stage": "two"}}, "expected 0, 1 or 2, got 'two'"),
+        ({"zero_optimization": {"stage": "two"}}, "expected 0, 1, 2 or 3, got 'two'"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "mics_shard_size: 2 is not supported"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "weights are gathered as they are"),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
             "offload_optimizer is not supported",
@@ -84,14 +87,27 @@ def test_settings_that_cannot_be_run_say_what_to_do(settings: dict[str, Any], me
 
 def test_all_problems_of_the_settings_are_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        TrainingArguments(output_dir=tmp_path, deepspeed={"zero_optimization": {"stage": 3}, "optimizer": {}})
+        TrainingArguments(output_dir=tmp_path, deepspeed={"zero_optimization": {"stage": 4}, "optimizer": {}})
     assert len(caught.value.problems) == 2
 
 
-def test_a_single_process_has_nothing_to_shard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = tiny_trainer(tmp_path, selector=RandomSelector(), schedule=Schedule(1), deepspeed=ZERO_2)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_single_process_has_nothing_to_shard(stage: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"zero_optimization": {"stage": stage}}
+    trainer = tiny_trainer(tmp_path, selector=RandomSelector(), schedule=Schedule(1), deepspeed=settings)
     assert trainer.train()["steps"] == 1
-    assert "deepspeed: has no effect in a single process" in caplog.text
+    assert caplog.text.count("deepspeed: has no effect in a single process") == 1
+
+
+def test_stage_3_needs_no_deepspeed_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    caplog.set_level("INFO")
+    args = TrainingArguments(output_dir=tmp_path, optim="sgd", deepspeed={"zero_optimization": {"stage": 3}})
+    assert list(preflight.sharding_problems(args, 2)) == []
+    assert fsdp_settings(args) == FsdpSettings()
+    assert "without DeepSpeed" in caplog.text
 
 
 def test_a_missing_package_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

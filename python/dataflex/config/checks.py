@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 from dataflex.config import fsdp
-from dataflex.config.deepspeed import conflicts
 from dataflex.config.fields import RunFields
 from dataflex.config.values import COMPONENT_KINDS, evaluated_keys, whole_steps
 from dataflex.utils.messages import LITERAL_SECRET, literal_secrets
@@ -109,10 +108,6 @@ def _check_adapter(config: RunFields) -> Iterator[Problem]:
         )
 
 
-def _check_deepspeed(config: RunFields) -> Iterator[Problem]:
-    yield from conflicts(config.deepspeed, fp16=config.fp16, optim=config.optim)
-
-
 def _check_fsdp(config: RunFields) -> Iterator[Problem]:
     yield from fsdp.conflicts(
         config.fsdp,
@@ -193,7 +188,6 @@ _CHECKS: tuple[Callable[[RunFields], Iterator[Problem]], ...] = (
     _check_precision,
     _check_quantization,
     _check_adapter,
-    _check_deepspeed,
     _check_fsdp,
     _check_val_size,
     _check_eval_data,

@@ -136,7 +136,7 @@ class RunFields(FileConfig):
         default=False, description="recompute activations in the backward pass: less memory, about a third more time"
     )
     deepspeed: Deepspeed = Field(
-        default=None, description="DeepSpeed configuration with ZeRO stage 0, 1 or 2: a JSON file, or its content"
+        default=None, description="DeepSpeed configuration with ZeRO stage 0 to 3: a JSON file, or its content"
     )
 
     fsdp: Fsdp = Field(

@@ -54,14 +54,19 @@ def conflicts(fsdp: Any, *, fp16: bool, optim: str, deepspeed: Any, quantization
     """Keys of a run that do not go together with ``fsdp``, and why."""
     if not is_on(fsdp):
         return
-    if fp16:
-        yield "fp16", "fsdp scales no loss here: use bf16 in place of fp16"
-    if optim not in (*ADAMW, "sgd"):
-        yield "optim", f"fsdp shards the state of {' or '.join(ADAMW)}, or sgd, which has none; got {optim}"
+    yield from sharding_conflicts("fsdp", fp16=fp16, optim=optim, quantization=quantization)
     if deepspeed is not None:
         yield "deepspeed", "fsdp and deepspeed exclude each other: remove one of them"
+
+
+def sharding_conflicts(name: str, *, fp16: bool, optim: str, quantization: Any) -> Iterator[tuple[str, str]]:
+    """Keys of a run that do not go together with sharded parameters, for which ``name`` asks, and why."""
+    if fp16:
+        yield "fp16", f"{name} scales no loss here: use bf16 in place of fp16"
+    if optim not in (*ADAMW, "sgd"):
+        yield "optim", f"{name} shards the state of {' or '.join(ADAMW)}, or sgd, which has none; got {optim}"
     if quantization is not None:
-        yield "quantization_bit", "quantised weights are not supported yet with fsdp"
+        yield "quantization_bit", f"quantised weights are not supported yet with {name}"
 
 
 def is_on(fsdp: Any) -> bool:

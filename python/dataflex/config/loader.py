@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dataflex.config.checks import asks_component, find_problems
 from dataflex.config.components import validate_component
+from dataflex.config.deepspeed import conflicts
 from dataflex.config.document import KeyPath, parse_yaml
 from dataflex.config.fields import FileConfig, RunFields
 from dataflex.config.known import ADVICE, LLAMA_FACTORY_KEYS, QUANTIZATION, RENAMED
@@ -58,7 +59,7 @@ def load_config(source: Source, overrides: Iterable[str] = (), *, check_componen
     if "eval_metric" not in broken:
         draft.problems.extend(_metric_problems(partial))
     draft.problems.extend(_path_problems(partial, broken))
-    if "deepspeed" not in broken:
+    if not broken & {"deepspeed", "optim"}:
         draft.problems.extend(_deepspeed_problems(partial))
     if not broken & {"fsdp", "fsdp_config"}:
         draft.problems.extend(_fsdp_problems(partial))
@@ -247,10 +248,11 @@ def _metric_problems(config: RunConfig) -> list[str]:
 
 def _deepspeed_problems(config: RunConfig) -> list[str]:
     try:
-        config.deepspeed_settings()
+        settings = config.deepspeed_settings()
     except ConfigError as error:
         return [config.origin.about("deepspeed", problem) for problem in error.problems]
-    return []
+    found = conflicts(settings, fp16=config.fp16, optim=config.optim, quantization=config.quantization_bit)
+    return [config.origin.about(key, problem) for key, problem in found]
 
 
 def _fsdp_problems(config: RunConfig) -> list[str]:

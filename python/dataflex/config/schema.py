@@ -14,7 +14,7 @@ from dataflex.config.components import (
     resolve_component,
     surprising_values,
 )
-from dataflex.config.deepspeed import read_deepspeed
+from dataflex.config.deepspeed import read_deepspeed, shards_parameters
 from dataflex.config.fields import FileConfig, RunFields
 from dataflex.config.fsdp import FsdpSettings, read_fsdp
 from dataflex.config.idle import find_warnings
@@ -72,6 +72,15 @@ class RunConfig(RunFields):
             ConfigError: There is no such file, or its settings cannot be run.
         """
         return read_fsdp(self.fsdp, self.fsdp_config, self.origin.folder)
+
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether ``fsdp``, or ``deepspeed`` with stage 3, shards the parameters.
+
+        Raises:
+            ConfigError: There is no such file, or its settings cannot be run.
+        """
+        return self.fsdp_settings() is not None or shards_parameters(self.deepspeed_settings())
 
     def component(self) -> ComponentSpec:
         """The component that ``component_name`` names, with its merged parameters; they are not validated here.

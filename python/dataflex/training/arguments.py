@@ -150,7 +150,7 @@ class TrainingArguments(HomePaths):
     early_stopping_min_delta: float = Field(0.0, ge=0, description="smallest change that is an improvement")
     ddp_timeout: int = Field(DDP_TIMEOUT_SECONDS, ge=1, description="seconds that processes wait for each other")
     deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(_deepspeed_content)] = Field(
-        None, description="DeepSpeed's settings or their JSON file: ZeRO stage 0, 1 or 2"
+        None, description="DeepSpeed's settings or their JSON file: ZeRO stage 0 to 3"
     )
     fsdp: Fsdp = Field(
         None, description="shard the parameters over the processes (FSDP2): true, or full_shard auto_wrap"
@@ -181,7 +181,7 @@ class TrainingArguments(HomePaths):
     def _consistent(self) -> TrainingArguments:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other")
-        for _, problem in conflicts(self.deepspeed, fp16=self.fp16, optim=self.optim):
+        for _, problem in conflicts(self.deepspeed, fp16=self.fp16, optim=self.optim, quantization=None):
             raise ValueError(problem)
         if self.deepspeed is not None:
             read_deepspeed(self.deepspeed)

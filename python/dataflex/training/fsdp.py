@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from dataflex.config.deepspeed import shards_parameters
 from dataflex.config.fsdp import FsdpSettings, launched_fsdp, read_fsdp
 from dataflex.gradients.in_step import CommonPasses, ShardedRanks
 from dataflex.models.model import to_device, trainable_parameters
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 def fsdp_settings(args: TrainingArguments) -> FsdpSettings | None:
     """How parameters are sharded: the arguments decide, else the launcher; None: not at all."""
+    if shards_parameters(args.deepspeed):
+        logger.info("deepspeed: parameters are sharded as ZeRO-3 does by torch (FSDP2), without DeepSpeed")
+        return FsdpSettings()
     return read_fsdp(args.fsdp, args.fsdp_config) or launched_fsdp(os.environ)
 
 
@@ -42,7 +46,8 @@ def placed(model: nn.Module, args: TrainingArguments, ranks: Ranks) -> tuple[nn.
     if settings is None:
         return to_device(model, ranks.device), ranks
     if ranks.count == 1:
-        logger.warning("fsdp: has no effect in a single process, which has nothing to shard")
+        key = "fsdp" if args.deepspeed is None else "deepspeed"
+        logger.warning("%s: has no effect in a single process, which has nothing to shard", key)
         return to_device(model, ranks.device), ranks
     shard(model, init_device_mesh(torch.device(ranks.device).type, (ranks.count,)), settings.layers)
     return model, ShardedRanks(ranks.index, ranks.count, ranks.device, passes=CommonPasses(model, ranks))

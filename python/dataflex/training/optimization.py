@@ -51,8 +51,8 @@ def create_accelerator(args: TrainingArguments) -> Accelerator:
     if kind not in SUPPORTED:
         raise TrainingError(
             f"{kind.value} is not supported yet: every process has to hold all parameters",
-            hint="torchrun, or accelerate launch without deepspeed: ZeRO stages 1 and 2 by the key deepspeed of the "
-            "run, sharded parameters by its key fsdp",
+            hint="torchrun, or accelerate launch without deepspeed: ZeRO by the key deepspeed of the run, FSDP by its "
+            "key fsdp",
         )
     if accelerator.num_processes != processes:
         raise TrainingError(

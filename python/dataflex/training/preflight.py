@@ -112,7 +112,7 @@ def sharding_problems(args: TrainingArguments, processes: int) -> Iterator[str]:
             True, fp16=args.fp16, optim=args.optim, deepspeed=args.deepspeed, quantization=None
         ):
             yield f"accelerate launch shards the parameters (FSDP): {key}: {problem}"
-    if args.deepspeed and zero_stage(args.deepspeed) and processes > 1 and find_spec("deepspeed") is None:
+    if args.deepspeed and zero_stage(args.deepspeed) in (1, 2) and processes > 1 and find_spec("deepspeed") is None:
         yield "deepspeed is not installed (pip install --no-build-isolation deepspeed)"
 
 

@@ -144,7 +144,7 @@ def build_model(config: RunConfig) -> nn.Module:
 
 def is_sharded_run(config: RunConfig) -> bool:
     """Whether the parameters are sharded over the processes, if there are several."""
-    return (config.fsdp_settings() or launched_fsdp(os.environ)) is not None
+    return config.shards_parameters or launched_fsdp(os.environ) is not None
 
 
 def quantization(config: RunConfig) -> Quantization | None:

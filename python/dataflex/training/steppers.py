@@ -6,7 +6,7 @@ import logging
 
 from torch import nn
 
-from dataflex.config.deepspeed import zero_stage
+from dataflex.config.deepspeed import shards_parameters, zero_stage
 from dataflex.models.sharding import is_sharded
 from dataflex.training.arguments import TrainingArguments
 from dataflex.training.fsdp import FsdpStepper
@@ -21,7 +21,7 @@ def stepper_class(args: TrainingArguments, ranks: Ranks, model: nn.Module) -> ty
     """What takes the steps of a run; a single process has nothing to shard."""
     if is_sharded(model):
         return FsdpStepper
-    if args.deepspeed is None:
+    if args.deepspeed is None or shards_parameters(args.deepspeed):  # in one process, which was said of the model
         return Stepper
     if zero_stage(args.deepspeed) == 0:
         logger.info("deepspeed: stage 0 shards nothing: plain data parallelism, without DeepSpeed")
