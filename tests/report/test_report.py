@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +23,10 @@ from dataflex.errors import DataError
 from dataflex.report.compare import overlap, rank_correlation
 from dataflex.report.page import made_of, refresh_page
 from dataflex.report.read import read_report
-from dataflex.report.sections import Pages
+from dataflex.report.sections import Pages, lay_out
 from dataflex.selectors.base import Selection
 from dataflex.testing import tiny_dataset
+from dataflex.types import group_names
 from dataflex.utils.files import write_json
 from helpers.runs import tiny_trainer
 
@@ -141,6 +143,55 @@ def test_the_summary_says_what_was_chosen_how_sure_it_is_and_what_to_change(run:
     )
     assert "More targets" in answers["What would I change?"]
     assert "0.20" in answers["What would I change?"]
+
+
+def test_a_group_whose_rows_are_used_up_is_said_with_what_to_change(tmp_path: Path) -> None:
+    """Each selection takes ten rows: all six of the first task and four of others."""
+    dataset = tiny_dataset(60)
+    tasks = np.array(group_names(dataset.samples, "task"))
+    first, others = np.flatnonzero(tasks == tasks[0]), np.flatnonzero(tasks != tasks[0])
+    for step in (2, 5):
+        scores = np.zeros(60)
+        chosen = np.concatenate([first, others[step : step + 4]])
+        scores[first] = 1.0
+        facts = {"reliability": {"targets": 0.1}}
+        write_selection(
+            tmp_path / "selections" / f"step-{step}.parquet",
+            Selection(chosen, scores, "nice", step, 1, facts),
+            dataset,
+            "task",
+        )
+    answers = df.Report(tmp_path).summary
+    share = len(first) / (len(first) + 4)
+    assert f"{share:.0%} of the selected rows are of {tasks[0]} (task)" in answers["What was chosen?"]
+    assert "and 100% of the rows that it has at each selection" in answers["What was chosen?"]
+    assert f"Fewer rows a selection, or more rows of task {tasks[0]}" in answers["What would I change?"]
+    assert f"{1 - share:.0%} of the selected are of other groups" in answers["What would I change?"]
+    assert "Noise prefers some rows over others, too" in answers["Can it be trusted?"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen", "said"),
+    [
+        (lambda tokens: tokens, lambda tokens: tokens > 40, "Scores rise strongly with length"),
+        (lambda tokens: -tokens, lambda tokens: tokens < 20, "Scores fall strongly with length"),
+        (
+            lambda tokens: np.abs(tokens - 25),
+            lambda tokens: tokens < 6,
+            "no trend): something that goes with length decides.",
+        ),
+        (lambda tokens: np.abs(tokens - 25), lambda tokens: np.abs(tokens - 25) > 22, "; 0: no trend)."),
+    ],
+)
+def test_what_length_has_to_do_with_it_is_said(tmp_path: Path, scores: Any, chosen: Any, said: str) -> None:
+    tokens = np.tile(np.arange(1, 50), 3)
+    path = tmp_path / "selections" / "step-1.parquet"
+    path.parent.mkdir()
+    columns = {"tokens": tokens, "score": scores(tokens).astype(float), "chosen": chosen(tokens)}
+    metadata = {b"dataflex": json.dumps({"selector": "x", "report": {}}).encode()}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    (found,) = [section for section in lay_out(read_report(tmp_path)).sections if section.key == "tokens"]
+    assert said in found.answer
 
 
 def test_tables_hold_numbers_for_programs(run: Path) -> None:

@@ -20,11 +20,17 @@ class Grouping:
         what: What the groups are, as the head of a table says it.
         known_by: Where the groups come from.
         rows: The groups, most selected first; lengths from the shortest.
+        rounds: Selections that were counted together.
     """
 
     what: str
     known_by: str
     rows: Sequence[GroupRow]
+    rounds: int
+
+    def used(self, row: GroupRow) -> float:
+        """Of a group's rows the share that a selection chose, the mean over the selections."""
+        return row.selected / (row.candidates * self.rounds)
 
 
 _KNOWN_BY = {
@@ -48,8 +54,8 @@ def groupings(selections: Sequence[SelectionFile]) -> Iterator[Grouping]:
         names = [NOTHING if value is None else str(value) for value in values]
         known = any(value is not None for value in values)
         if known and (what == "task" or len(set(names)) > 1):
-            yield Grouping(what, _KNOWN_BY[what], group_rows(names, draws))
+            yield Grouping(what, _KNOWN_BY[what], group_rows(names, draws), len(draws))
     tokens = first.tokens()
     if len(tokens):
         rows = by_length(group_rows(length_names(tokens.tolist()), draws))
-        yield Grouping(LENGTH, _KNOWN_BY[LENGTH], rows)
+        yield Grouping(LENGTH, _KNOWN_BY[LENGTH], rows, len(draws))

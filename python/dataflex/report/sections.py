@@ -19,6 +19,11 @@ from dataflex.report.table import Sheet, score_text
 from dataflex.utils.facts import numbers
 from dataflex.utils.reliability import HIGH, LOW
 
+TREND, STRONG_TREND = 0.2, 0.5
+"""Rank correlations of score and length above which there is a trend, and a strong one."""
+ALIKE = 1.15
+"""Median lengths that differ by less than this factor are alike."""
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -100,6 +105,8 @@ def _of_groups(report: RunReport, found: Sequence[Grouping], named: Mapping[str,
                 "Grey: the group's share of all rows; blue: its share of the selected ones. The number is the lift, "
                 "one over the other: 1 is what a random choice gives."
             )
+            if grouping.rounds > 1:
+                meaning += f" The {grouping.rounds} selections are counted together."
             if len(grouping.rows) > pictures.MOST_BARS:
                 meaning += f" The {pictures.MOST_BARS} groups with the most selected rows are drawn."
         title = "Which rows were chosen?" if number == 0 else f"By {grouping.what}"
@@ -116,8 +123,13 @@ def _length_answer(selection: SelectionFile) -> str:
     correlation = rank_correlation(selection.scores, np.where(np.isfinite(selection.scores), tokens, np.nan))
     if correlation is None:
         return text
-    strength = "hardly" if abs(correlation) < 0.2 else "somewhat" if abs(correlation) < 0.5 else "strongly"
-    return f"{text} Score and length go together {strength} (rank correlation {correlation:+.2f}; 0: not at all)."
+    strongly = " strongly" if abs(correlation) >= STRONG_TREND else ""
+    trend = (
+        f"{'rise' if correlation > 0 else 'fall'}{strongly}" if abs(correlation) >= TREND else "neither rise nor fall"
+    )
+    text += f" Scores {trend} with length (rank correlation {correlation:+.2f}; 0: no trend)"
+    alike = 1 / ALIKE < of_chosen / max(middle, 1.0) < ALIKE
+    return f"{text}." if alike or abs(correlation) >= TREND else f"{text}: something that goes with length decides."
 
 
 def _of_selections(report: RunReport, named: Mapping[str, Sheet]) -> Iterator[Section]:
@@ -223,7 +235,7 @@ def _of_cost(report: RunReport, named: Mapping[str, Sheet]) -> Iterator[Section]
     seconds = {name: value for name, value in report.seconds.items() if value}
     if seconds:
         draw = partial(pictures.time_bars, seconds)
-        meaning = "Wall-clock time, all selections together."
+        meaning = "Wall-clock time of the whole run; the table says what belongs to selections."
         yield Section("cost", "What did it cost?", cost(report), draw, _taken(named, "time"), meaning)
 
 

@@ -83,8 +83,8 @@ def _selections(selections: Sequence[SelectionFile]) -> Sheet:
         *([LOOKED_AT] if some else []),
         Column("selected", "count"),
         Column("mean score", "score", "of the selected rows"),
-        Column("mean score of all", "score"),
-        Column("chosen last time too", "percent"),
+        Column("mean score of all", "score", "of all rows that have a score"),
+        Column("chosen last time too", "percent", "share of the selected rows that the selection before chose"),
         Column("order kept", "ratio", "Spearman's rank correlation of the scores with those of the selection before"),
         Column("seconds", "seconds"),
     )
@@ -135,7 +135,7 @@ def _group_sheet(grouping: Grouping, selections: Sequence[SelectionFile]) -> She
     ]
     notes = [f"Groups: {grouping.known_by}."]
     if len(selections) > 1:
-        notes.append("All selections counted together.")
+        notes.append(f"The {len(selections)} selections are counted together, a row once for each that chose it.")
     if len(grouping.rows) > MOST_GROUPS:
         notes.append(f"{len(grouping.rows) - MOST_GROUPS:,} more, of which fewer rows were selected.")
     columns = (
@@ -144,9 +144,9 @@ def _group_sheet(grouping: Grouping, selections: Sequence[SelectionFile]) -> She
         Column("share", "share", "of all rows"),
         *([LOOKED_AT] if some else []),
         Column("selected", "count"),
-        Column("share of selected", "share"),
+        Column("share of selected", "share", "of all that were selected"),
         Column("lift", "lift", "share of selected over share: 1 is what a random choice gives"),
-        Column("mean score", "score"),
+        Column("mean score", "score", "of all its rows, selected or not"),
     )
     return Sheet(f"by {grouping.what}", f"selected by {grouping.what}", columns, rows, " ".join(notes))
 
@@ -195,13 +195,27 @@ def _answers(report: RunReport) -> Iterator[Sheet]:
         Column("never", "count", "prompts all of whose answers earned the lowest reward of the round"),
         Column("always", "count", "prompts all of whose answers earned the highest"),
     )
-    note = "Some rounds have more answers, of which the first were read." if any(a.cut for a in rounds.values()) else ""
-    yield Sheet("rewards", "rewards of sampled answers", columns, rows, note)
+    notes = (
+        ["Some rounds have more answers, of which the first were read."] if any(a.cut for a in rounds.values()) else []
+    )
+    notes += _references(report.selections[-1]) if report.selections else []
+    yield Sheet("rewards", "rewards of sampled answers", columns, rows, " ".join(notes))
     if rounds:
         step, last = list(rounds.items())[-1]
         shown = [("best", answer) for answer in last.best] + [("worst", answer) for answer in last.worst]
         heads = (*map(Column, ("place", "prompt", "answer", "reference")), Column("reward", "score"))
         yield Sheet("answers", f"best and worst answers at step {step}", heads, [_answer(*pair) for pair in shown])
+
+
+def _references(selection: SelectionFile) -> list[str]:
+    """How reference answers were rewarded, where they count beside the sampled ones."""
+    known = numbers(selection.report.get("reference_rewards"))
+    if not known.get("answers") or selection.report.get("reference_answer") != "sample":
+        return []
+    return [
+        f"Beside them each reference counted as one more answer (mean reward {known.get('mean', 0.0):.3g}): a prompt "
+        "all of whose sampled answers earned the same still says something where its reference earned another reward."
+    ]
 
 
 def _answer(place: str, answer: Answer) -> tuple[Any, ...]:

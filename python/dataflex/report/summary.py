@@ -28,6 +28,8 @@ FINISHED = 0.7
 """Below this share of finished answers the limit of their length decides what is rewarded."""
 CONCENTRATED = 0.9
 """Share of the selected in one group above which the choice is that group."""
+USED_UP = 0.9
+"""Share of a group's rows that a selection chose above which there is hardly more of the group to choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,9 @@ def leading(grouping: Grouping) -> str:
     what = f"{name} tokens" if grouping.what == LENGTH else f"{name} ({grouping.what})"
     share = share_text(first.selected_share)
     text = f"{share} of the selected rows are of {what}, {first.lift:.1f} times its share of all rows"
+    if grouping.used(first) > USED_UP:
+        each = " at each selection" if grouping.rounds > 1 else ""
+        text += f" and {grouping.used(first):.0%} of the rows that it has{each}"
     none = [row for row in grouping.rows if not row.selected]
     if grouping.what != LENGTH and none:
         more = f" or {len(none) - 1} other groups" if len(none) > 1 else ""
@@ -128,7 +133,10 @@ def _trust(report: RunReport) -> str:
     lowest = min(value for _, value in values)
     judged = "Yes" if lowest >= HIGH else "In part" if max(value for _, value in values) >= LOW else "No"
     said = "; ".join(f"{value:.2f} at step {step:,} ({meaning(value)})" for step, value in values[-3:])
-    return f"{judged}. Reliability of the targets (what the rows are chosen for), of 1: {said}."
+    text = f"{judged}. Reliability of the targets (what the rows are chosen for), of 1: {said}."
+    if lowest < LOW:
+        text += " Noise prefers some rows over others, too: see whether the rows below are what the targets ask for."
+    return text
 
 
 def cost(report: RunReport) -> str:
@@ -182,7 +190,7 @@ def _about_target(report: RunReport) -> Iterator[str]:
     answers, finished = rewards.get("answers", 0.0), rewards.get("finished", 0.0)
     if answers and finished / answers < FINISHED:
         share = 1 - finished / answers
-        yield f"A larger max_new_tokens, or shorter answers: {share:.0%} of the sampled answers were cut off."
+        yield f"A larger max_new_tokens, or shorter answers: at the last selection {share:.0%} of them were cut off."
     prompts = numbers(last.report.get("prompts"))
     total, signal = prompts.get("total", 0.0), prompts.get("with_signal", 0.0)
     if total and signal / total < 0.5:
@@ -200,6 +208,11 @@ def _about_rows(report: RunReport, found: Sequence[Grouping]) -> Iterator[str]:
     last = report.selections[-1]
     for grouping in found[:1]:
         largest = max(grouping.rows, key=lambda row: row.selected_share)
+        if grouping.what != LENGTH and grouping.used(largest) > USED_UP and largest.share < largest.selected_share < 1:
+            yield (
+                f"Fewer rows a selection, or more rows of {grouping.what} {shown(largest.name, NAME)}: nearly all of "
+                f"these were chosen, and {1 - largest.selected_share:.0%} of the selected are of other groups."
+            )
         if grouping.what != LENGTH and largest.selected_share > CONCENTRATED and largest.share < CONCENTRATED:
             yield (
                 f"Fewer rows, or targets of several kinds, if that is too narrow: {largest.selected_share:.0%} of the "
