@@ -144,13 +144,12 @@ def test_two_processes_run_the_documented_line_of_deepspeed(tmp_path, monkeypatc
     one = dataflex.train(file, *short, "gradient_accumulation_steps=16", "output_dir=one")
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("# deepspeed: ", "deepspeed: "), encoding="utf-8")
-    launch(2, "-m", "dataflex", "train", "near.yaml", *short, "output_dir=two", cwd=root)
+    done = launch(2, "-m", "dataflex", "train", "near.yaml", *short, "output_dir=two", cwd=root)
     two = json.loads((root / "two" / "all_results.json").read_text(encoding="utf-8"))
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
     found = [pq.read_table(root / name / "selections" / "step-4.parquet").to_pydict() for name in ("one", "two")]
     assert found[0]["chosen"] == found[1]["chosen"]
-    resolved = (root / "two" / "config.yaml").read_text(encoding="utf-8")
-    assert "deepspeed: examples/deepspeed/ds_z3_config.json" in resolved or "stage: 3" in resolved
+    assert "parameters are sharded as ZeRO-3 does" in done.stdout + done.stderr
 
 
 @pytest.mark.exhaustive
