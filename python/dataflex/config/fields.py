@@ -123,7 +123,9 @@ class RunFields(FileConfig):
         default=None, description="freeze: modules outside the layers that are trained, too, by name"
     )
     lora_target: LoraTarget = Field(
-        default="all", description="modules that get an adapter: all linear ones, or names (a list, or comma-separated)"
+        default="all",
+        description="modules that get an adapter: all linear ones, or names (a list, or comma-separated), those of "
+        "experts' parameters too",
     )
     lora_rank: Int = Field(default=8, ge=1, description="rank r of the adapters")
     lora_alpha: LoraAlpha = Field(

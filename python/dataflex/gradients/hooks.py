@@ -9,6 +9,9 @@ A parameter that is used more than once (tied embeddings, a module that is calle
 of its uses has come, as their sum. Autograd keeps the tapped inputs as it keeps any saved tensor, so that layers under
 (non-reentrant) checkpointing keep none and hand on the recomputed one.
 
+A router of experts returns scores and choices, both of its logits, which it returns, too: theirs is the gradient that
+its rule is for, and it is taken from the logits where it passes.
+
 What the rules do not cover is refused with :class:`UnsupportedModel`; the caller then takes one backward pass a sample.
 """
 
@@ -23,13 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataflex.gradients.rules import Piece, Rule, dora, dora_output, find_rule, owned_parameters, picked
-from dataflex.gradients.slots import Pick, Slot, everything, parameter_slots
+from dataflex.gradients.experts import experts, routed_inputs, router
+from dataflex.gradients.rules import Rule, dora, dora_output, find_rule, owned_parameters, picked
+from dataflex.gradients.slots import Pick, Piece, Slot, everything, parameter_slots
 
 Sink = Callable[[Tensor, int], None]
 """Takes a block ``(g, n)``, float32 or wider, and the parameter index of its first column."""
 
-ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None]
+ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 BLOCK_VALUES = 1 << 24
 """Most gradients (b x n) that a rule makes at once: 64 MiB in float32 (a section of many rows may be larger)."""
@@ -48,11 +52,11 @@ class TappedModule:
     rule: Rule
     slots: dict[str, Slot]
 
-    def pieces(self, inputs: Tensor, gradient: Tensor) -> dict[str, Piece]:
+    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> dict[str, Piece]:
         """A piece for each of the slots."""
         if not any(slot.picks for slot in self.slots.values()):
-            return self.rule(self.module, inputs, gradient)
-        whole = {} if all(slot.picks for slot in self.slots.values()) else self.rule(self.module, inputs, gradient)
+            return self.rule(self.module, *inputs, gradient)
+        whole = {} if all(slot.picks for slot in self.slots.values()) else self.rule(self.module, *inputs, gradient)
         return whole | {
             name: picked(self.rule, self.module, inputs, gradient, name, slot.picks)
             for name, slot in self.slots.items()
@@ -104,9 +108,10 @@ class BatchedGradients:
                 tapped.module.register_forward_hook(state.hook(tapped), with_kwargs=True) for tapped in self._tapped
             ]
             handles += [
-                tapped.module.register_forward_pre_hook(state.before_dora, with_kwargs=True)
+                tapped.module.register_forward_pre_hook(before, with_kwargs=True)
+                for rule, before in ((dora, state.before_dora), (router, state.before_router))
                 for tapped in self._tapped
-                if tapped.rule is dora
+                if tapped.rule is rule
             ]
             try:
                 total = losses().sum()
@@ -132,21 +137,37 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 class _Tap(torch.autograd.Function):
-    """The identity on a module's output that hands input and output gradient on."""
+    """The identity on a module's output that hands inputs and output gradient on."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, output: Tensor, inputs: Tensor, arrived: Any) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, output: Tensor, arrived: Any, *inputs: Tensor) -> Tensor:
         """``anchor`` requires a gradient, and so does whatever is tapped, even where nothing before it does."""
         del anchor
-        ctx.save_for_backward(inputs)
+        ctx.save_for_backward(*inputs)
         ctx.arrived = arrived
         return output.detach()  # shares memory; unlike a view, it may be changed in place later
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (inputs,) = ctx.saved_tensors
+        inputs = ctx.saved_tensors
         ctx.arrived(inputs, gradients[0])
-        return None, gradients[0], None, None
+        return None, gradients[0], None, *(None for _ in inputs)
+
+
+class _Kept(torch.autograd.Function):
+    """The identity on a module's input, which autograd keeps for one that asks (checkpointing allows no more)."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, values: Tensor) -> Tensor:
+        """As for :class:`_Tap`, the outcome requires a gradient."""
+        del anchor
+        ctx.save_for_backward(values)
+        return values.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        del ctx
+        return None, gradients[0]
 
 
 class _Pass:
@@ -172,27 +193,43 @@ class _Pass:
     def hook(self, tapped: TappedModule) -> ForwardHook:
         """The forward hook that taps a module."""
 
-        def arrived(inputs: Tensor, gradient: Tensor) -> None:
+        def arrived(inputs: tuple[Tensor, ...], gradient: Tensor) -> None:
             self._collect(tapped, inputs, gradient)
 
-        def forward_hook(
-            module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Tensor
-        ) -> Tensor | None:
+        def forward_hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
             if module in self._constants or not torch.is_grad_enabled():  # in the latter a rule probes its module
                 self._constants.discard(module)
                 return None
-            found = dora_output(options, output) if tapped.rule is dora else _only(inputs, options)
+            found = _given(tapped, inputs, options, output)
             if found is None:
                 raise UnsupportedModel(f"{tapped.name} is called with something else than one input")
-            given = self._with_rows(tapped.name, found)
-            output = self._with_rows(tapped.name, output)
+            given = tuple(self._with_rows(tapped, values) for values in found)
             if self.counting:
                 for slot in tapped.slots.values():
                     self._uses[slot.number] += 1
-            result: Tensor = _Tap.apply(self.anchor, output, given, arrived)  # type: ignore[no-untyped-call]
-            return result
+            if tapped.rule is router and isinstance(output, tuple):
+                return self._tap_logits(tapped, inputs[0], output[0], arrived)
+            output = self._with_rows(tapped, output)
+            return _Tap.apply(self.anchor, output, arrived, *given)  # type: ignore[no-untyped-call]
 
         return forward_hook
+
+    def before_router(
+        self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Let a router's logits have a gradient, and autograd keep its input."""
+        del module
+        if not inputs or not torch.is_grad_enabled():
+            return None
+        return (_Kept.apply(self.anchor, inputs[0]), *inputs[1:]), options  # type: ignore[no-untyped-call]
+
+    def _tap_logits(self, tapped: TappedModule, kept: Tensor, logits: Any, arrived: Any) -> None:
+        """Collect where the gradient of a router's logits passes, which scores and choices come of."""
+        if not isinstance(logits, Tensor) or not logits.requires_grad:
+            raise UnsupportedModel(f"{tapped.name} does not return its logits first")
+        self._with_rows(tapped, logits)
+        node: Any = kept.grad_fn
+        logits.register_hook(lambda gradient: arrived(node.saved_tensors, gradient))  # type: ignore[no-untyped-call]
 
     def before_dora(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Peft's layer first calls A and B for the norms of their product, which are constants."""
@@ -208,23 +245,28 @@ class _Pass:
             self._stream(self._slots[number])
         return frozenset(slot.name for slot in self._slots if not self._uses[slot.number])
 
-    def _with_rows(self, name: str, values: Tensor) -> Tensor:
+    def _with_rows(self, tapped: TappedModule, values: Tensor) -> Tensor:
         """The tensor, once a row where the whole batch shares it (GPT-2's position embeddings).
 
-        One of all positions in one dimension (experts that all tokens share) stays as it is for now.
+        One of all positions in one dimension (experts, and what all tokens share) stays as it is for now. Experts and
+        their routers never see another one, so that theirs tells t where nothing else has.
         """
         first = values.shape[0] if values.ndim else 0
         if first == 1:
             return values.expand(self._rows, *values.shape[1:])
         if first == self._rows:
             self._width = self._width or (values.shape[1] if values.ndim > 2 else None)
+        elif tapped.rule in (experts, router) and values.ndim == 2 and not (self._width or first % self._rows):
+            self._width = first // self._rows
         elif self._width is None or values.ndim != 2 or first != self._rows * self._width:
-            raise UnsupportedModel(f"{name} sees a tensor of shape {tuple(values.shape)} in a batch of {self._rows}")
+            shape = tuple(values.shape)
+            raise UnsupportedModel(f"{tapped.name} sees a tensor of shape {shape} in a batch of {self._rows}")
         return values
 
-    def _collect(self, tapped: TappedModule, inputs: Tensor, gradient: Tensor) -> None:
-        if inputs.shape[0] != self._rows:
-            inputs, gradient = (values.reshape(self._rows, -1, values.shape[-1]) for values in (inputs, gradient))
+    def _collect(self, tapped: TappedModule, inputs: tuple[Tensor, ...], gradient: Tensor) -> None:
+        if any(values.shape[0] != self._rows for values in (*inputs, gradient)):
+            every = [values.reshape(self._rows, -1, values.shape[-1]) for values in (*inputs, gradient)]
+            inputs, gradient = tuple(every[:-1]), every[-1]
         pieces = tapped.pieces(inputs, gradient)
         for name, slot in tapped.slots.items():
             found = self._pieces[slot.number]
@@ -246,6 +288,21 @@ class _Pass:
             if self._groups is not None:
                 block = torch.stack([rows.sum(dim=0) for rows in torch.split(block, list(self._groups))])
             self._sink(block, slot.offset + start * slot.width)
+
+
+def _given(
+    tapped: TappedModule, inputs: tuple[Any, ...], options: dict[str, Any], output: Any
+) -> tuple[Tensor, ...] | None:
+    """What a rule wants of a call of its module, None where the call is another."""
+    if tapped.rule is experts:
+        try:
+            return routed_inputs(*inputs, **options)
+        except TypeError:
+            return None
+    if tapped.rule is router and inputs:  # beside the tokens, some are given constants
+        return (inputs[0].detach(),)
+    found = dora_output(options, output) if tapped.rule is dora else _only(inputs, options)
+    return None if found is None else (found,)
 
 
 def _only(inputs: tuple[Any, ...], options: dict[str, Any]) -> Tensor | None:

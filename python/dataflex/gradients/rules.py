@@ -13,6 +13,7 @@ Embedding s W[a]            W[v]: s sum_{t: a_t = v} d_t, nothing for the paddin
 norms     w * n(a) + c      w: sum_t d_t * n(a_t)    c: sum_t d_t          (layer and RMS norms)
 LoRA of E s (B A[a])        A[:, v]: s sum_{t: a_t = v} B^T d_t    B: s sum_t d_t A[:, a_t]^T
 DoRA      (m / |V|) * v(a)  m: sum_t d_t * y_t / m                         (peft's magnitudes, |V| a constant)
+experts   sum w D h(U a)    :mod:`dataflex.gradients.experts`
 ========= ================= =================================================================
 
 A rule gives every parameter as a :data:`Piece`, which makes any range of the parameter's first dimension when asked: a
@@ -30,13 +31,13 @@ from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from dataflex.gradients.experts import routed_parameters, routed_rule
+from dataflex.gradients.slots import Piece
 from dataflex.projection.picks import Picks
 
-Piece = Callable[[int, int], Tensor]
-"""Maps a range of a parameter's first dimension to its gradients ``(b, stop - start, ...)``, float32 or wider."""
-
-Rule = Callable[[Any, Tensor, Tensor], dict[str, Piece]]
-"""Maps (module, input ``(b, ...)``, output gradient ``(b, ..., out)``) to a piece for each of its parameters."""
+Rule = Callable[..., dict[str, Piece]]
+"""Maps (module, input ``(b, ...)``, output gradient ``(b, ..., out)``) to a piece for each of its parameters; experts
+have three inputs."""
 
 
 def find_rule(module: nn.Module) -> Rule | None:
@@ -58,18 +59,19 @@ def find_rule(module: nn.Module) -> Rule | None:
         return norm if vectors and set(parameters) in ({"weight"}, {"weight", "bias"}) else None
     if type(module) is LoraEmbedding:
         return lora_embedding if set(module.lora_embedding_A) == set(module.active_adapters) else None
-    return dora if type(module) is DoraLinearLayer else None
+    return dora if type(module) is DoraLinearLayer else routed_rule(module)
 
 
 def owned_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters that a module's rule is for, by their names in the rule: its own, as a rule.
 
-    LoRA on an embedding keeps its two matrices in dictionaries that are modules themselves, and are never called.
+    LoRA on an embedding, or on parameters of experts, keeps its matrices in modules that are never called.
     """
     if type(module) is LoraEmbedding and len(module.active_adapters) == 1:
         (adapter,) = module.active_adapters
         yield "A", module.lora_embedding_A[adapter]
         yield "B", module.lora_embedding_B[adapter]
+    yield from routed_parameters(module)
     yield from module.named_parameters(recurse=False)
 
 
@@ -103,14 +105,15 @@ def embedding(module: nn.Embedding, inputs: Tensor, gradient: Tensor) -> dict[st
     return {"weight": _by_id(_without_padding(module, inputs), _scaled(module, gradient))}
 
 
-def picked(rule: Rule, module: Any, inputs: Tensor, gradient: Tensor, name: str, picks: Picks) -> Piece:
+def picked(rule: Rule, module: Any, given: tuple[Tensor, ...], gradient: Tensor, name: str, picks: Picks) -> Piece:
     """The piece of a matrix at some of its rows and columns; a rule without a way to them makes the whole matrix."""
+    inputs = given[0]
     if rule is linear:
         return linear(module, inputs[..., picks.columns], gradient[..., picks.rows])["weight"]
     if rule is conv1d:
         return conv1d(module, inputs[..., picks.rows], gradient[..., picks.columns])["weight"]
     if rule is not embedding:
-        rows, whole = len(dict(owned_parameters(module))[name]), rule(module, inputs, gradient)[name]
+        rows, whole = len(dict(owned_parameters(module))[name]), rule(module, *given, gradient)[name]
         return lambda start, stop: whole(0, rows)[:, picks.rows[start:stop]][..., picks.columns]
     places = torch.full((module.num_embeddings + 1,), -1, device=inputs.device)  # the last is that of id -1
     places[picks.rows] = torch.arange(len(picks.rows), device=inputs.device)

@@ -15,6 +15,8 @@ from dataflex.projection.picks import Picks
 
 Pick = Callable[[int, Sequence[int]], Picks | None]
 """Coordinates of a parameter that are wanted, by its place and shape (:meth:`ProjectionKind.picks`); None: all."""
+Piece = Callable[[int, int], Tensor]
+"""Maps a range of a parameter's first dimension to its gradients ``(b, stop - start, ...)``, float32 or wider."""
 SECTION_VALUES = 1 << 17
 """Most values of a section, unless a single row of the parameter has more. LoRA matrices are whole up to this size."""
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dataflex.errors import ModelError
 from dataflex.models.bounds import Bounds
-from dataflex.models.model import loading
+from dataflex.models.model import loading, pattern_warnings_off
 from dataflex.models.weights import require_safetensors, stored_tensors
 from dataflex.utils.foreign import mismatched_shapes
 
@@ -85,7 +85,8 @@ def _fitted(
     with loading("adapter", name):
         vocabulary = Bounds.of(model).inputs
         kept = _without_base(what, model, tensors, config)
-        adapted = PeftModelForCausalLM(model, config)
+        with pattern_warnings_off():
+            adapted = PeftModelForCausalLM(model, config)
         try:
             outcome: Any = set_peft_model_state_dict(adapted, kept)
         except RuntimeError as error:

@@ -7,6 +7,7 @@ peft does by default. Nothing but safetensors is read or written.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,38 +129,72 @@ def add_lora(
         rank: Rank r of the update B A.
         alpha: Scale; the update is multiplied by alpha / r.
         dropout: Dropout on the adapter's input during training.
-        target: ``"all"`` for every linear layer but the output head, or names of modules. Routers of experts that
-            call themselves linear layers and return something else are none, nor is what Mamba's kernels fuse.
+        target: ``"all"`` for every linear layer but the output head, or names of modules, or of parameters where a
+            model keeps its experts in one (``gate_up_proj``). Routers of experts that call themselves linear layers
+            and return something else are none, nor is what Mamba's kernels fuse. peft counts experts that were linear
+            layers in older versions of transformers among ``"all"`` (Mixtral, Qwen3-MoE, DeepSeek-V3, ...).
         rslora: Multiply the update by alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).
         dora: Learn the norm of each output's weights apart from their direction (DoRA, arXiv 2402.09353).
 
     Raises:
-        ModelError: No module of the model has one of the names.
+        ModelError: No module of the model has one of the names, or dropout or DoRA is wanted where experts are one
+            parameter, which have neither.
     """
-    modules = "all-linear" if target == "all" else [target] if isinstance(target, str) else list(target)
+    names = [target] if isinstance(target, str) else list(target)
+    stacked = [] if target == "all" else [name for name in names if _is_parameter(model, name)]
+    linear = {name.rsplit(".", 1)[-1]: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         use_rslora=rslora,
         use_dora=dora,
-        target_modules=modules,
+        target_modules="all-linear" if target == "all" else [name for name in names if name not in stacked],
+        target_parameters=stacked or None,
         exclude_modules=_not_for_lora(model) if target == "all" else None,
         task_type="CAUSAL_LM",
         # GPT-2 keeps its linear layers transposed, as Conv1D.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
-        adapted = get_peft_model(model, config)
+        with pattern_warnings_off():
+            adapted: PeftModel = get_peft_model(model, config)
+            return adapted
     except ValueError as error:
-        linear = sorted(
-            {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        raise _unfit(model, target, linear, str(error)) from error
+
+
+@contextmanager
+def pattern_warnings_off() -> Iterator[None]:
+    """Keep peft from saying that the ranks which it gives to experts match no module: they match parameters."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
+        yield
+
+
+def _unfit(
+    model: PreTrainedModel, target: str | Sequence[str], linear: Mapping[str, nn.Module], cause: str
+) -> ModelError:
+    """The error for what cannot be adapted as it is asked for."""
+    kind = type(model).__name__
+    if "ParamWrapper" not in cause:
+        return ModelError(
+            f"lora_target {target!r} fits no module of {kind}: {cause}",
+            hint=f"linear layers here: {', '.join(sorted(linear))}; or lora_target: all",
         )
-        raise ModelError(
-            f"lora_target {target!r} fits no module of {type(model).__name__}: {error}",
-            hint=f"linear layers here: {', '.join(linear)}; or lora_target: all",
-        ) from error
-    return adapted
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    others = sorted(name for name, part in linear.items() if part is not head)
+    return ModelError(
+        f"lora_target {target!r} means the experts of {kind}, too, which are one parameter a layer: {cause}",
+        hint=f"lora_dropout: 0 and use_dora: false; or without experts, lora_target: {','.join(others)}",
+    )
+
+
+def _is_parameter(model: nn.Module, name: str) -> bool:
+    """Whether a name is that of parameters of more than one dimension, and of no module."""
+    if any(f".{path}".endswith(f".{name}") for path, _ in model.named_modules()):
+        return False
+    return any(f".{path}".endswith(f".{name}") and values.ndim > 1 for path, values in model.named_parameters())
 
 
 def _not_for_lora(model: nn.Module) -> list[str] | None:
