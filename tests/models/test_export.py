@@ -16,6 +16,7 @@ from dataflex.models import export as exporting
 from dataflex.models.export import export
 from dataflex.models.model import load_model, trainable_parameters
 from dataflex.testing import tiny_lora, tiny_model, tiny_tokenizer
+from helpers.architectures import configuration
 from helpers.documented import LLAMA3_TOKENS
 
 IDS = torch.arange(40).reshape(2, 20)
@@ -141,6 +142,59 @@ def test_embedding_and_head_are_merged_tied_or_not(folder: Path, tied: bool, end
     merged = logits(load_model(str(folder / "merged"), precision=None))
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(merged, logits(tiny_model(tie_word_embeddings=tied)), atol=1e-2)
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DoRA": ("llama", {"target_modules": "all-linear", "use_dora": True}),
+    "rsLoRA": ("llama", {"target_modules": "all-linear", "use_rslora": True}),
+    "DoRA and rsLoRA": ("qwen3", {"target_modules": "all-linear", "use_dora": True, "use_rslora": True}),
+    "DoRA on transposed layers": ("gpt2", {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}),
+    "DoRA on embedding and head": (
+        "llama",
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "use_dora": True, "use_rslora": True},
+    ),
+    "experts": ("mixtral", {"target_modules": "all-linear"}),
+    "experts and rsLoRA": ("qwen3_moe", {"target_modules": "all-linear", "use_rslora": True}),
+    "experts and head": (
+        "qwen3_moe",
+        {"target_modules": ["embed_tokens", "lm_head"], "target_parameters": ["experts.gate_up_proj"]},
+    ),
+    "experts the other way": (
+        "gpt_oss",
+        {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    ),
+    "one of two parameters": ("qwen2_moe", {"target_modules": [], "target_parameters": ["experts.down_proj"]}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_is_merged(folder: Path, kind: str, tied: bool) -> None:
+    family, settings = KINDS[kind]
+    fields = configuration(family).to_dict() | {"tie_word_embeddings": tied}
+
+    def base() -> Any:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(type(configuration(family)).from_dict(fields))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        return model
+
+    base().save_pretrained(folder / "base")
+    adapted = get_peft_model(base(), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **settings))
+    with torch.no_grad():
+        for _, parameter in trainable_parameters(adapted):
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    adapted.save_pretrained(folder / "adapter0")
+    expected = logits(adapted)
+    done = export(load_export_config(folder / "merge.yaml"))
+    assert done["largest_logit_difference"] < 1e-4
+    merged = logits(load_model(str(folder / "merged"), precision=None))
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(merged, logits(base()), atol=1e-2)
 
 
 def test_weights_that_are_shared_stay_shared_where_lora_is_elsewhere(folder: Path) -> None:
