@@ -54,7 +54,7 @@ def assert_same(found: tuple[list[int], np.ndarray], expected: tuple[list[int], 
     "selector",
     [
         "nice",
-        "less",
+        pytest.param("less", marks=pytest.mark.exhaustive),
         pytest.param("random", marks=pytest.mark.exhaustive),
         pytest.param("delta_loss", marks=pytest.mark.exhaustive),
     ],
