@@ -21,7 +21,7 @@ _RESET_PEAK = "5"  # proc(5): makes the peak resident set size the current one
 
 
 class PeakMemory:
-    """Context in which ``extra`` is measured: peak minus what was in use at the start, in bytes.
+    """Context in which ``extra`` is measured: peak minus what was in use at the start (``start``), in bytes.
 
     On the CPU the resident set of the process, on Linux alone (None elsewhere); memory that the allocator had kept is
     given back first, so that it does not hide what the call takes. On a GPU what torch's allocator handed out.
@@ -30,16 +30,16 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.extra: int | None = None
         self._device = device
-        self._start = 0
+        self.start = 0
 
     def __enter__(self) -> PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-            self._start = torch.cuda.memory_allocated(self._device)
+            self.start = torch.cuda.memory_allocated(self._device)
         elif sys.platform == "linux":
             getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)  # glibc alone has it
             _CLEAR_REFS.write_text(_RESET_PEAK)
-            self._start = _resident("VmRSS")
+            self.start = resident("VmRSS")
         return self
 
     def __exit__(
@@ -47,9 +47,9 @@ class PeakMemory:
     ) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            self.extra = torch.cuda.max_memory_allocated(self._device) - self._start
+            self.extra = torch.cuda.max_memory_allocated(self._device) - self.start
         elif sys.platform == "linux":
-            self.extra = max(_resident("VmHWM") - self._start, 0)
+            self.extra = max(resident("VmHWM") - self.start, 0)
 
 
 class TensorMemory:
@@ -80,7 +80,7 @@ class TensorMemory:
         self.extra = max(accumulate(changes), default=0)
 
 
-def _resident(key: str) -> int:
-    """A line of the process's status in bytes."""
+def resident(key: str) -> int:
+    """A line of the process's status in bytes: ``VmRSS`` is what is in use, ``VmHWM`` its peak (Linux alone)."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024

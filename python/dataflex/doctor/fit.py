@@ -1,9 +1,9 @@
 """Whether a run fits into memory and on the disk, from the model's shapes alone: no weights are loaded.
 
-Memory is the sum of base weights, of a trainable parameter's float32 value, gradient and optimizer state (AdamW: 16
-bytes in all), and of the activations of the largest batch. A token's activations are what autograd keeps of a forward
-pass on torch's meta device, where tensors have shapes but no values. Fused attention, which keeps no matrix of weights,
-is assumed.
+Memory is what :mod:`dataflex.doctor.need` adds up: base weights, a trainable parameter's float32 value, gradient and
+optimizer state (AdamW: 16 bytes in all), what a selection by gradients holds, and the activations of the largest batch.
+A token's activations are what autograd keeps of a forward pass on torch's meta device, where tensors have shapes but no
+values. Fused attention, which keeps no matrix of weights, is assumed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from dataflex.config import RunConfig
 from dataflex.curriculum.schedule import Phase
 from dataflex.doctor.check import Check
+from dataflex.doctor.need import exact_selection, feature_selection, needed
 from dataflex.gradients.memory import available_bytes, kept_bytes
 from dataflex.gradients.store import DTYPES
 from dataflex.models.adapters import outline_adapter
@@ -36,8 +37,6 @@ from dataflex.selectors.gradient import GradientConfig
 from dataflex.selectors.gradient.scoring import expects_features
 from dataflex.training.run import prepared, quantization
 
-TRAINABLE_BYTES = 8
-"""A trainable parameter with its gradient, float32 each."""
 _ATTENTION = "dataflex_outline"
 
 
@@ -52,6 +51,7 @@ class Outline:
         bytes_per_token: Activations that a token of a row takes at the most, gradient checkpointing taken into account;
             0 if that is not known.
         bounds: Tokens and positions that the model has room for.
+        whole: Parameters that FSDP makes whole at once: those outside the layers, and of two layers.
         unknown: Why the activations are not known.
     """
 
@@ -60,6 +60,7 @@ class Outline:
     base_bytes: int
     bytes_per_token: float
     bounds: Bounds
+    whole: int
     unknown: str | None = None
 
 
@@ -76,29 +77,48 @@ def outline(config: RunConfig, tokens: int) -> Outline:
     base = outline_model(
         config.locate(config.model_name_or_path), precision=config.precision, trust_remote_code=config.trust_remote_code
     )
-    bounds = Bounds.of(base)
     stored = quantization(config)
     saved = 0 if stored is None else stored.saved_bytes(base)
+    bounds = Bounds.of(base)
     with torch.device("meta"):
         if config.adapter_name_or_path is None:
             model = prepared(base, config)
         else:
             model = cast(nn.Module, outline_adapter(base, config.locate(config.adapter_name_or_path)))
-    trainable = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    return sizes(model, tokens, bounds=bounds, saved=saved, recomputes=config.gradient_checkpointing)
+
+
+def sizes(model: nn.Module, tokens: int, *, bounds: Bounds, saved: int = 0, recomputes: bool = False) -> Outline:
+    """The sizes of a model on the meta device.
+
+    Args:
+        model: It, with what is trained in it.
+        tokens: Tokens of a row, t.
+        bounds: Of its base model.
+        saved: Bytes that quantisation saves.
+        recomputes: With gradient checkpointing.
+    """
     per_token, unknown = 0.0, None
+    layers = [_values(part) for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
     try:
-        per_token = _most_bytes(model, tokens, recomputes=config.gradient_checkpointing) / tokens
+        per_token = _most_bytes(model, tokens, recomputes=recomputes) / tokens
     except (RuntimeError, ValueError, TypeError, KeyError) as error:  # a model that looks at the values of tensors
         unknown = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    frozen = [value for value in model.parameters() if not value.requires_grad]
+    parameters = _values(model)
     return Outline(
-        parameters=sum(value.numel() for value in model.parameters()),
-        trainable=trainable,
-        base_bytes=sum(value.numel() * value.element_size() for value in model.parameters() if not value.requires_grad)
-        - saved,
+        parameters=parameters,
+        trainable=parameters - sum(value.numel() for value in frozen),
+        base_bytes=sum(value.numel() * value.element_size() for value in frozen) - saved,
         bytes_per_token=per_token,
         bounds=bounds,
+        whole=parameters - sum(layers) + 2 * max(layers, default=0),
         unknown=unknown,
     )
+
+
+def _values(module: nn.Module) -> int:
+    return sum(value.numel() for value in module.parameters())
 
 
 def _most_bytes(model: nn.Module, tokens: int, *, recomputes: bool) -> float:
@@ -169,7 +189,9 @@ def _kept_bytes(model: nn.Module, tokens: int) -> int:
         return kept_bytes(loss, model)
 
 
-def memory_check(config: RunConfig, found: Outline, longest: int, selector: Selector[Any] | None) -> Check:
+def memory_check(
+    config: RunConfig, found: Outline, longest: int, selector: Selector[Any] | None, targets: int
+) -> Check:
     """Whether training and gradients of a selection fit into the memory that is free now.
 
     Args:
@@ -177,24 +199,30 @@ def memory_check(config: RunConfig, found: Outline, longest: int, selector: Sele
         found: Its model.
         longest: Tokens of the longest row.
         selector: Its selector, if it has one.
+        targets: Rows of the evaluation set.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = available_bytes(device)
-    batch = config.per_device_train_batch_size
-    optimizer = found.trainable * (TRAINABLE_BYTES + KINDS[config.optim].state_bytes)
-    largest = max(batch * longest, _feature_tokens(selector))
-    activations = largest * found.bytes_per_token
-    needed = found.base_bytes + optimizer + activations
-    detail = (
-        f"about {_size(needed)} of {_size(free)} free ({device.type}): weights {_size(found.base_bytes)}, trained "
-        f"part and optimizer {_size(optimizer)}, activations of {largest:,} tokens {_size(activations)}"
+    largest = max(config.per_device_train_batch_size * longest, _feature_tokens(selector))
+    need = needed(
+        found.base_bytes,
+        found.trainable,
+        largest * found.bytes_per_token,
+        state_bytes=KINDS[config.optim].state_bytes,
+        selection=_selection_bytes(selector, found.trainable, targets),
     )
-    if found.base_bytes + optimizer > free:
+    chosen = f", a selection {_size(need.selection)}" if need.selection else ""
+    detail = (
+        f"about {_size(need.total)} of {_size(free)} free ({device.type}): weights {_size(need.frozen)}, trained "
+        f"part and optimizer {_size(need.trained)}{chosen}, activations of {largest:,} tokens "
+        f"{_size(need.activations)}"
+    )
+    if need.lasting - need.selection > free:
         return Check("memory", "fail", detail, "a smaller model or lora_rank, bf16: true, or a larger machine")
     if found.unknown is not None:
         detail = f"{detail}: not known, the model cannot run without values ({found.unknown})"
         return Check("memory", "warn", detail, "`dataflex select FILE --num 1 --dry-run` measures the peak")
-    if needed > free:
+    if need.total > free:
         fix = (
             "a smaller per_device_train_batch_size (gradient_accumulation_steps makes up for it) or cutoff_len, "
             "gradient_checkpointing: true, component_params.feature_batch_tokens: auto"
@@ -207,6 +235,14 @@ def _feature_tokens(selector: Selector[Any] | None) -> int:
     """Tokens of a batch of gradients; ``auto`` fits itself into the memory, and other selectors have none."""
     tokens = getattr(selector.config, "feature_batch_tokens", 0) if selector else 0
     return tokens if isinstance(tokens, int) else 0
+
+
+def _selection_bytes(selector: Selector[Any] | None, trainable: int, targets: int) -> int:
+    """What a selector by gradients holds, of one direction where scores are exact, and of all coordinates where not."""
+    settings = selector.config if selector is not None else None
+    if not isinstance(settings, GradientConfig):
+        return 0
+    return feature_selection(trainable) if expects_features(settings) else exact_selection(trainable, targets)
 
 
 def disk_checks(

@@ -92,7 +92,7 @@ def diagnose_run(config: RunConfig) -> Iterator[Check]:
         found = yield from attempt("model", lambda: outline(config, data.longest), _described(name))
         if found is not None:
             yield from bounds_checks(config, found.bounds, data.tokenizer, data.template, data.looks, selector)
-            yield memory_check(config, found, data.longest, selector)
+            yield memory_check(config, found, data.longest, selector, data.rows[1])
             yield from disk_checks(config, found, data.rows, phases, selector)
     finally:
         if component.found is not None:
