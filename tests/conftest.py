@@ -35,6 +35,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of reports are laid out in the tests of the report alone: they would be a third of each tiny run."""
+    if "report" not in request.path.parts:
+        monkeypatch.setattr("dataflex.report.page.svg", lambda figure, key, label: "<svg></svg>")
+
+
+@pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
     """A test that changes torch's number of threads changes sums, in the last bit, for itself alone."""
     before = torch.get_num_threads()
