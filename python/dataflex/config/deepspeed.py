@@ -16,7 +16,7 @@ _OURS = {
     "optimizer": "the optimizer is AdamW with the run's own keys (learning_rate, adam_beta1, weight_decay, ...)",
     "scheduler": "the schedule is the run's own (lr_scheduler_type, warmup_ratio)",
 }
-_ELSEWHERE = {
+_UNSUPPORTED = {
     "zero_hpz_partition_size": "weights are sharded over all processes",
     "mics_shard_size": "weights are sharded over all processes",
     "zero_quantized_weights": "weights are gathered as they are",
@@ -81,7 +81,7 @@ def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
         offload = zero.get(part)
         if isinstance(offload, Mapping) and offload.get("device", "none") not in ("none", None):
             yield f"zero_optimization.{part} is not supported: weights and moments stay on their devices; remove it"
-    for key, reason in _ELSEWHERE.items():
+    for key, reason in _UNSUPPORTED.items():
         if stage == 3 and str(zero.get(key)) not in ("None", "False", "1", "-1"):
             yield f"zero_optimization.{key}: {shown(zero[key])} is not supported: {reason}; remove it"
     for part, reason in _OURS.items():

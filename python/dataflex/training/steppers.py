@@ -21,7 +21,7 @@ def stepper_class(args: TrainingArguments, ranks: Ranks, model: nn.Module) -> ty
     """What takes the steps of a run; a single process has nothing to shard."""
     if is_sharded(model):
         return FsdpStepper
-    if args.deepspeed is None or shards_parameters(args.deepspeed):  # in one process, which was said of the model
+    if args.deepspeed is None or shards_parameters(args.deepspeed):  # stage 3 in one process, as `placed` said
         return Stepper
     if zero_stage(args.deepspeed) == 0:
         logger.info("deepspeed: stage 0 shards nothing: plain data parallelism, without DeepSpeed")
