@@ -167,7 +167,7 @@ def test_a_group_whose_rows_are_used_up_is_said_with_what_to_change(tmp_path: Pa
     assert "and 100% of the rows that it has at each selection" in answers["What was chosen?"]
     assert f"Fewer rows a selection, or more rows of task {tasks[0]}" in answers["What would I change?"]
     assert f"{1 - share:.0%} of the selected are of other groups" in answers["What would I change?"]
-    assert "Noise prefers some rows over others, too" in answers["Can it be trusted?"]
+    assert "Such a direction prefers some rows, too" in answers["Can it be trusted?"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_group_whose_rows_are_used_up_is_said_with_what_to_change(tmp_path: Pa
         (
             lambda tokens: np.abs(tokens - 25),
             lambda tokens: tokens < 6,
-            "no trend): something that goes with length decides.",
+            "no trend); that the selected are shorter comes of something else",
         ),
         (lambda tokens: np.abs(tokens - 25), lambda tokens: np.abs(tokens - 25) > 22, "; 0: no trend)."),
     ],

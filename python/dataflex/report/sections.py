@@ -128,8 +128,10 @@ def _length_answer(selection: SelectionFile) -> str:
         f"{'rise' if correlation > 0 else 'fall'}{strongly}" if abs(correlation) >= TREND else "neither rise nor fall"
     )
     text += f" Scores {trend} with length (rank correlation {correlation:+.2f}; 0: no trend)"
-    alike = 1 / ALIKE < of_chosen / max(middle, 1.0) < ALIKE
-    return f"{text}." if alike or abs(correlation) >= TREND else f"{text}: something that goes with length decides."
+    if abs(correlation) >= TREND or 1 / ALIKE < of_chosen / max(middle, 1.0) < ALIKE:
+        return f"{text}."
+    kind = "longer" if of_chosen > middle else "shorter"
+    return f"{text}; that the selected are {kind} comes of something else that they share."
 
 
 def _of_selections(report: RunReport, named: Mapping[str, Sheet]) -> Iterator[Section]:

@@ -135,7 +135,7 @@ def _trust(report: RunReport) -> str:
     said = "; ".join(f"{value:.2f} at step {step:,} ({meaning(value)})" for step, value in values[-3:])
     text = f"{judged}. Reliability of the targets (what the rows are chosen for), of 1: {said}."
     if lowest < LOW:
-        text += " Noise prefers some rows over others, too: see whether the rows below are what the targets ask for."
+        text += " Such a direction prefers some rows, too: see whether those below are what the targets ask for."
     return text
 
 
