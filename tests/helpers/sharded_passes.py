@@ -28,6 +28,8 @@ from dataflex.testing import tiny_context, tiny_dataset, tiny_lora, tiny_model
 from dataflex.utils.distributed import Ranks
 
 LAYERS, WIDTH = 12, 512
+RANK = 48
+"""Of LoRA: more than a row has tokens, so that no product has the shape of a weight by chance."""
 RUN = BatchedGradients.run
 
 
@@ -72,7 +74,8 @@ def main(folder: str) -> None:
     dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     model = tiny_lora(
-        tiny_model(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=8)
+        tiny_model(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=8),
+        r=RANK,
     )
     own = Path(folder) / f"whole-{ranks.index}"
     context = replace(tiny_context(own), model=model, train_dataset=tiny_dataset(5, seed=7), ranks=Ranks())

@@ -21,6 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,13 @@ from dataflex.projection.dots import DotAccumulator
 from dataflex.projection.projector import AdamMoments, Projector
 from dataflex.utils.progress import progress_bar
 
-EXACT_VERSION = 2
+EXACT_VERSION = 3
 """Grows when the same inputs give other sums."""
 BLOCK_VALUES = 1 << 25
 """Most values (b x p) of raw target gradients that are held at once, 128 MiB; a single target may be larger."""
 SKETCH_DIM = 4096
-_COLUMNS = 1 << 20
-"""Columns that are float64 at once."""
+_COLUMNS = 1 << 17
+"""Columns that are float64 at once: a megabyte stays in a processor's cache."""
 
 
 def sketch_projector(seed: int) -> Projector:
@@ -206,17 +207,20 @@ class UnitSums:
         Returns:
             The square of that vector's length.
         """
-        weights = torch.tensor(factors, dtype=torch.float64, device=rows.device)[:, None]
 
         def columns() -> Iterator[tuple[int, Tensor]]:
             for start in range(0, rows.shape[1], _COLUMNS):
-                yield start, (rows[:, start : start + _COLUMNS] * weights).sum(dim=0)
+                parts = (
+                    row.double().mul_(factor)
+                    for row, factor in zip(rows[:, start:][:, :_COLUMNS], factors, strict=True)
+                )
+                yield start, reduce(Tensor.add_, parts)
 
         square = float(sum(torch.linalg.vecdot(part, part) for _, part in columns()))
         if math.isfinite(square) and square > 0:
             scale = 2.0**self._bits / math.sqrt(square)
             for start, part in columns():
-                self.values[place, start : start + len(part)] += (part * scale).round_().long()
+                self.values[place, start : start + len(part)] += part.mul_(scale).round_().long()
         return square
 
     def means(self, counts: Sequence[int]) -> Tensor:

@@ -46,7 +46,7 @@ from dataflex.types import Autocast
 logger = logging.getLogger(__name__)
 
 GradientType = Literal["adam", "sgd"]
-FEATURE_VERSION = 4
+FEATURE_VERSION = 5
 """Grows when the same inputs give other features."""
 CHECKED_ITEMS = 2
 EXAMINED_ITEMS = 32

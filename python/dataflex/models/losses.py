@@ -7,12 +7,16 @@ A row's logits are those of a batch of one, also where a model's rotary frequenc
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dataflex.data.collate import Batch
 from dataflex.data.encoding import IGNORE_INDEX
+from dataflex.errors import ModelError
 from dataflex.models.model import base_model
 from dataflex.models.rope import at_length, by_length_class
 
@@ -41,13 +45,80 @@ def trailing_logits(
     )
 
 
-def _logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-    """One forward pass."""
-    extra = {}
-    if "logits_to_keep" in inspect.signature(base_model(model).forward).parameters:
-        extra["logits_to_keep"] = keep
-    logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits
-    return logits[:, -keep:].to(torch.promote_types(logits.dtype, torch.float32))
+def _logits(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int, places: Tensor | None = None
+) -> Tensor:
+    """One forward pass; ``places`` ``(b, s)``: the positions that the output head sees, all among the last ``keep``."""
+    base: Any = base_model(model)
+    extra = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    with nullcontext() if places is None else _at_head(base, places - input_ids.shape[1]) as taken:
+        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if places is None:
+        return logits[:, -keep:]
+    if not taken:
+        return _taken(logits, places - input_ids.shape[1])
+    if logits.shape[:2] != places.shape:
+        raise ModelError(
+            f"the output head of {type(base).__name__} was given {tuple(places.shape)} positions, and the model "
+            f"returned logits of shape {tuple(logits.shape)}: logits must come of one position each"
+        )
+    return logits
+
+
+@contextmanager
+def _at_head(base: Any, places: Tensor) -> Iterator[list[bool]]:
+    """Let the output head see some positions alone, counted from the end; the list is empty if it was not called."""
+    head: nn.Module | None = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    taken: list[bool] = []
+
+    def take(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        del module
+        taken.append(True)
+        return (_taken(inputs[0], places), *inputs[1:])
+
+    if head is None:
+        yield taken
+        return
+    handle = head.register_forward_pre_hook(take)
+    try:
+        yield taken
+    finally:
+        handle.remove()
+
+
+def _taken(values: Tensor, places: Tensor) -> Tensor:
+    """``(b, s, n)`` of ``(b, t, n)`` at some positions, counted from the end."""
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    return values[rows, (places + values.shape[1]).clamp(min=0)]
+
+
+def label_logits(model: nn.Module, batch: Batch, *, horizon: int | None = None) -> tuple[Tensor, Tensor]:
+    """Logits of the label tokens alone; no other position passes the output head.
+
+    Args:
+        model: Causal language model.
+        batch: ``(b, t)`` tensors; some row has a label token after position 0.
+        horizon: As for :func:`trailing_logits`.
+
+    Returns:
+        ``(b, s, vocabulary)``, float32 or wider, of the label tokens of each row in their order, s the most that a row
+        has, and ``(b, s)`` int64 these tokens, ``IGNORE_INDEX`` after the last.
+    """
+    targets = batch.labels[:, 1:]
+    learnt = targets != IGNORE_INDEX
+    places = learnt.byte().argsort(dim=1, descending=True, stable=True)[:, : int(learnt.sum(dim=1).max())]
+    keep = batch.labels.shape[1] - int(learnt.any(dim=0).byte().argmax())
+
+    def run(rows: list[int]) -> Tensor:
+        return _logits(model, batch.input_ids[rows], batch.attention_mask[rows], keep, places[rows])
+
+    if horizon is not None:
+        with at_length(model, horizon):
+            logits = run(list(range(len(places))))
+    else:
+        logits = by_length_class(model, batch.attention_mask, run)
+    return logits, targets.gather(1, places)
 
 
 def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -99,14 +170,10 @@ def label_token_log_probs(
         horizon: As for :func:`trailing_logits`.
 
     Returns:
-        ``(b, s)``, float32 or wider, 0 where there is no label; and ``(b, s)`` bool, where there is one. The s columns
-        are the last ones, from the first label token of any row on.
+        ``(b, s)``, float32 or wider, of the label tokens of each row in their order, 0 after the last; and ``(b, s)``
+        bool, which are label tokens. s is the most that a row has.
     """
-    targets = batch.labels[:, 1:]
-    first = int((targets != IGNORE_INDEX).any(dim=0).nonzero()[0])
-    targets = targets[:, first:]
-    keep = targets.shape[1] + 1
-    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, keep, horizon=horizon)[:, :-1]
+    logits, targets = label_logits(model, batch, horizon=horizon)
     return token_log_probs(logits, targets, temperature), targets != IGNORE_INDEX
 
 
@@ -135,10 +202,8 @@ def summed_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     Returns:
         Scalar sum (float32 or wider) and the number of label tokens in it.
     """
-    columns = (batch.labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero().flatten() + 1
-    if len(columns) == 0:
+    count = int((batch.labels[:, 1:] != IGNORE_INDEX).sum())
+    if count == 0:
         return torch.zeros((), device=batch.labels.device), 0
-    first = int(columns[0])
-    logits = trailing_logits(model, batch.input_ids, batch.attention_mask, batch.labels.shape[1] - first + 1)
-    targets = batch.labels[:, first:]
-    return -token_log_probs(logits[:, :-1], targets).sum(), int((targets != IGNORE_INDEX).sum())
+    logits, targets = label_logits(model, batch)
+    return -token_log_probs(logits, targets).sum(), count
