@@ -159,8 +159,10 @@ class Bench:
         return facts if self.public is None else {**facts, "public": self.public.facts}
 
     def _protocol(self, cell: Cell) -> Protocol:
-        warmup = METHODS[cell.method].warmup
-        return self.protocol if warmup is None else replace(self.protocol, warmup_step=warmup)
+        method, found = METHODS[cell.method], self.protocol
+        if method.warmup is not None:
+            found = replace(found, warmup_step=method.warmup)
+        return replace(found, update_step=found.steps // method.updates) if method.updates else found
 
     @property
     def _model_digest(self) -> str:
@@ -204,15 +206,16 @@ class _Run:
         return {**self._tested(trainer.model, tokenizer), **costs}
 
     def _gone_on(self, tokenizer: PreTrainedTokenizerBase) -> Result:
-        """Let the run that warmed up select and go on with the choice."""
-        setting = self.bench.setting(self.cell)
+        """Let the run that warmed up select and go on with the choice, as often as the method does."""
+        setting, updates = self.bench.setting(self.cell), METHODS[self.cell.method].updates or 1
         cache = setting.work / f"features-{setting.shared}"
         with self._folder() as folder:
             selector = METHODS[self.cell.method].build(setting.max_new_tokens, cache, setting.encoder)
-            trainer = setting.trainer(tokenizer, selector, folder)
+            trainer = setting.trainer(tokenizer, selector, folder, updates)
             trainer.train()
-            path = folder / "selections" / f"step-{setting.protocol.warmup_step}.parquet"
-            return {**_selected(path, setting.pool), **self._tested(trainer.model, tokenizer)}
+            first, every = setting.protocol.warmup_step, setting.protocol.update_step
+            paths = [folder / "selections" / f"step-{first + every * number}.parquet" for number in range(updates)]
+            return {**_selected(paths, setting.pool), **self._tested(trainer.model, tokenizer)}
 
     def _tested(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Result:
         """Greedy answers of the model to the test rows, and its loss on their references."""
@@ -236,12 +239,14 @@ class _Run:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _selected(path: Path, pool: Pool) -> Result:
-    """The choice of a run, from its table of selections."""
-    table = pq.read_table(path)
+def _selected(paths: Sequence[Path], pool: Pool) -> Result:
+    """The choices of a run, from its tables of selections: all rows, one after the other, and the last one's scores."""
+    indices: list[int] = []
+    for path in paths:
+        table = pq.read_table(path)
+        columns = zip(*(table[name].to_pylist() for name in ("rank", "index")), strict=True)
+        indices += [index for _, index in sorted(row for row in columns if row[0] is not None)]
     facts = json.loads(table.schema.metadata[b"dataflex"])
-    columns = zip(*(table[name].to_pylist() for name in ("rank", "index")), strict=True)
-    indices = [index for _, index in sorted(row for row in columns if row[0] is not None)]
     scores = table["score"].to_pylist()
     of = of_scores(pool, None if None in scores else scores)
     return {"indices": indices, **of_choice(pool, indices), **of, **of_report(facts["report"])}

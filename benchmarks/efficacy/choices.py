@@ -78,8 +78,10 @@ class Setting:
             **more,
         )
 
-    def trainer(self, tokenizer: PreTrainedTokenizerBase, selector: df.Selector[Any], folder: Path) -> df.Trainer:
-        """A run that selects after the warm-up and goes on with the choice."""
+    def trainer(
+        self, tokenizer: PreTrainedTokenizerBase, selector: df.Selector[Any], folder: Path, updates: int = 1
+    ) -> df.Trainer:
+        """A run that selects after the warm-up and goes on with the choice, once or several times."""
         protocol = self.protocol
         return df.Trainer(
             self.adapted(),
@@ -87,7 +89,7 @@ class Setting:
             self.pool.rows,
             self.pool.prompts,
             selector,
-            schedule=df.Schedule(protocol.warmup_step, protocol.update_step, 1),
+            schedule=df.Schedule(protocol.warmup_step, protocol.update_step, updates),
             args=self.arguments(folder),
         )
 

@@ -29,6 +29,7 @@ class Method:
             alone is measured.
         draw: Number of the selection's own draw, for methods that draw: pool, warm-up and training stay the seed's.
         warmup: Steps on random rows before the selection, if not the protocol's.
+        updates: Selections in the protocol's steps, each trained on at once; 0: one, in a run of its own length.
     """
 
     selector: str
@@ -36,6 +37,7 @@ class Method:
     trains: bool | Literal["after"] = True
     draw: int = 0
     warmup: int | None = None
+    updates: int = 0
 
     @property
     def asks(self) -> bool:
@@ -63,7 +65,8 @@ class Method:
         if self.chooses and self.selector != "near":  # near's own are those of the matrix
             params = self.build(max_new_tokens, Path(), Path()).config.model_dump(mode="json")
         params |= {"cache_dir": None} | ({"embed_model": encoder} if self.embeds else {})
-        return {"selector": self.selector, "trains": self.trains, "params": params, "draw": self.draw}
+        own = {"updates": self.updates} if self.updates else {}
+        return {"selector": self.selector, "trains": self.trains, "params": params, "draw": self.draw, **own}
 
     def build(self, max_new_tokens: int, cache: Path, encoder: Path | None) -> df.Selector[Any]:
         """The selector.
@@ -173,6 +176,7 @@ METHODS: dict[str, Method] = {
     "in_context": _only("in_context"),
     **{f"less, {keep:.0%} kept by rds": _only("less", prefilter={"name": "rds", "keep": keep}) for keep in (0.25, 0.5)},
     **{f"less, {steps} steps of warm-up": Method("less", trains=False, warmup=steps) for steps in (4, 36)},
+    **{f"less, {number} update{'s' if number > 1 else ''}": Method("less", updates=number) for number in (1, 2, 4)},
     "rds, mean": _only("rds", aggregate="mean"),
     "nice, no baseline": _only("nice", baseline="none"),
     "nice, no baseline, temperature 0.7": _only("nice", **COOL, baseline="none"),

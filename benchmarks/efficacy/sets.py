@@ -39,7 +39,7 @@ ABLATIONS = (
     *("then: less", "then: less, second_moment", "then: less, round robin"),
     *("then: nice", "then: nice, second_moment", "then: nice, no references"),
     *("then: rds", "then: tsds", "then: tsds, gradients"),
-    *(name for name, method in METHODS.items() if method.trains is False and name != TWO_CHANGES),
+    *(name for name, method in METHODS.items() if (method.trains is False and name != TWO_CHANGES) or method.updates),
 )
 """The shipped methods and those that differ from them in one parameter."""
 

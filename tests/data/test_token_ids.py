@@ -57,6 +57,12 @@ def family(name: str) -> PreTrainedTokenizerFast:
     return trained(pre.Sequence([split, BYTES]), normalizers.NFC() if name == "qwen2" else None)
 
 
+@cache
+def remembering(name: str) -> TokenIds:
+    """What has met the texts of other tests."""
+    return TokenIds(family(name))
+
+
 def called(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return found
@@ -69,8 +75,8 @@ def test_ids_by_words_are_those_of_whole_texts(name: str, texts: list[str]) -> N
     tokenizer = family(name)
     ids = TokenIds(tokenizer)
     assert ids._by_word
-    for _ in range(2):  # the second time from memory
-        assert ids.of(texts) == called(tokenizer, texts)
+    for own in (ids, ids, remembering(name)):  # the second time from memory
+        assert own.of(texts) == called(tokenizer, texts)
 
 
 @pytest.mark.parametrize("place", ["le the", "le,\n", "le\nle", "the.", "le\n\n", "12 7", ")  !"])
@@ -132,4 +138,6 @@ def test_words_are_kept_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids.of(texts) == called(tokenizer, texts)
     assert len(ids._known) <= 3
     assert all(len(word) <= token_ids.LONGEST for word in ids._known)
+    for pieces in (ids._first, ids._middle, ids._last):
+        assert len(pieces.ids) <= 3
     assert ids.of(texts[::-1]) == called(tokenizer, texts[::-1])

@@ -148,8 +148,8 @@ def test_sketches_tell_the_reliability_of_whole_gradients(tmp_path):
     targets = tiny_dataset(16, seed=100)
     context = tiny_context(tmp_path, eval_dataset=targets)
     found = found_targets(context, [0] * 16)
-    features = gradients(context, targets)
-    whole = torch.cat([features.collect([row], lambda rows: WholeRows(rows, 13_440, CPU)) for row in range(16)])
+    features, p = gradients(context, targets), found.vectors.shape[1]
+    whole = torch.cat([features.collect([row], lambda rows: WholeRows(torch.empty(rows, p))) for row in range(16)])
     sketched = target_reliability([(0, found.sketches)], 16, seed=5).targets
     expected = target_reliability([(0, whole)], 16, seed=5).targets
     assert sketched == pytest.approx(expected, abs=0.05)

@@ -90,7 +90,7 @@ def whole(features: GradientFeatures, context: Any) -> Tensor:
     count = sum(values.numel() for _, values in trainable_parameters(context.model))
     with undisturbed(context.model):
         features.prepare()
-        return features.collect(range(len(features)), lambda rows: WholeRows(rows, count, torch.device("cpu")))
+        return features.collect(range(len(features)), lambda rows: WholeRows(torch.empty(rows, count)))
 
 
 def test_gradients_of_rows_are_those_of_a_batch_of_one(model, tmp_path, caplog):

@@ -25,6 +25,7 @@ from dataflex.data.sample_reader import Part, SampleReader
 from dataflex.data.sample_text import NotStorableError
 from dataflex.data.token_rows import TokenPart, joined
 from dataflex.errors import DataError
+from dataflex.utils.collector import seldom_collected
 from dataflex.utils.files import atomic_directory
 from dataflex.utils.lock import waiting_lock
 from dataflex.utils.progress import progress_bar
@@ -142,7 +143,7 @@ def _write(entry: Path, work: _Work, workers: int | None) -> None:
     def pack(part: Part) -> _Done[StoredPart]:
         return work.do(part, lambda samples, tokens: StoredPart.of(samples, tokens, work.source(part)))
 
-    with atomic_directory(entry) as folder, RowWriter(folder) as writer:
+    with atomic_directory(entry) as folder, RowWriter(folder) as writer, seldom_collected():
         for packed in _results(work, pack, workers):
             writer.add(packed)
 
@@ -155,9 +156,10 @@ def _in_memory(work: _Work) -> ArrayRows:
 
     samples: list[Sample] = []
     parts: list[TokenPart] = []
-    for some, tokens in _results(work, pack, None):
-        samples += some
-        parts.append(tokens)
+    with seldom_collected():
+        for some, tokens in _results(work, pack, None):
+            samples += some
+            parts.append(tokens)
     return ArrayRows(joined(parts), unique_ids(samples))
 
 

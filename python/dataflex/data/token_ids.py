@@ -8,13 +8,15 @@ The tokenizers of the Rust library are asked for ids alone: what ``tokenizer(...
 - That gives the ids of the whole text with the pre-tokenizers that are known here (:data:`PATTERNS`): none of their
   pre-tokens goes across such a place, where a pre-token ends depends on what follows alone, and a model sees one
   pre-token at a time. Others (SentencePiece has none) are asked for whole texts.
+- What stands between two spaces is put together of its words once, so that most texts are only cut at spaces.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_WORDS, LONGEST = 1 << 16, 32
-"""Words that are kept (some 10 MB) and characters of one: a longer one hardly comes again."""
+"""Words that are kept, and pieces between spaces (some 10 MB each), and characters of one: a longer one hardly comes
+again."""
 _CUT = r'!"),.:;?\n'
+_VISIBLE = frozenset(map(chr, range(ord("!"), ord("~") + 1)))
 _WORD = re.compile(rf".[^ {_CUT}]*(?:(?:(?<![!-~]) |(?<![A-Za-z])[{_CUT}])[^ {_CUT}]*)*", re.DOTALL)
 
 _CALLS = ("__call__", "_encode_plus", "_tokenize", "prepare_for_tokenization")
@@ -58,6 +62,8 @@ class TokenIds:
         self._tokenizer = tokenizer
         self._by_word = _splits_words(tokenizer)
         self._known: dict[str, tuple[int, ...]] = {}
+        # What stands in a text before its first space, between two, behind the last.
+        self._first, self._middle, self._last = _Pieces(""), _Pieces(" "), _Pieces(" ", before_space=False)
 
     def of(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without special tokens of its own."""
@@ -86,14 +92,81 @@ class TokenIds:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _joined(self, texts: Sequence[str]) -> list[list[int]]:
-        known, words = self._known, [_WORD.findall(text) for text in texts]
-        unknown = [*set().union(*words).difference(known)]
-        known.update(zip(unknown, map(tuple, self._asked(unknown)), strict=True))  # tuples, which the collector skips
-        ids = [list(chain.from_iterable(map(known.__getitem__, row))) for row in words]
-        for word in unknown:
-            if len(word) > LONGEST or len(known) > MAX_WORDS:
-                del known[word]
+        split = [text.split(" ") for text in texts]
+        several = [pieces for pieces in split if len(pieces) > 1]
+        self._first.note(pieces[0] for pieces in several)
+        self._middle.note(chain.from_iterable(pieces[1:-1] for pieces in several))
+        self._last.note(pieces[-1] for pieces in several)
+        tables = (self._first, self._middle, self._last)
+        with self._words(chain.from_iterable(words for table in tables for words in table.words.values())) as known:
+            for table in tables:
+                table.learn(known)
+        ids, others = [], []
+        for text, pieces in zip(texts, split, strict=True):
+            try:
+                first, *middle, last = pieces
+                inner = chain.from_iterable(map(self._middle.ids.__getitem__, middle))
+                ids.append([*self._first.ids[first], *inner, *self._last.ids[last]])
+            except (KeyError, ValueError):  # white space of another kind, letters that are not ASCII, a single piece
+                others.append((len(ids), _WORD.findall(text)))
+                ids.append([])
+        with self._words(chain.from_iterable(words for _, words in others)) as known:
+            for place, words in others:
+                ids[place] = [*chain.from_iterable(map(known.__getitem__, words))]
+        for table in tables:
+            table.forget()
         return ids
+
+    @contextmanager
+    def _words(self, words: Iterable[str]) -> Iterator[dict[str, tuple[int, ...]]]:
+        """The ids of words, of which not all are kept when the block ends."""
+        unknown = [*set(words).difference(self._known)]
+        self._known.update(zip(unknown, map(tuple, self._asked(unknown)), strict=True))  # the collector skips tuples
+        yield self._known
+        _forget(self._known, unknown)
+
+
+class _Pieces:
+    """Ids of pieces of texts between spaces.
+
+    Args:
+        before: What stands in front of each.
+        before_space: A space follows, at which a text may be cut behind some characters alone.
+
+    Attributes:
+        ids: Ids by piece.
+        words: Words of new pieces.
+    """
+
+    def __init__(self, before: str, *, before_space: bool = True) -> None:
+        self._before, self._before_space = before, before_space
+        self.ids: dict[str, tuple[int, ...]] = {}
+        self.words: dict[str, list[str]] = {}
+
+    def note(self, pieces: Iterable[str]) -> None:
+        """Cut pieces that are new into words."""
+        new = set(pieces).difference(self.ids)
+        self.words = {
+            piece: _WORD.findall(self._before + piece)
+            for piece in new
+            if not self._before_space or piece[-1:] in _VISIBLE
+        }
+
+    def learn(self, known: Mapping[str, tuple[int, ...]]) -> None:
+        """Put the ids of the new pieces together."""
+        self.ids.update(
+            (piece, tuple(chain.from_iterable(map(known.__getitem__, words)))) for piece, words in self.words.items()
+        )
+
+    def forget(self) -> None:
+        """Keep some of the new pieces."""
+        _forget(self.ids, self.words)
+
+
+def _forget(ids: dict[str, tuple[int, ...]], new: Iterable[str]) -> None:
+    for text in new:
+        if len(text) > LONGEST or len(ids) > MAX_WORDS:
+            del ids[text]
 
 
 def _splits_words(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -48,16 +48,14 @@ class Collector(Protocol):
 
 
 class WholeRows:
-    """Collects the gradients themselves: ``(g, p)`` float32.
+    """Collects the gradients themselves.
 
     Args:
-        rows: g.
-        num_parameters: p.
-        device: Of the blocks.
+        values: ``(g, p)`` float32, which they are written into.
     """
 
-    def __init__(self, rows: int, num_parameters: int, device: torch.device) -> None:
-        self._values = torch.zeros((rows, num_parameters), device=device)
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
 
     def add(self, block: Tensor, offset: int) -> None:
         """Copy the block to its place."""
@@ -66,6 +64,30 @@ class WholeRows:
     def result(self) -> Tensor:
         """The rows."""
         return self._values
+
+
+class RowMemory:
+    """Memory for the gradients of some items, which those of the next items are written into.
+
+    Args:
+        num_parameters: p.
+        device: Where it lies.
+    """
+
+    def __init__(self, num_parameters: int, device: torch.device) -> None:
+        self._values = torch.empty((0, num_parameters), device=device)
+        self._taken = 0
+
+    def take(self, count: int) -> WholeRows:
+        """A collector of ``count`` items, beside those that were taken since :meth:`clear`."""
+        if self._taken + count > len(self._values):
+            self._values = self._values.new_empty((self._taken + count, self._values.shape[1]))
+        self._taken += count
+        return WholeRows(self._values[self._taken - count : self._taken])
+
+    def clear(self) -> None:
+        """Nobody needs what was collected any more."""
+        self._taken = 0
 
 
 class AtRates:

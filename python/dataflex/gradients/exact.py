@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dataflex.gradients.collectors import Gathering, WholeRows
+from dataflex.gradients.collectors import Gathering, RowMemory
 from dataflex.gradients.context import GradientContext
 from dataflex.gradients.features import GradientFeatures
 from dataflex.gradients.filling import fill_apart
@@ -99,8 +99,7 @@ def exact_targets(
     features.prepare()
     batches = target_batches(context, features, groups)
     numbers = {group[0]: number for number, group in enumerate(groups)}
-    sums = UnitSums(max(places) + 1, _num_parameters(context), len(groups), _device(context))
-    work = _TargetWork(context, features, factors, places, numbers, sums, sketch_projector(seed))
+    work = _target_work(context, features, factors, places, numbers, seed)
     ranks = context.ranks
     squares, sketches = ranks.together(lambda: work.of(ranks.share(batches), description))
     order = [[group for batch in batches[rank :: ranks.count] for group in batch] for rank in range(ranks.count)]
@@ -110,10 +109,10 @@ def exact_targets(
     found_sketches = torch.empty((sum(map(len, groups)), SKETCH_DIM))
     for own, rows in zip(order, ranks.gather_tensors(sketches), strict=True):
         found_sketches[[item for group in own for item in group]] = rows
-    ranks.add_up(sums.values)
+    ranks.add_up(work.sums.values)
     counted = Counter(place for place, square in zip(places, found_squares, strict=True) if math.isfinite(square))
-    counts = [counted[place] for place in range(len(sums.values))]
-    return ExactTargets(sums.means(counts), counts, found_squares, found_sketches)
+    counts = [counted[place] for place in range(len(work.sums.values))]
+    return ExactTargets(work.sums.means(counts), counts, found_squares, found_sketches)
 
 
 def target_batches(
@@ -125,11 +124,8 @@ def target_batches(
 
 def target_pass(context: GradientContext, features: GradientFeatures, seed: int) -> Callable[[Sequence[int]], None]:
     """What does for targets of one item each the work of :func:`exact_targets`, to be timed."""
-    sums = UnitSums(1, _num_parameters(context), len(features), _device(context))
-    places = [0] * len(features)
-    numbers = {item: item for item in range(len(features))}
-    factors = [[1.0]] * len(features)
-    work = _TargetWork(context, features, factors, places, numbers, sums, sketch_projector(seed))
+    count = len(features)
+    work = _target_work(context, features, [[1.0]] * count, [0] * count, {item: item for item in range(count)}, seed)
 
     def run(items: Sequence[int]) -> None:
         work.of_batch([[item] for item in items])
@@ -148,6 +144,7 @@ class _TargetWork:
     numbers: Mapping[int, int]
     sums: UnitSums
     sketch: Projector
+    memory: RowMemory
 
     def of(self, batches: Sequence[list[list[int]]], description: str) -> tuple[Tensor, Tensor]:
         """Add the targets of some batches; returns their squared norms ``(q,)`` and sketches ``(items, k)``."""
@@ -168,7 +165,8 @@ class _TargetWork:
 
     def of_batch(self, batch: list[list[int]]) -> tuple[list[float], Tensor]:
         """Add the targets of one batch; returns the same of it."""
-        rows = self.features.collect([item for group in batch for item in group], self._rows)  # (items, p)
+        self.memory.clear()
+        rows = self.features.collect([item for group in batch for item in group], self.memory.take)  # (items, p)
         squares = []
         start = 0
         for group in batch:
@@ -178,8 +176,18 @@ class _TargetWork:
             start += len(group)
         return squares, self.sketch.project(rows).cpu()
 
-    def _rows(self, count: int) -> WholeRows:
-        return WholeRows(count, self.sums.values.shape[1], self.sums.values.device)
+
+def _target_work(
+    context: GradientContext,
+    features: GradientFeatures,
+    factors: Sequence[Sequence[float]],
+    places: Sequence[int],
+    numbers: Mapping[int, int],
+    seed: int,
+) -> _TargetWork:
+    p, device = _num_parameters(context), _device(context)
+    sums = UnitSums(max(places) + 1, p, len(numbers), device)
+    return _TargetWork(context, features, factors, places, numbers, sums, sketch_projector(seed), RowMemory(p, device))
 
 
 class UnitSums:

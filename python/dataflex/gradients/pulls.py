@@ -83,7 +83,7 @@ def score_parts(cosines: Tensor, aggregate: Aggregate, groups: Sequence[str | No
 
 def _whole(features: GradientFeatures, items: Sequence[int], p: int, device: torch.device) -> Tensor:
     """Gradients ``(items, p)`` float32."""
-    return features.collect(items, lambda count: WholeRows(count, p, device))
+    return features.collect(items, lambda count: WholeRows(torch.empty((count, p), device=device)))
 
 
 def _cosines(rows: Tensor, items: Tensor, factors: Sequence[float]) -> Tensor:
