@@ -7,8 +7,8 @@ A row's logits are those of a batch of one, also where a model's rotary frequenc
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,27 +37,38 @@ def trailing_logits(
     Returns:
         ``(b, keep, vocabulary)`` float32 (float64 for a float64 model).
     """
-    if horizon is not None:
-        with at_length(model, horizon):
-            return _logits(model, input_ids, attention_mask, keep)
-    return by_length_class(
-        model, attention_mask, lambda rows: _logits(model, input_ids[rows], attention_mask[rows], keep)
-    )
+
+    def run(rows: list[int]) -> Tensor:
+        return _forward(model, input_ids[rows], attention_mask[rows], keep)[:, -keep:]
+
+    return _with_frequencies(model, attention_mask, horizon, run)
 
 
-def _logits(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int, places: Tensor | None = None
+def _with_frequencies(
+    model: nn.Module, attention_mask: Tensor, horizon: int | None, run: Callable[[list[int]], Tensor]
 ) -> Tensor:
-    """One forward pass; ``places`` ``(b, s)``: the positions that the output head sees, all among the last ``keep``."""
-    base: Any = base_model(model)
-    extra = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
-    with nullcontext() if places is None else _at_head(base, places - input_ids.shape[1]) as taken:
-        logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if places is None:
-        return logits[:, -keep:]
+    """What ``run`` gives for the numbers of all rows, each with the rotary frequencies that it has."""
+    if horizon is None:
+        return by_length_class(model, attention_mask, run)
+    with at_length(model, horizon):
+        return run(list(range(len(attention_mask))))
+
+
+def _forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
+    """Logits of one pass: of the last ``keep`` positions where the model allows it, else of all."""
+    keeps = "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
+    extra = {"logits_to_keep": keep} if keeps else {}
+    logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _logits_at(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep: int, places: Tensor) -> Tensor:
+    """``(b, s, vocabulary)`` of positions ``(b, s)``, all among the last ``keep``; no other passes the output head."""
+    base, places = base_model(model), places - input_ids.shape[1]
+    with _at_head(base, places) as taken:
+        logits = _forward(model, input_ids, attention_mask, keep)
     if not taken:
-        return _taken(logits, places - input_ids.shape[1])
+        return _taken(logits, places)
     if logits.shape[:2] != places.shape:
         raise ModelError(
             f"the output head of {type(base).__name__} was given {tuple(places.shape)} positions, and the model "
@@ -68,7 +79,7 @@ def _logits(
 
 @contextmanager
 def _at_head(base: Any, places: Tensor) -> Iterator[list[bool]]:
-    """Let the output head see some positions alone, counted from the end; the list is empty if it was not called."""
+    """Let the output head see some positions alone, counted from the end; the list is empty if it is never called."""
     head: nn.Module | None = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     taken: list[bool] = []
 
@@ -111,14 +122,9 @@ def label_logits(model: nn.Module, batch: Batch, *, horizon: int | None = None) 
     keep = batch.labels.shape[1] - int(learnt.any(dim=0).byte().argmax())
 
     def run(rows: list[int]) -> Tensor:
-        return _logits(model, batch.input_ids[rows], batch.attention_mask[rows], keep, places[rows])
+        return _logits_at(model, batch.input_ids[rows], batch.attention_mask[rows], keep, places[rows])
 
-    if horizon is not None:
-        with at_length(model, horizon):
-            logits = run(list(range(len(places))))
-    else:
-        logits = by_length_class(model, batch.attention_mask, run)
-    return logits, targets.gather(1, places)
+    return _with_frequencies(model, batch.attention_mask, horizon, run), targets.gather(1, places)
 
 
 def token_log_probs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
