@@ -144,7 +144,8 @@ def weights(trained: transformers.Trainer) -> dict[str, torch.Tensor]:
 
 def chosen(output_dir: Path) -> dict[int, list[int]]:
     """Positions that each selection chose, by the step before which it was made."""
-    files = sorted((output_dir / "selections").iterdir(), key=lambda file: int(file.stem.removeprefix("step-")))
+    paths = (output_dir / "selections").glob("step-*.parquet")
+    files = sorted(paths, key=lambda file: int(file.stem.removeprefix("step-")))
     tables = {int(file.stem.removeprefix("step-")): pq.read_table(file) for file in files}
     return {step: np.flatnonzero(table["chosen"].to_numpy()).tolist() for step, table in tables.items()}
 

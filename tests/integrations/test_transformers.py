@@ -118,12 +118,15 @@ def test_a_checkpoint_in_a_phase_and_between_phases_goes_on_exactly(tmp_path: Pa
         folder = tmp_path / f"from-{step}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
         shutil.copytree(tmp_path / "whole" / "selections", folder / "selections")
+        killed = folder / "selections" / ".step-5.parquet.lf_ktee6.tmp"  # while it was written
+        killed.touch()
         again = inside(curriculum(DeltaLossSelector()), foreign.arguments(folder, **settings))
         seen = foreign.Seen(again.model, foreign.rows())
         again.train(resume_from_checkpoint=True)
         assert seen.steps(2) == whole_seen.steps(2)[step:]
         assert foreign.losses(again) == foreign.losses(whole)
         assert foreign.chosen(folder) == foreign.chosen(tmp_path / "whole")
+        assert not killed.exists()
         expected = foreign.weights(whole)
         assert all(torch.equal(value, expected[name]) for name, value in foreign.weights(again).items())
 

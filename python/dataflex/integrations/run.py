@@ -26,6 +26,7 @@ from dataflex.training.component import Component
 from dataflex.training.sameness import check_ranks, compare
 from dataflex.types import Autocast
 from dataflex.utils.distributed import Ranks
+from dataflex.utils.files import sweep
 
 if TYPE_CHECKING:
     import torch
@@ -240,7 +241,9 @@ def autocast() -> Autocast:
 
 
 def _forget(output_dir: Path, step: int) -> None:
-    """Remove records of selections and mixtures after a step: those of a run that was given up."""
+    """Remove records of selections and mixtures after a step, of a run that was given up, and what kills left."""
+    for name in ("selections", "mixtures"):
+        sweep(output_dir / name)
     for file in (*(output_dir / "selections").glob("step-*.parquet"), *(output_dir / "mixtures").glob("step-*.json")):
         number = file.stem.removeprefix("step-")
         if number.isdecimal() and int(number) >= step:
