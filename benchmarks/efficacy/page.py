@@ -144,7 +144,7 @@ def _share(name: str, budget: float, results: Sequence[Result]) -> Column:
 
 
 def _warned(results: Sequence[Result]) -> str:
-    of = [result["warned"] for result in results if result.get("reliability")]
+    of = [result["warned"] for result in results if result.get("reliability") and "warned" in result]
     return f"{sum(of)} of {len(of)}" if of else ""
 
 
