@@ -14,6 +14,7 @@ from dataflex.testing import tiny_model, tiny_tokenizer
 from efficacy import __main__ as program
 from efficacy.cells import Bench, Cell
 from efficacy.measures import auc, of_choice, of_scores
+from efficacy.page import tables
 from efficacy.pools import DUPLICATE, NOISE, RIGHT, WRONG, Sizes, again, build
 from efficacy.protocol import Protocol, weights_digest
 from efficacy.sets import SIZES, CellSet, cells, predict
@@ -133,7 +134,7 @@ def bench_of(folder, most=None, **paths) -> Bench:
 def test_cells_are_computed_once_and_give_the_table(tiny, capsys):
     """Who chooses what, what is kept, and what the table says are as with a model that learns."""
     draws = ["then: random", "then: random, second draw", "then: random, third draw"]
-    names = ["zero-shot", "random", "oracle", "nice", "nice, no baseline", *draws]
+    names = ["zero-shot", "random", "oracle", "nice", "nice, no baseline", "less, 2 updates", *draws]
     given = arguments(tiny, "--seeds", "1", "--test-rows", "2", "--methods", *names)
     assert program.main([*given, "--json", str(tiny / "r.json"), "--markdown", str(tiny / "r.md")]) == 0
     table = (tiny / "r.md").read_text(encoding="utf-8")
@@ -147,6 +148,10 @@ def test_cells_are_computed_once_and_give_the_table(tiny, capsys):
     assert 0 <= found["nice"]["auc"] <= 1
     assert found["nice"]["prompts"]["with_reference"] == 2
     assert "test_rewards" not in found["nice, no baseline"]
+    assert found["less, 2 updates"]["chosen"] == 2  # one row a selection
+    assert len(found["less, 2 updates"]["test_rewards"]) == 2
+    twice = {Cell("less, 2 updates", 1, budget=0.1): found["less, 2 updates"]}
+    assert "| less, 2 updates |" in tables([*twice], twice)
     assert len(found["zero-shot"]["test_rewards"]) == len(found["zero-shot"]["test_losses"]) == 2
     stamps = {path: path.stat().st_mtime_ns for path in (tiny / "cache" / "results").iterdir()}
     assert len(stamps) == len(names)
