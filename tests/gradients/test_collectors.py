@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataflex.data.collate import collate
 from dataflex.gradients import hooks, slots
-from dataflex.gradients.collectors import ProjectedFeatures
+from dataflex.gradients.collectors import ProjectedFeatures, RowMemory
 from dataflex.gradients.hooks import BatchedGradients
 from dataflex.gradients.moments import adam_moments
 from dataflex.gradients.plain import sample_gradient
@@ -240,3 +240,14 @@ def test_the_variant_is_part_of_the_fingerprint(tmp_path):
     assert facts[1]["gradient"]["adam_variant"] == "second_moment"
     assert facts[0]["gradient"] != facts[1]["gradient"]
     assert facts[0] | {"gradient": None} == facts[1] | {"gradient": None}
+
+
+def test_memory_of_rows_is_used_again_and_never_by_two_items_at_once() -> None:
+    memory = RowMemory(4, torch.device("cpu"))
+    first = memory.take(3).result()
+    alone = [memory.take(1).result() for _ in range(2)]
+    assert [tuple(rows.shape) for rows in (first, *alone)] == [(3, 4), (1, 4), (1, 4)]
+    assert len({rows.untyped_storage().data_ptr() for rows in (first, *alone)}) == 3
+    memory.clear()
+    assert memory.take(2).result().data_ptr() == first.data_ptr()
+    assert memory.take(1).result().data_ptr() == first[2].data_ptr()

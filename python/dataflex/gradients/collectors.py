@@ -51,7 +51,7 @@ class WholeRows:
     """Collects the gradients themselves.
 
     Args:
-        values: ``(g, p)`` float32, which they are written into.
+        values: ``(g, p)`` float32, which they are written into, every value once.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -67,7 +67,9 @@ class WholeRows:
 
 
 class RowMemory:
-    """Memory for the gradients of some items, which those of the next items are written into.
+    """Memory for the gradients of items that are computed together, which those of the next items are written into.
+
+    Items that turn out to be computed one by one have memory of their own each.
 
     Args:
         num_parameters: p.
@@ -80,10 +82,15 @@ class RowMemory:
 
     def take(self, count: int) -> WholeRows:
         """A collector of ``count`` items, beside those that were taken since :meth:`clear`."""
-        if self._taken + count > len(self._values):
-            self._values = self._values.new_empty((self._taken + count, self._values.shape[1]))
-        self._taken += count
-        return WholeRows(self._values[self._taken - count : self._taken])
+        start, stop = self._taken, self._taken + count
+        if stop <= len(self._values):
+            rows = self._values[start:stop]
+        else:
+            rows = self._values.new_empty((count, self._values.shape[1]))
+            if start == 0:
+                self._values = rows
+        self._taken = stop
+        return WholeRows(rows)
 
     def clear(self) -> None:
         """Nobody needs what was collected any more."""
