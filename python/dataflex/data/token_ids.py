@@ -27,7 +27,7 @@ MAX_WORDS, LONGEST = 1 << 16, 32
 """Words that are kept, and pieces between spaces (some 10 MB each), and characters of one: a longer one hardly comes
 again."""
 _CUT = r'!"),.:;?\n'
-_VISIBLE = frozenset(map(chr, range(ord("!"), ord("~") + 1)))
+_VISIBLE = frozenset(map(chr, range(ord("!"), ord("~") + 1)))  # [!-~], behind which a text may be cut at a space
 _WORD = re.compile(rf".[^ {_CUT}]*(?:(?:(?<![!-~]) |(?<![A-Za-z])[{_CUT}])[^ {_CUT}]*)*", re.DOTALL)
 
 _CALLS = ("__call__", "_encode_plus", "_tokenize", "prepare_for_tokenization")

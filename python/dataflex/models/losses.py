@@ -68,7 +68,7 @@ def _logits_at(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, keep
     with _at_head(base, places) as taken:
         logits = _forward(model, input_ids, attention_mask, keep)
     if not taken:
-        return _taken(logits, places)
+        return _values_at(logits, places)
     if logits.shape[:2] != places.shape:
         raise ModelError(
             f"the output head of {type(base).__name__} was given {tuple(places.shape)} positions, and the model "
@@ -86,7 +86,7 @@ def _at_head(base: Any, places: Tensor) -> Iterator[list[bool]]:
     def take(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         del module
         taken.append(True)
-        return (_taken(inputs[0], places), *inputs[1:])
+        return (_values_at(inputs[0], places), *inputs[1:])
 
     if head is None:
         yield taken
@@ -98,7 +98,7 @@ def _at_head(base: Any, places: Tensor) -> Iterator[list[bool]]:
         handle.remove()
 
 
-def _taken(values: Tensor, places: Tensor) -> Tensor:
+def _values_at(values: Tensor, places: Tensor) -> Tensor:
     """``(b, s, n)`` of ``(b, t, n)`` at some positions, counted from the end."""
     rows = torch.arange(len(values), device=values.device)[:, None]
     return values[rows, (places + values.shape[1]).clamp(min=0)]
@@ -115,6 +115,9 @@ def label_logits(model: nn.Module, batch: Batch, *, horizon: int | None = None) 
     Returns:
         ``(b, s, vocabulary)``, float32 or wider, of the label tokens of each row in their order, s the most that a row
         has, and ``(b, s)`` int64 these tokens, ``IGNORE_INDEX`` after the last.
+
+    Raises:
+        ModelError: The model's logits do not come of one position of its output head each.
     """
     targets = batch.labels[:, 1:]
     learnt = targets != IGNORE_INDEX
