@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dataflex.data.collate import Batch
 from dataflex.errors import ModelError
 from dataflex.gradients.hooks import BatchedGradients
 from dataflex.models.losses import label_logits, label_token_log_probs, mean_losses, summed_loss
 from dataflex.testing import tiny_lora, tiny_model
+from helpers.families import family_model
 
 VOCABULARY, ROWS, WIDTH = 64, 5, 11
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-11}  # float64
 IN_FLOAT32 = {"rtol": 1e-4, "atol": 1e-6}  # what Gemma's norms compute in, whatever the model's type
 
 
-def gemma() -> nn.Module:
-    """Logits are capped after the head, embeddings are tied."""
+def capped() -> nn.Module:
+    """Gemma 2: logits are capped after the head."""
     config = Gemma2Config(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -34,12 +36,6 @@ def gemma() -> nn.Module:
         final_logit_softcapping=1.5,
     )
     return Gemma2ForCausalLM(config)
-
-
-def gpt2() -> nn.Module:
-    """Another family of layers."""
-    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=1)
-    return GPT2LMHeadModel(config)
 
 
 def random_batch(seed: int) -> Batch:
@@ -64,7 +60,10 @@ def plain_log_probs(model: nn.Module, batch: Batch) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize(("make", "near"), [(tiny_model, TOLERANCE), (gemma, IN_FLOAT32), (gpt2, TOLERANCE)])
+@pytest.mark.parametrize(
+    ("make", "near"),
+    [(tiny_model, TOLERANCE), (capped, IN_FLOAT32), (partial(family_model, "gpt2"), TOLERANCE)],
+)
 def test_losses_are_those_of_all_positions(make: Callable[[], nn.Module], near: dict[str, float]) -> None:
     torch.manual_seed(0)
     model, batch = make().double().eval(), random_batch(1)
