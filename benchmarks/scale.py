@@ -7,6 +7,9 @@ by two others at the same time, as two ranks do; ``datasets.map`` tokenises the 
 template. What is done with them besides (measuring/phases.py) is timed in forks of one more process. Gradients are not
 computed: what is kept of them is made up.
 
+A process is charged more for the same work while another one runs on the same core, so the seconds of a first start that
+count are those of one that runs alone, next to ``datasets.map``.
+
 A phase is a straight line where ten times the rows cost at most 10.5 times as much processor time and memory, constant
 costs included. Other work on a machine makes every processor second dearer, now more and now less, so two sizes are
 compared that were measured at the same time: while the larger one is tokenised, so is the smaller one, again and again
@@ -72,7 +75,7 @@ class Scale:
         first: The start that tokenises.
         beside: First starts of the size before, while this one ran.
         ranks: Two that start again, at the same time.
-        map: ``datasets.map``; None: not run at this size.
+        alone: A first start with nothing beside it, and ``datasets.map``; None: not run at this size.
         token_bytes: Bytes of the arrays of tokens on disk.
         text_bytes: Of the texts beside them.
         phases: What else is done with the rows.
@@ -82,7 +85,7 @@ class Scale:
     first: Start
     beside: list[Start]
     ranks: tuple[Start, Start]
-    map: Start | None
+    alone: tuple[Start, Start] | None
     token_bytes: int
     text_bytes: int
     phases: dict[str, Cost]
@@ -237,6 +240,14 @@ def starts(
         return first, [] if beside is None else beside.result()
 
 
+def alone(count: int, model: str | None, workers: int | None, folder: Path) -> tuple[Start, Start] | None:
+    """The first start and ``datasets.map``, one after the other."""
+    if count > MAPPED:
+        return None
+    rows = folder / "rows.jsonl"
+    return fresh(start, rows, folder / "alone", model, workers), fresh(mapped, rows, folder / "map", model)
+
+
 def measure(count: int, before: int | None, model: str | None, workers: int | None, folder: Path) -> Scale:
     """All that is measured of one size, but its phases."""
     own = folder / str(count)
@@ -246,8 +257,8 @@ def measure(count: int, before: int | None, model: str | None, workers: int | No
     ranks = both(start, own / "rows.jsonl", own / "cache", model, workers)
     sizes = {file.stem: file.stat().st_size for file in (own / "cache").rglob("*.npy")}
     texts = sum(sizes[name] for name in ("turns", "metadata", "ids"))
-    plain = fresh(mapped, own / "rows.jsonl", own / "map", model) if count <= MAPPED else None
-    return Scale(count, first, beside, ranks, plain, sum(sizes.values()) - texts, texts, {})
+    pair = alone(count, model, workers, own)
+    return Scale(count, first, beside, ranks, pair, sum(sizes.values()) - texts, texts, {})
 
 
 def growth(found: Sequence[Scale]) -> dict[str, float]:
@@ -269,16 +280,19 @@ def growth(found: Sequence[Scale]) -> dict[str, float]:
 
 
 def outcomes(found: Sequence[Scale]) -> list[tuple[str, float, float, bool]]:
-    """Each goal with its value, its limit and whether it is met, at the largest size."""
+    """Each goal with its value, its limit and whether it is met; where no size is named, at the largest one."""
     last = found[-1]
+    pairs = [(it.rows, *it.alone) for it in found if it.alone is not None]
     values = {
-        "first start, CPU s a 1,000 rows": (1000 * last.first.cpu / last.rows, LIMITS["first"]),
+        **{
+            f"first start alone, CPU s a 1,000 rows, {rows:,} rows": (1000 * first.cpu / rows, LIMITS["first"])
+            for rows, first, _ in pairs[-1:]
+        },
         "second start, CPU s a 1,000 rows": (1000 * last.again.cpu / last.rows, LIMITS["again"]),
         "second start over the first, wall": (last.again.wall / last.first.wall, 0.05),
         **{
-            f"first start over datasets.map, CPU, {it.rows:,} rows": (it.first.cpu / it.map.cpu, 1.0)
-            for it in found
-            if it.map is not None
+            f"first start over datasets.map, CPU, {rows:,} rows": (first.cpu / plain.cpu, 1.0)
+            for rows, first, plain in pairs
         },
         "bytes of tokens a row of 234": (last.token_bytes / last.first.tokens * 234, LIMITS["tokens"]),
         "private bytes a row, each of two ranks": (private(found), LIMITS["private"]),
@@ -312,8 +326,9 @@ def table(found: Sequence[Scale]) -> str:
 
 def line_of(it: Scale) -> str:
     """The starts of a size."""
-    line = f"{it.rows:>9,} {it.first.wall:>9.1f} {it.first.cpu:>8.1f} {it.again.wall:>8.2f} {it.again.cpu:>7.2f}"
-    return f"{line} {it.map.cpu if it.map else math.nan:>10.1f} {it.again.private / it.rows:>14.0f}"
+    own, plain = (one.cpu for one in it.alone) if it.alone else (math.nan, math.nan)
+    line = f"{it.rows:>9,} {it.first.wall:>9.1f} {it.first.cpu:>8.1f} {own:>9.1f} {plain:>10.1f}"
+    return f"{line} {it.again.wall:>8.2f} {it.again.cpu:>7.2f} {it.again.private / it.rows:>14.0f}"
 
 
 def main() -> None:
@@ -329,7 +344,8 @@ def main() -> None:
     options = parser.parse_args()
     print(f"tokenizer: {options.model or 'tiny (no model was found)'}; load {os.getloadavg()[0]:.1f} at the start")
     print(
-        f"{'rows':>9} {'first s':>9} {'CPU s':>8} {'again s':>8} {'CPU s':>7} {'map CPU s':>10} {'private B/row':>14}"
+        f"{'rows':>9} {'first s':>9} {'CPU s':>8} {'alone CPU':>9} {'map CPU s':>10} {'again s':>8} {'CPU s':>7} "
+        f"{'private B/row':>14}"
     )
     found: list[Scale] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

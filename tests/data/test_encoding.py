@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from dataflex.data import encoding
+from dataflex.data import encoding, token_ids
 from dataflex.data.encoding import special_tokens
 from dataflex.data.templates import ChatTemplate
 from dataflex.data.token_ids import TokenIds
@@ -37,7 +37,7 @@ class PlainCalls(PreTrainedTokenizerFast):
 def plainly(name: str, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     """The template without any of the quick ways."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "_splitting", lambda *_: {})
+        patch.setattr(encoding, "splitting", lambda *_: {})
         plain = PlainCalls(
             tokenizer_object=tokenizer.backend_tokenizer,
             **{key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
@@ -90,7 +90,7 @@ def test_only_tokens_that_always_split_are_started_from() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>x", "[sep]"]})
     wanted = [*special_tokens(tokenizer).values()]
-    found = encoding._splitting(tokenizer, wanted)
+    found = token_ids.splitting(tokenizer, wanted)
     assert {"[sep]", "<|im_end|>"} <= found.keys()
     assert "<|im_start|>" not in found  # the text may be the beginning of the longer one
     assert found["[sep]"] == tokenizer.convert_tokens_to_ids("[sep]")

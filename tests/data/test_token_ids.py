@@ -63,6 +63,10 @@ def remembering(name: str) -> TokenIds:
     return TokenIds(family(name))
 
 
+def of(ids: TokenIds, texts: list[str]) -> list[list[int]]:
+    return [found.tolist() for found in ids.of(texts)]
+
+
 def called(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return found
@@ -76,7 +80,7 @@ def test_ids_by_words_are_those_of_whole_texts(name: str, texts: list[str]) -> N
     ids = TokenIds(tokenizer)
     assert ids._by_word
     for own in (ids, ids, remembering(name)):  # the second time from memory
-        assert own.of(texts) == called(tokenizer, texts)
+        assert of(own, texts) == called(tokenizer, texts)
 
 
 @pytest.mark.parametrize("place", ["le the", "le,\n", "le\nle", "the.", "le\n\n", "12 7", ")  !"])
@@ -87,7 +91,7 @@ def test_places_where_texts_are_cut_matter(place: str) -> None:
     assert len(words) > 1
     assert "".join(words) == place
     assert len(called(tokenizer, [place])[0]) == 1
-    assert TokenIds(tokenizer).of([place]) == called(tokenizer, [place])
+    assert of(TokenIds(tokenizer), [place]) == called(tokenizer, [place])
 
 
 def loose(**options: bool) -> PreTrainedTokenizerFast:
@@ -110,7 +114,26 @@ def test_others_are_asked_for_whole_texts(tokenizer: PreTrainedTokenizerFast) ->
     ids = TokenIds(tokenizer)
     texts = ["le the <t> end of x.y", "le <t>, the\n\n ", " a"]
     assert not ids._by_word
-    assert ids.of(texts) == called(tokenizer, texts)
+    assert of(ids, texts) == called(tokenizer, texts)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ((AddedToken("<|t|>", special=True),), "<|t|>"),
+        ((AddedToken("o-o", special=True),), "<|end|>"),  # in "o-o-o" it begins earlier than behind a word "o-"
+        ((AddedToken("<|t|>", special=True), AddedToken("|><|", special=True)), None),
+        ((AddedToken("<t>", normalized=True),), "<|end|>"),
+    ],
+)
+def test_new_words_are_asked_for_with_a_token_between_them(
+    tokens: tuple[AddedToken, ...], expected: str | None
+) -> None:
+    tokenizer = trained(GPT2, tokens=tokens)
+    ids = TokenIds(tokenizer)
+    assert (ids._separator and ids._separator[0]) == expected
+    texts = ["le o- the o-o", f"a {expected or 'le'} b<|end|", "<|t|><|t|>, " * 3] + [f"w{n}" for n in range(200)]
+    assert of(ids, texts) == called(tokenizer, texts)
 
 
 def test_a_tokenizer_that_drops_merges_at_random_is_asked_each_time() -> None:
@@ -123,11 +146,11 @@ def test_a_tokenizer_that_was_changed_is_called_as_it_is() -> None:
     tokenizer = tiny_tokenizer()
     texts = ["a b c d e f", "a"]
     plain, ids = called(tokenizer, texts), TokenIds(tokenizer)
-    assert ids.of(texts) == plain
+    assert of(ids, texts) == plain
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    assert ids.of(texts) == plain  # transformers pads only where it is asked to
+    assert of(ids, texts) == plain  # transformers pads only where it is asked to
     tokenizer.backend_tokenizer.enable_truncation(2)
-    assert ids.of(texts) == plain
+    assert of(ids, texts) == plain
 
 
 def test_words_are_kept_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,9 +158,9 @@ def test_words_are_kept_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
     ids = TokenIds(tokenizer)
     texts = ["one two three four five", "x" * 40 + " one"]
-    assert ids.of(texts) == called(tokenizer, texts)
+    assert of(ids, texts) == called(tokenizer, texts)
     assert len(ids._known) <= 3
     assert all(len(word) <= token_ids.LONGEST for word in ids._known)
     for pieces in (ids._first, ids._middle, ids._last):
         assert len(pieces.ids) <= 3
-    assert ids.of(texts[::-1]) == called(tokenizer, texts[::-1])
+    assert of(ids, texts[::-1]) == called(tokenizer, texts[::-1])

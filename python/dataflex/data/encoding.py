@@ -11,11 +11,13 @@ behind such a boundary is tokenised on its own, so that it stays text.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from dataflex.data.token_ids import TokenIds
+from dataflex.data.token_ids import INT32, TokenIds, splitting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +26,7 @@ IGNORE_INDEX = -100
 """Label of a position that carries no loss; torch's cross-entropy ignores it by default."""
 
 Span = tuple[int, int]
-"""Where in a text something starts, and where it ends."""
+"""Where in a text, or among its tokens, something starts, and where it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +65,40 @@ class Encoded:
     """A tokenised conversation.
 
     Attributes:
-        input_ids: t token ids.
-        labels: t labels: the token's id in the assistant's spans, else -100. The first is always -100, since nothing
-            predicts it.
+        ids: t token ids, int32.
+        learnt: The tokens that carry loss: those of the assistant's spans, but not the first of all, which nothing
+            predicts. In order; something is between one span and the next.
         truncated: Tokens were cut to fit ``cutoff_len``.
         prompt_cut: Some of them stood before the first label.
         notes: What stands out in the row, see :mod:`dataflex.data.notes`.
     """
 
-    input_ids: list[int]
-    labels: list[int]
+    ids: array[int]
+    learnt: tuple[Span, ...]
     truncated: bool
     prompt_cut: bool = False
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, input_ids: Sequence[int], labels: Sequence[int], truncated: bool, notes: tuple[str, ...]) -> Encoded:
+        """What has these ids and labels, each -100 or the token's own id."""
+        runs = groupby(range(len(labels)), key=lambda place: labels[place] != IGNORE_INDEX)
+        learnt = [[*places] for carries_loss, places in runs if carries_loss]
+        spans = tuple((places[0], places[-1] + 1) for places in learnt)
+        return cls(array(INT32, input_ids), spans, truncated, notes=notes)
+
+    @property
+    def input_ids(self) -> list[int]:
+        """The t token ids."""
+        return self.ids.tolist()
+
+    @property
+    def labels(self) -> list[int]:
+        """The t labels: the token's id where it carries loss, else -100."""
+        labels = [IGNORE_INDEX] * len(self.ids)
+        for start, end in self.learnt:
+            labels[start:end] = self.ids[start:end]
+        return labels
 
 
 class SpanEncoder:
@@ -91,13 +114,13 @@ class SpanEncoder:
         self._tokenizer = tokenizer
         self._token_ids = TokenIds(tokenizer)
         self._end = end_of_turn
-        self._anchors = _splitting(tokenizer, control)
+        self._anchors = splitting(tokenizer, control)
         self._lead = _lead(tokenizer)
         self._lead_ids = self._ids(self._lead)
 
     def encode(self, rendered: Rendered) -> list[int]:
         """Token ids of a text, whole."""
-        return self._tokens([rendered])[0][0]
+        return self._tokens([rendered])[0][0].tolist()
 
     def encode_batch(self, texts: Sequence[Rendered], cutoff_len: int) -> list[Encoded]:
         """Tokenise texts; the tokenizer works on all of them at once, with its own threads.
@@ -108,15 +131,11 @@ class SpanEncoder:
         """
         encoded = []
         for (ids, position), rendered in zip(self._tokens(texts), texts, strict=True):
-            labels = [IGNORE_INDEX] * len(ids)
-            for start, end in rendered.trained:
-                labels[position[start] : position[end]] = ids[position[start] : position[end]]
-            if labels:
-                labels[0] = IGNORE_INDEX
-            encoded.append(self._cut(ids, labels, cutoff_len, rendered.notes))
+            learnt = _merged((max(position[start], 1), position[end]) for start, end in rendered.trained)
+            encoded.append(self._cut(Encoded(ids, learnt, truncated=False, notes=rendered.notes), cutoff_len))
         return encoded
 
-    def _tokens(self, texts: Sequence[Rendered]) -> list[tuple[list[int], dict[int, int]]]:
+    def _tokens(self, texts: Sequence[Rendered]) -> list[tuple[array[int], dict[int, int]]]:
         """Token ids of each text, and the number of tokens before each end of its spans."""
         plans = [self._pieces(rendered) for rendered in texts]
         pieces = [
@@ -151,10 +170,9 @@ class SpanEncoder:
                     anchor, behind, token = start, False, found
         return pieces
 
-    def _joined(self, text: str, plan: list[_Piece], pieces: Iterator[list[int]]) -> tuple[list[int], dict[int, int]]:
+    def _joined(self, text: str, plan: list[_Piece], pieces: Iterator[array[int]]) -> tuple[array[int], dict[int, int]]:
         """Ids of the whole text from the ids of its ``plan``; see the module's docstring."""
-        done: list[int] = []
-        tail: list[int] = []
+        done, tail = array(INT32), array(INT32)
         position: dict[int, int] = {}
         anchor = last = 0
         for start, place, behind, token in plan:
@@ -169,39 +187,34 @@ class SpanEncoder:
             position[place] = len(done) + len(tail)
         return done + tail, position
 
-    def _before(self, ids: list[int], token: str | None) -> int:
+    def _before(self, ids: array[int], token: str | None) -> int:
         """Ids before the last occurrence of a special token; the end of a turn is the last id itself."""
         if token == self._end:
             return len(ids) - 1
         return len(ids) - 1 - ids[::-1].index(self._anchors[str(token)])
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str) -> array[int]:
         return self._token_ids.of([text])[0]
 
-    def _ids_behind(self, text: str) -> list[int]:
+    def _ids_behind(self, text: str) -> array[int]:
         """Ids of text that goes on behind other text: no token for the start of a text (SentencePiece's space)."""
         return self._without_lead(self._ids(self._lead + text), text)
 
-    def _without_lead(self, ids: list[int], text: str) -> list[int]:
+    def _without_lead(self, ids: array[int], text: str) -> array[int]:
         """``ids`` of the lead and ``text``, without those of the lead; where both share a token, those of the text."""
         count = len(self._lead_ids)
         return ids[count:] if ids[:count] == self._lead_ids else self._ids(text)
 
-    def _cut(self, ids: list[int], labels: list[int], cutoff_len: int, notes: tuple[str, ...]) -> Encoded:
+    def _cut(self, whole: Encoded, cutoff_len: int) -> Encoded:
+        ids = whole.ids
         if len(ids) <= cutoff_len:
-            return Encoded(ids, labels, truncated=False, notes=notes)
-        labelled = (i for i, label in enumerate(labels) if label != IGNORE_INDEX)
-        start = next(labelled, len(ids))
+            return whole
+        start = whole.learnt[0][0] if whole.learnt else len(ids)
         kept = min(len(ids) - start, max(cutoff_len - start, cutoff_len - cutoff_len // 2))
-        prompt = self.cut_left(ids[:start], cutoff_len - kept)
-        answer = slice(start, start + kept)
-        return Encoded(
-            prompt + ids[answer],
-            [IGNORE_INDEX] * len(prompt) + labels[answer],
-            truncated=True,
-            prompt_cut=len(prompt) < start,
-            notes=notes,
-        )
+        prompt = array(INT32, self.cut_left(ids[:start].tolist(), cutoff_len - kept))
+        moved, end = len(prompt) - start, start + kept
+        learnt = tuple((first + moved, min(last, end) + moved) for first, last in whole.learnt if first < end)
+        return Encoded(prompt + ids[start:end], learnt, truncated=True, prompt_cut=moved < 0, notes=whole.notes)
 
     def cut_left(self, ids: list[int], length: int) -> list[int]:
         """The last ``length`` ids; a BOS in front stays (not where BOS is also a mark of turns, as in SmolLM2)."""
@@ -213,26 +226,16 @@ class SpanEncoder:
         return ids[len(ids) - length :]
 
 
-def _splitting(tokenizer: PreTrainedTokenizerBase, wanted: Iterable[str]) -> dict[str, int]:
-    """Those of some tokens that split every text in which they stand, each with its id.
-
-    They take no white space with them, and no other added token overlaps them, so that each occurrence is the token.
-    """
-    added = {str(token): (number, token) for number, token in tokenizer.added_tokens_decoder.items()}
-    found = {}
-    for text in set(wanted) & added.keys():
-        number, token = added[text]
-        particular = token.lstrip or token.rstrip or token.single_word or token.normalized
-        if not particular and not any(_overlap(text, other) for other in added.keys() - {text}):
-            found[text] = int(number)
-    return found
-
-
-def _overlap(text: str, other: str) -> bool:
-    """Whether two tokens can share characters of a text."""
-    shorter = min(len(text), len(other))
-    ends = any(text[-n:] == other[:n] or other[-n:] == text[:n] for n in range(1, shorter))
-    return ends or text in other or other in text
+def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Spans in order, those that meet as one, without empty ones."""
+    found: list[Span] = []
+    for start, end in spans:
+        if end <= start:
+            continue
+        if found and found[-1][1] == start:
+            start = found.pop()[0]
+        found.append((start, end))
+    return tuple(found)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

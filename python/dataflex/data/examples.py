@@ -267,7 +267,7 @@ def packed_rows(examples: Iterable[Example]) -> TokenisedRows:
             before = ArrayRows(joined(parts), samples)
             return ExampleRows([*map(before.example, range(len(before))), *part, *remaining])
         parts.append(
-            TokenPart.of([Encoded(each.input_ids, each.labels, each.truncated, notes=each.notes) for each in part])
+            TokenPart.of([Encoded.of(each.input_ids, each.labels, each.truncated, each.notes) for each in part])
         )
         samples += [each.sample for each in part]
     return ArrayRows(joined(parts), samples)

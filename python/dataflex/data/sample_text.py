@@ -52,29 +52,29 @@ def metadata_text(sample: Sample) -> bytes:
 
 def read_turns(text: bytes) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Messages and tools."""
-    messages, tools = _value(text)
+    messages, tools = _value(text.decode())
     return tuple(messages), tuple(tools)
 
 
 def read_metadata(text: bytes) -> dict[str, Any]:
     """The other columns."""
-    found: dict[str, Any] = _value(text) if text else {}
+    found: dict[str, Any] = _value(text.decode()) if text else {}
     return found
 
 
 def _text(value: Any) -> bytes:
     try:
-        text = _JSON.encode(value).encode()
-        back = _value(text)
+        text = _JSON.encode(value)
+        stored, back = text.encode(), _value(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise NotStorableError(str(error)) from error
     if back != value and repr(back) != repr(value):  # NaN differs from itself
         raise NotStorableError("a value that JSON would change, a tuple or a key that is no text for example")
-    return text
+    return stored
 
 
-def _value(text: bytes) -> Any:
-    return json.loads(text, object_hook=_untagged if b"\\u0000dataflex" in text else None)
+def _value(text: str) -> Any:
+    return json.loads(text, object_hook=_untagged if "\\u0000dataflex" in text else None)
 
 
 def _tagged(value: Any) -> dict[str, str]:

@@ -9,23 +9,34 @@ The tokenizers of the Rust library are asked for ids alone: what ``tokenizer(...
   pre-tokens goes across such a place, where a pre-token ends depends on what follows alone, and a model sees one
   pre-token at a time. Others (SentencePiece has none) are asked for whole texts.
 - What stands between two spaces is put together of its words once, so that most texts are only cut at spaces.
+- New words are asked for many at a time, with a token between them that splits every text.
+
+Ids are bytes of int32 until they are those of a text: joining these is quicker than handling numbers.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+INT32: Final = "i"
+"""Type code of arrays of ids."""
+
 MAX_WORDS, LONGEST = 1 << 16, 32
 """Words that are kept, and pieces between spaces (some 10 MB each), and characters of one: a longer one hardly comes
 again."""
+TOGETHER = 64
+"""New words that are asked for as one text."""
 _CUT = r'!"),.:;?\n'
 _VISIBLE = frozenset(map(chr, range(ord("!"), ord("~") + 1)))  # [!-~], behind which a text may be cut at a space
 _WORD = re.compile(rf".[^ {_CUT}]*(?:(?:(?<![!-~]) |(?<![A-Za-z])[{_CUT}])[^ {_CUT}]*)*", re.DOTALL)
@@ -61,15 +72,16 @@ class TokenIds:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._by_word = _splits_words(tokenizer)
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._separator = _separator(tokenizer)
+        self._known: dict[str, bytes] = {}
         # What stands in a text before its first space, between two, behind the last.
         self._first, self._middle, self._last = _Pieces(""), _Pieces(" "), _Pieces(" ", before_space=False)
 
-    def of(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, without special tokens of its own."""
+    def of(self, texts: Sequence[str]) -> list[array[int]]:
+        """The ids of each text (int32), without special tokens of its own."""
         if not self._is_plain():
-            found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-            return found
+            found: Any = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            return [array(INT32, ids) for ids in found]
         return self._joined(texts) if self._by_word else self._asked(texts)
 
     def _is_plain(self) -> bool:
@@ -87,11 +99,21 @@ class TokenIds:
             and not getattr(tokenizer, "split_special_tokens", False)
         )
 
-    def _asked(self, texts: Sequence[str]) -> list[list[int]]:
+    def _asked(self, texts: Sequence[str]) -> list[array[int]]:
         backend: Any = self._tokenizer.backend_tokenizer
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [array(INT32, encoding.ids) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _joined(self, texts: Sequence[str]) -> list[list[int]]:
+    def _asked_together(self, words: Sequence[str]) -> Iterator[bytes]:
+        if self._separator is None:
+            yield from map(bytes, self._asked(words))
+            return
+        token, number = self._separator
+        groups = [words[start : start + TOGETHER] for start in range(0, len(words), TOGETHER)]
+        for group, ids in zip(groups, self._asked([token.join(group) for group in groups]), strict=True):
+            found = _split(ids, number)
+            yield from found if len(found) == len(group) else map(bytes, self._asked(group))  # a word has the token
+
+    def _joined(self, texts: Sequence[str]) -> list[array[int]]:
         split = [text.split(" ") for text in texts]
         several = [pieces for pieces in split if len(pieces) > 1]
         self._first.note(pieces[0] for pieces in several)
@@ -105,23 +127,23 @@ class TokenIds:
         for text, pieces in zip(texts, split, strict=True):
             try:
                 first, *middle, last = pieces
-                inner = chain.from_iterable(map(self._middle.ids.__getitem__, middle))
-                ids.append([*self._first.ids[first], *inner, *self._last.ids[last]])
+                inner = map(self._middle.ids.__getitem__, middle)
+                ids.append(array(INT32, b"".join((self._first.ids[first], *inner, self._last.ids[last]))))
             except (KeyError, ValueError):  # white space of another kind, letters that are not ASCII, a single piece
                 others.append((len(ids), _WORD.findall(text)))
-                ids.append([])
+                ids.append(array(INT32))
         with self._words(chain.from_iterable(words for _, words in others)) as known:
             for place, words in others:
-                ids[place] = [*chain.from_iterable(map(known.__getitem__, words))]
+                ids[place].frombytes(b"".join(map(known.__getitem__, words)))
         for table in tables:
             table.forget()
         return ids
 
     @contextmanager
-    def _words(self, words: Iterable[str]) -> Iterator[dict[str, tuple[int, ...]]]:
+    def _words(self, words: Iterable[str]) -> Iterator[dict[str, bytes]]:
         """The ids of words, of which not all are kept when the block ends."""
         unknown = [*set(words).difference(self._known)]
-        self._known.update(zip(unknown, map(tuple, self._asked(unknown)), strict=True))  # the collector skips tuples
+        self._known.update(zip(unknown, self._asked_together(unknown), strict=True))
         yield self._known
         _forget(self._known, unknown)
 
@@ -140,7 +162,7 @@ class _Pieces:
 
     def __init__(self, before: str, *, before_space: bool = True) -> None:
         self._before, self._before_space = before, before_space
-        self.ids: dict[str, tuple[int, ...]] = {}
+        self.ids: dict[str, bytes] = {}
         self.words: dict[str, list[str]] = {}
 
     def note(self, pieces: Iterable[str]) -> None:
@@ -152,21 +174,60 @@ class _Pieces:
             if not self._before_space or piece[-1:] in _VISIBLE
         }
 
-    def learn(self, known: Mapping[str, tuple[int, ...]]) -> None:
+    def learn(self, known: Mapping[str, bytes]) -> None:
         """Put the ids of the new pieces together."""
-        self.ids.update(
-            (piece, tuple(chain.from_iterable(map(known.__getitem__, words)))) for piece, words in self.words.items()
-        )
+        self.ids.update((piece, b"".join(map(known.__getitem__, words))) for piece, words in self.words.items())
 
     def forget(self) -> None:
         """Keep some of the new pieces."""
         _forget(self.ids, self.words)
 
 
-def _forget(ids: dict[str, tuple[int, ...]], new: Iterable[str]) -> None:
+def _forget(ids: dict[str, bytes], new: Iterable[str]) -> None:
     for text in new:
         if len(text) > LONGEST or len(ids) > MAX_WORDS:
             del ids[text]
+
+
+def _split(ids: array[int], separator: int) -> list[bytes]:
+    """The bytes of what stands between separators."""
+    raw, size = ids.tobytes(), ids.itemsize
+    places = np.flatnonzero(np.frombuffer(ids, dtype=np.int32) == separator)
+    ends = [*(size * places).tolist(), len(raw)]
+    return [raw[start:end] for start, end in zip([0, *(end + size for end in ends[:-1])], ends, strict=True)]
+
+
+def splitting(tokenizer: PreTrainedTokenizerBase, wanted: Iterable[str]) -> dict[str, int]:
+    """Those of some tokens that split every text in which they stand, each with its id.
+
+    They take no white space with them, and no other added token overlaps them, so that each occurrence is the token.
+    """
+    added = {str(token): (number, token) for number, token in tokenizer.added_tokens_decoder.items()}
+    found = {}
+    for text in set(wanted) & added.keys():
+        number, token = added[text]
+        particular = token.lstrip or token.rstrip or token.single_word or token.normalized
+        if not particular and not any(_overlap(text, other) for other in added.keys() - {text}):
+            found[text] = int(number)
+    return found
+
+
+def _overlap(text: str, other: str) -> bool:
+    """Whether two tokens can share characters of a text."""
+    return _ends_alike(text, other) or text in other or other in text
+
+
+def _ends_alike(text: str, other: str) -> bool:
+    """Whether one of them can end where the other begins."""
+    lengths = range(1, min(len(text), len(other)))
+    return any(text[-n:] == other[:n] or other[-n:] == text[:n] for n in lengths)
+
+
+def _separator(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int] | None:
+    """A token to put between words, with its id."""
+    tokens = splitting(tokenizer, map(str, tokenizer.added_tokens_decoder.values()))
+    found = ((text, number) for text, number in tokens.items() if not _ends_alike(text, text))
+    return min(found, key=lambda it: (len(it[0]), it[0]), default=None)
 
 
 def _splits_words(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -111,10 +110,13 @@ class TokenPart:
     @classmethod
     def of(cls, rows: Sequence[Encoded]) -> TokenPart:
         """Pack rows."""
-        lengths = np.array([len(row.input_ids) for row in rows], dtype=np.int64)
-        input_ids = _flat(row.input_ids for row in rows)
-        learnt = _flat(row.labels for row in rows) != IGNORE_INDEX
+        lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
+        input_ids = np.frombuffer(b"".join(row.ids for row in rows), dtype=np.int32)
         starts = np.cumsum(lengths) - lengths
+        learnt = np.zeros(len(input_ids), dtype=np.bool_)
+        for place, row in zip(starts.tolist(), rows, strict=True):
+            for start, end in row.learnt:
+                learnt[place + start : place + end] = True
         totals = np.concatenate([[0], np.cumsum(learnt)])
         first = learnt[np.minimum(starts, max(len(learnt) - 1, 0))] & (lengths > 0) if len(learnt) else lengths > 0
         counts = totals[starts + lengths] - totals[starts] - first  # nothing predicts the first token
@@ -130,10 +132,6 @@ class TokenPart:
     def labels(self) -> NDArray[np.int32]:
         """``(t,)`` int32."""
         return np.where(self.learnt, self.input_ids, np.int32(IGNORE_INDEX))
-
-
-def _flat(rows: Iterable[list[int]]) -> NDArray[np.int32]:
-    return np.fromiter(chain.from_iterable(rows), dtype=np.int32)
 
 
 class Notes:

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from dataflex.data.encoding import IGNORE_INDEX, Encoded
+from dataflex.data.encoding import Encoded
 from dataflex.data.notes import counted, sentences
 from dataflex.data.templates import ChatTemplate
 from dataflex.types import Sample
@@ -47,7 +47,7 @@ class Look:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
-        return [len(row.input_ids) for row in self.encoded]
+        return [len(row.ids) for row in self.encoded]
 
     def lines(self) -> list[str]:
         """The counts in words, and what stands out."""
@@ -99,4 +99,4 @@ def spread(total: int, count: int) -> list[int]:
 
 def learnt_tokens(row: Encoded) -> int:
     """Tokens that carry loss."""
-    return len(row.labels) - row.labels.count(IGNORE_INDEX)
+    return sum(end - start for start, end in row.learnt)
