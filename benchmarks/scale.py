@@ -7,8 +7,8 @@ by two others at the same time, as two ranks do; ``datasets.map`` tokenises the 
 template. What is done with them besides (measuring/phases.py) is timed in forks of one more process. Gradients are not
 computed: what is kept of them is made up.
 
-A process is charged more for the same work while another one runs on the same core, so the seconds of a first start that
-count are those of one that runs alone, next to ``datasets.map``.
+A process is charged more for the same work while another one runs on the same core, so the seconds of a first start
+that count are those of one that runs alone, next to ``datasets.map``.
 
 A phase is a straight line where ten times the rows cost at most 10.5 times as much processor time and memory, constant
 costs included. Other work on a machine makes every processor second dearer, now more and now less, so two sizes are

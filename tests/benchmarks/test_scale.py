@@ -43,10 +43,11 @@ def test_goals_are_judged_at_the_largest_size() -> None:
     good = scale.Start(100.0, 50.0, 1000, 2000, 234_000, 1000)
     ranks = (replace(good, wall=1.0, cpu=0.01), replace(good, wall=1.0, cpu=0.02, private=90_000))
     look = {"look": Cost(1.0, 100, 0), "keep": Cost(1.0, 100, 100)}
-    small = scale.Scale(1000, good, [], ranks, replace(good, cpu=60.0), 1_000_000, 900_000, look)
+    small = scale.Scale(1000, good, [], ranks, (replace(good, cpu=40.0), replace(good, cpu=60.0)), 1_000_000, 900_000, look)
     large = replace(
         small,
         rows=10_000,
+        alone=None,
         first=replace(good, cpu=500.0, tokens=2_340_000),
         beside=[replace(good, cpu=40.0), replace(good, cpu=45.0), replace(good, cpu=90.0)],
         ranks=(replace(ranks[0], private=91_000), replace(ranks[1], private=180_000)),
@@ -54,7 +55,8 @@ def test_goals_are_judged_at_the_largest_size() -> None:
         token_bytes=9_000_000,
     )
     found = {name: (value, met) for name, value, _, met in scale.outcomes([small, large])}
-    assert found["first start, CPU s a 1,000 rows"] == (50.0, False)
+    assert found["first start alone, CPU s a 1,000 rows, 1,000 rows"] == (40.0, False)
+    assert found["first start over datasets.map, CPU, 1,000 rows"] == (pytest.approx(40 / 60), True)
     assert found["second start, CPU s a 1,000 rows"] == (pytest.approx(0.002), True)
     assert found["second start over the first, wall"] == (pytest.approx(0.01), True)
     assert found["bytes of tokens a row of 234"] == (pytest.approx(900), True)
