@@ -51,7 +51,7 @@ STRAIGHT = 1.05
 """A row's cost at the largest size over that at the size before, at most."""
 LIMITS = {"first": 0.25, "again": 0.02, "tokens": 1200.0, "private": 100.0}
 """CPU seconds a 1,000 rows, bytes a row of 234 tokens, bytes of private memory a row."""
-MODEL = Path(__file__).resolve().parents[1] / "examples" / "quickstart" / "models" / "SmolLM2-135M-Instruct"
+MODEL = Path(__file__).resolve().parents[1] / "models" / "SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True, slots=True)
