@@ -75,7 +75,7 @@ SETS: dict[str, CellSet] = {
     "quick": CellSet(tuple(cells(QUICK, (1,), ("kinds",), (0.1,)))),
     "main": CellSet(tuple(cells(FIRST, SEEDS, TASKS, BUDGETS) + cells(REST, SEEDS, TASKS, BUDGETS[:1]))),
     "public": CellSet(tuple(cells(FIRST, SEEDS, TASKS, (0.1, 0.05))), most=0.1, public=12),
-    "ablations": CellSet(tuple(cells(ABLATIONS, SEEDS, TASKS, (0.1,)))),
+    "ablations": CellSet(tuple(cells(ABLATIONS, SEEDS[:1], TASKS, BUDGETS[:1]))),
 }
 
 
