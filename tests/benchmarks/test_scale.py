@@ -43,7 +43,9 @@ def test_goals_are_judged_at_the_largest_size() -> None:
     good = scale.Start(100.0, 50.0, 1000, 2000, 234_000, 1000)
     ranks = (replace(good, wall=1.0, cpu=0.01), replace(good, wall=1.0, cpu=0.02, private=90_000))
     look = {"look": Cost(1.0, 100, 0), "keep": Cost(1.0, 100, 100)}
-    small = scale.Scale(1000, good, [], ranks, (replace(good, cpu=40.0), replace(good, cpu=60.0)), 1_000_000, 900_000, look)
+    small = scale.Scale(
+        1000, good, [], ranks, (replace(good, cpu=40.0), replace(good, cpu=60.0)), 1_000_000, 900_000, look
+    )
     large = replace(
         small,
         rows=10_000,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,23 @@ import pytest
 import transformers
 
 from dataflex.curriculum.schedule import Schedule
-from dataflex.errors import SelectionError
+from dataflex.errors import DataflexError, SelectionError
 from dataflex.integrations.run import STATE_KEY
 from dataflex.selectors.base import Selection, SelectionContext
 from dataflex.selectors.less import LessSelector
 from dataflex.selectors.random import RandomSelector
+from dataflex.utils.lock import LOCK_FILE
 from helpers import foreign
 from helpers.foreign import curriculum, inside
+
+HOLD = """
+import sys
+from pathlib import Path
+from dataflex.utils.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_the_trackers_of_a_trainer_have_the_numbers_of_a_selection(tmp_path: Path) -> None:
@@ -109,3 +121,42 @@ def test_a_trainer_that_failed_trains_again(tmp_path: Path) -> None:
     trainer.remove_callback(breaking)
     trainer.train()
     assert (trainer.state.global_step, selector.closed) == (8, 2)
+
+
+class Stop(transformers.TrainerCallback):
+    """Looks at the folder of a run in its third step, and ends the run by an error."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            assert (Path(args.output_dir) / LOCK_FILE).exists()
+            raise KeyboardInterrupt
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        trainer = inside(curriculum(), foreign.arguments(tmp_path))
+        with pytest.raises(DataflexError, match=f"is in use by another run: process {other.pid} on"):
+            trainer.train()
+    finally:
+        other.communicate("")
+    trainer.train()
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_folder_that_a_run_of_the_same_process_was_ended_in_is_taken_over(tmp_path: Path) -> None:
+    trainer = inside(curriculum(), foreign.arguments(tmp_path))
+    trainer.add_callback(Stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert (tmp_path / LOCK_FILE).exists()
+    half = tmp_path / "selections" / ".step-2.parquet.0123abcd.tmp"
+    half.touch()
+    inside(curriculum(), foreign.arguments(tmp_path)).train()
+    assert not half.exists()
+    assert not (tmp_path / LOCK_FILE).exists()
+    del trainer

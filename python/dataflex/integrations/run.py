@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
@@ -23,10 +23,10 @@ from dataflex.integrations.rows import RowStream
 from dataflex.report.page import refresh_page
 from dataflex.training import facts
 from dataflex.training.component import Component
+from dataflex.training.folder import exclusive, folders_of
 from dataflex.training.sameness import check_ranks, compare
 from dataflex.types import Autocast
 from dataflex.utils.distributed import Ranks
-from dataflex.utils.files import sweep
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,8 @@ STATE_KEY = "dataflex_curriculum"
 class Run:
     """One call of the trainer's ``train``: its curriculum, and how far the trainer's first reading has to skip.
 
+    It holds the folders that it writes to, so that no other process writes there meanwhile.
+
     Args:
         curriculum: Its curriculum.
         component: What decides in it.
@@ -55,9 +57,12 @@ class Run:
 
     Attributes:
         curriculum: Its curriculum.
-        leave: Frees what the component holds, once; the rows are no trainer's any more. A run that nobody leaves,
-            since its trainer raised, does it when nothing refers to it, or when the process ends.
+        leave: Frees what the component holds, and the folders, once; the rows are no trainer's any more. A run that
+            nobody leaves, since its trainer raised, does it when nothing refers to it, when the next one wants its
+            folder, or when the process ends.
     """
+
+    _begun: ClassVar[weakref.WeakSet[Run]] = weakref.WeakSet()
 
     def __init__(
         self,
@@ -77,7 +82,9 @@ class Run:
         self._noted: dict[str, Any] = {}
         self._ranks = ranks()
         self._autocast = autocast()
-        self.leave = weakref.finalize(self, _leave, curriculum, stream)
+        self._folders = ExitStack()
+        self.leave = weakref.finalize(self, _leave, curriculum, stream, self._folders)
+        self._begun.add(self)
 
     def go_on(self, noted: Mapping[str, Any], args: Any, state: Any, model: torch.nn.Module, optimizer: Any) -> None:
         """Note the facts of the run; where it goes on, compare them and take over the state of the curriculum.
@@ -85,9 +92,11 @@ class Run:
         Raises:
             CheckpointError: The checkpoint is of a trainer without a curriculum.
             TrainingError: It belongs to another run, or the processes differ.
+            DataflexError: Another process writes to its folders, or they cannot be written.
         """
         found = self._facts()
         check_ranks(found, self._ranks)
+        self._hold_folders()
         if state.global_step > 0:
             check_same(noted, found, state.global_step)
             self.curriculum.load_state_dict(noted["curriculum"])
@@ -97,6 +106,14 @@ class Run:
         self._noted = {"facts": found, "date": noted.get("date") or self._template.now.isoformat()}
         self._keep(state)
         self.curriculum.check(self._loop(model, optimizer))
+
+    def _hold_folders(self) -> None:
+        folder = self.curriculum.output_dir.resolve()
+        for other in [*self._begun]:  # of this process: its trainer raised, and an error or a variable still knows it
+            if other is not self and other.curriculum.output_dir.resolve() == folder:
+                other.leave()
+        folders = folders_of(self.curriculum.output_dir, self._component.selector)
+        self._folders.enter_context(exclusive(folders, self._ranks))
 
     def enter(self, state: Any, model: torch.nn.Module, optimizer: Any) -> Mapping[str, float | int]:
         """Select where the next phase wants it, and let the trainer's next reading be the phase's (remaining) rows.
@@ -189,9 +206,10 @@ class Run:
         )
 
 
-def _leave(curriculum: Curriculum, stream: RowStream) -> None:
-    curriculum.close()
-    stream.close()
+def _leave(curriculum: Curriculum, stream: RowStream, folders: ExitStack) -> None:
+    with folders:
+        curriculum.close()
+        stream.close()
 
 
 def noted_state(state: Any) -> Mapping[str, Any]:
@@ -241,9 +259,7 @@ def autocast() -> Autocast:
 
 
 def _forget(output_dir: Path, step: int) -> None:
-    """Remove records of selections and mixtures after a step, of a run that was given up, and what kills left."""
-    for name in ("selections", "mixtures"):
-        sweep(output_dir / name)
+    """Remove records of selections and mixtures after a step, of a run that was given up."""
     for file in (*(output_dir / "selections").glob("step-*.parquet"), *(output_dir / "mixtures").glob("step-*.json")):
         number = file.stem.removeprefix("step-")
         if number.isdecimal() and int(number) >= step:
