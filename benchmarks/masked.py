@@ -1,11 +1,13 @@
 """Features of full fine-tuning: every coordinate projected, or some of each large matrix (``projection: masked``).
 
-Usage: python benchmarks/masked.py [--model FOLDER] [--rows 4] [--rounds 3] [--values 16384] [--json FILE]
+Usage: python benchmarks/masked.py [--model FOLDER] [--rows 4] [--rounds 3] [--values 16384] [--dense] [--json FILE]
 
 All weights of the model are trained. After a few steps of AdamW the features of one batch are computed in turns: with
-``sjlt`` from every coordinate, with ``masked`` from about ``values`` of each matrix, and beside them a plain forward
-and backward pass. The cosines between the rows' features are compared with those of whole Adam-normalised gradients,
-whose inner products are summed in float64; seeds of the projection are drawn anew for that.
+``sjlt`` from every coordinate (``--dense``: with ``rademacher``, too), with ``masked`` from about ``values`` of each
+matrix, and beside them a plain forward and backward pass, and the part of it that features cannot do without: forward,
+and backward to the activations, without gradients of weights. The cosines between the rows' features are compared with
+those of whole Adam-normalised gradients, whose inner products are summed in float64; seeds of the projection are drawn
+anew for that.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from dataflex.testing import tiny_context
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "examples" / "quickstart" / "data" / "train.jsonl"
 STEPS, BATCH, RATE, CUTOFF = 3, 4, 1e-5, 128
-PLAIN = "plain forward and backward"
+PLAIN, FLOOR = "plain forward and backward", "forward, backward to activations"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Way:
         name: Kind of projection.
         values: Coordinates of a row that are read, of all p.
         seconds: Processor seconds a row, one entry a round.
-        errors: Root mean square of what cosines between rows are off by, one entry a seed; empty for the plain pass.
+        errors: Root mean square of what cosines between rows are off by, one entry a seed; empty for passes alone.
     """
 
     name: str
@@ -117,17 +119,18 @@ def measure(options: argparse.Namespace) -> list[Way]:
     with TemporaryDirectory() as folder:
         context = warmed_up(options, Path(folder))
         rows = range(options.rows)
-        kinds = {"sjlt": {}} | {f"masked, {values}": {"matrix_values": values} for values in options.values}
+        every: dict[str, dict[str, int]] = {"sjlt": {}} | ({"rademacher": {}} if options.dense else {})
+        kinds = every | {f"masked, {values}": {"matrix_values": values} for values in options.values}
         projectors = {name: Projector(options.dim, name.split(",")[0], 0, **own) for name, own in kinds.items()}
         features = {name: features_of(context, projector) for name, projector in projectors.items()}
-        ways: dict[str, Callable[[], Any]] = {PLAIN: lambda: plain(context)}
+        ways: dict[str, Callable[[], Any]] = {PLAIN: lambda: plain(context), FLOOR: lambda: to_activations(context)}
         ways |= {name: lambda own=own: own.features(rows) for name, own in features.items()}
         with undisturbed(context.model):
             times = timed(ways, options.rounds)
             moments = features["sjlt"].adam
             assert moments is not None
             exact = cosines(features["sjlt"].collect(rows, lambda count: Products(count, moments)))
-        found = [Way(PLAIN, 0, [each / options.rows for each in times[PLAIN]], [])]
+        found = [Way(name, 0, [each / options.rows for each in times[name]], []) for name in (PLAIN, FLOOR)]
         for name, own in kinds.items():
             drawn = [Projector(options.dim, name.split(",")[0], 1000 + seed, **own) for seed in range(options.seeds)]
             errors = [error(context, projector, exact) for projector in drawn]
@@ -143,6 +146,20 @@ def plain(context: SelectionContext) -> None:
         padding = int(context.tokenizer.pad_token_id)
         mean_losses(context.model, collate(list(context.train_dataset), padding)).mean().backward()
     context.model.zero_grad(set_to_none=True)
+
+
+def to_activations(context: SelectionContext) -> None:
+    """What every way needs: forward, and backward to each matrix's input, without gradients of weights."""
+    trained = [parameter for parameter in context.model.parameters() if parameter.requires_grad]
+    hook = context.model.get_input_embeddings().register_forward_hook(lambda *arguments: arguments[-1].requires_grad_())
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        plain(context)
+    finally:
+        hook.remove()
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def timed(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -195,6 +212,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="projections whose errors are measured")
     parser.add_argument("--values", type=int, nargs="+", default=[1 << 14], help="values of a matrix that are read")
+    parser.add_argument("--dense", action="store_true", help="measure rademacher, too: ten times as long")
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--json", type=Path, help="file for the numbers")
     return parser.parse_args(arguments)

@@ -73,7 +73,7 @@ def cells(
 
 SETS: dict[str, CellSet] = {
     "quick": CellSet(tuple(cells(QUICK, (1,), ("kinds",), (0.1,)))),
-    "main": CellSet(tuple(cells(FIRST, SEEDS, TASKS, BUDGETS) + cells(REST, SEEDS, TASKS, BUDGETS[:1]))),
+    "main": CellSet(tuple(cells(FIRST, SEEDS, TASKS, BUDGETS) + cells(REST, SEEDS[:1], TASKS, BUDGETS[:1]))),
     "public": CellSet(tuple(cells(FIRST, SEEDS, TASKS, (0.1, 0.05))), most=0.1, public=12),
     "ablations": CellSet(tuple(cells(ABLATIONS, SEEDS[:1], TASKS, BUDGETS[:1]))),
 }
