@@ -112,7 +112,7 @@ class Run:
         for other in [*self._begun]:  # of this process: its trainer raised, and an error or a variable still knows it
             if other is not self and other.curriculum.output_dir.resolve() == folder:
                 other.leave()
-        folders = folders_of(self.curriculum.output_dir, self._component.selector)
+        folders = folders_of(self.curriculum.output_dir, self._component.found)
         self._folders.enter_context(exclusive(folders, self._ranks))
 
     def enter(self, state: Any, model: torch.nn.Module, optimizer: Any) -> Mapping[str, float | int]:
