@@ -194,6 +194,28 @@ def test_what_length_has_to_do_with_it_is_said(tmp_path: Path, scores: Any, chos
     assert said in found.answer
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"metric": "token_f1"}, " by metric (token_f1)"),
+        (
+            {"metric": [{"metric": "numeric", "weight": 2.0}, {"metric": "json_equal"}]},
+            " by metric (numeric, json_equal)",
+        ),
+        ({"model_name": "judge-4", "api_key": None}, " by metric (judge-4)"),
+        ({}, " by metric"),
+        (None, ""),
+    ],
+)
+def test_what_rewards_is_named(run: Path, config: dict[str, object] | None, said: str) -> None:
+    drawn = {"answers": {}, "rewards": None}
+    scored = {"answers": {}, "rewards": {"name": "metric", "config": config, "samples": "0"}}
+    entries = {"0": drawn} if config is None else {"0": drawn, "1": scored}
+    write_json(run / "rollouts" / "step-2.meta.json", entries)
+    (found,) = [section for section in lay_out(read_report(run)).sections if section.key == "rewards"]
+    assert found.answer == f"The mean reward of 3 prompts{said} is 0.5."
+
+
 def test_tables_hold_numbers_for_programs(run: Path) -> None:
     report = df.Report(run)
     by_task = report.to_pandas("by task")

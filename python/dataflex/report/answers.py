@@ -18,6 +18,8 @@ MOST_TEXT = 300
 """Characters of a prompt or an answer that are kept to look at."""
 SHOWN = 3
 """Best and worst answers that are kept of a round."""
+_WHAT = ("metric", "model_name", "hf_model_name_or_path")
+"""Parameters of rewards that say what scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,14 @@ class Answers:
         best: Answers of the highest rewards, each to another prompt.
         worst: Those of the lowest.
         cut: There are more than :data:`MOST_ANSWERS`, of which the first were read.
+        reward: What scored them: the reward's name, and its metric or model; empty: not known.
     """
 
     rewards: dict[str, list[float]]
     best: list[Answer]
     worst: list[Answer]
     cut: bool
+    reward: str = ""
 
     @property
     def means(self) -> list[float]:
@@ -71,7 +75,23 @@ def read_answers(path: Path) -> Answers:
         cut = next(file, None) is not None
     highest = sorted(best.values(), key=lambda answer: -answer.reward)[:SHOWN]
     lowest = sorted(worst.values(), key=lambda answer: answer.reward)[:SHOWN]
-    return Answers(rewards, highest, lowest, cut)
+    return Answers(rewards, highest, lowest, cut, _reward(path.with_suffix(".meta.json")))
+
+
+def _reward(sidecar: Path) -> str:
+    """The reward of the newest entry of a file's sidecar."""
+    found: Any = None
+    with suppress(OSError, ValueError):
+        found = json.loads(sidecar.read_text(encoding="utf-8"))
+    entries = found.values() if isinstance(found, dict) else ()
+    scored = [entry["rewards"] for entry in entries if isinstance(entry, dict) and entry.get("rewards")]
+    if not scored or not isinstance(scored[-1], dict) or "name" not in scored[-1]:
+        return ""
+    config = scored[-1].get("config")
+    what = next((config[key] for key in _WHAT if config.get(key)), "") if isinstance(config, dict) else ""
+    parts = what if isinstance(what, list) else [what]
+    names = [str(part.get("metric") if isinstance(part, dict) else part) for part in parts]
+    return f"{scored[-1]['name']} ({', '.join(names)})" if what else str(scored[-1]["name"])
 
 
 def _rows(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:

@@ -195,7 +195,8 @@ def _agreement(report: RunReport, named: Mapping[str, Sheet]) -> Section:
 def _rewards(report: RunReport, named: Mapping[str, Sheet]) -> Section:
     means = {step: found.means for step, found in report.answers.items()}
     first, last = next(iter(means.values())), next(reversed(means.values()))
-    text = f"The mean reward of {len(last):,} prompts is {np.mean(last):.3g}"
+    reward = next(reversed(report.answers.values())).reward
+    text = f"The mean reward of {len(last):,} prompts{f' by {reward}' if reward else ''} is {np.mean(last):.3g}"
     text += f", after {np.mean(first):.3g} at the first selection." if len(means) > 1 else "."
     meaning = "Each bar is all prompts of a selection, in classes by the mean reward of their sampled answers."
     draw = partial(pictures.reward_bars, means)
