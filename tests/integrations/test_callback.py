@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,7 @@ from dataflex.selectors.random import RandomSelector
 from dataflex.utils.lock import LOCK_FILE
 from helpers import foreign
 from helpers.foreign import curriculum, inside
-
-HOLD = """
-import sys
-from pathlib import Path
-from dataflex.utils.lock import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+from helpers.locks import holder
 
 
 def test_the_trackers_of_a_trainer_have_the_numbers_of_a_selection(tmp_path: Path) -> None:
@@ -133,30 +123,29 @@ class Stop(transformers.TrainerCallback):
 
 
 def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path) -> None:
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        trainer = inside(curriculum(), foreign.arguments(tmp_path))
+    trainer = inside(curriculum(), foreign.arguments(tmp_path))
+    with holder(tmp_path) as other:
         with pytest.raises(DataflexError, match=f"is in use by another run: process {other.pid} on"):
             trainer.train()
-    finally:
-        other.communicate("")
+        other.kill()
     trainer.train()
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-def test_a_folder_that_a_run_of_the_same_process_was_ended_in_is_taken_over(tmp_path: Path) -> None:
-    trainer = inside(curriculum(), foreign.arguments(tmp_path))
-    trainer.add_callback(Stop)
+@pytest.mark.parametrize("other", ["out", "another"])
+def test_folders_that_a_run_of_the_same_process_was_ended_in_are_taken_over(tmp_path: Path, other: str) -> None:
+    def trainer(name: str) -> transformers.Trainer:
+        selector = LessSelector(proj_dim=256, cache_dir=tmp_path / "cache")
+        return inside(curriculum(selector), foreign.arguments(tmp_path / name))
+
+    ended = trainer("out")
+    ended.add_callback(Stop)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    assert (tmp_path / LOCK_FILE).exists()
-    half = tmp_path / "selections" / ".step-2.parquet.0123abcd.tmp"
+        ended.train()
+    assert all((tmp_path / name / LOCK_FILE).exists() for name in ("out", "cache"))
+    half = tmp_path / "cache" / "scores" / ".step-2.npy.0123abcd.tmp"
+    half.parent.mkdir(exist_ok=True)
     half.touch()
-    inside(curriculum(), foreign.arguments(tmp_path)).train()
+    trainer(other).train()
     assert not half.exists()
-    assert not (tmp_path / LOCK_FILE).exists()
-    del trainer
+    assert not [*tmp_path.rglob(LOCK_FILE)]

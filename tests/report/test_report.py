@@ -216,6 +216,12 @@ def test_what_rewards_is_named(run: Path, config: dict[str, object] | None, said
     assert found.answer == f"The mean reward of 3 prompts{said} is 0.5."
 
 
+def test_a_reward_that_may_be_another_one_is_not_named(run: Path) -> None:
+    entries = {str(n): {"rewards": {"name": name, "config": {}}} for n, name in enumerate(("metric", "api"))}
+    write_json(run / "rollouts" / "step-2.meta.json", entries)
+    assert read_report(run).answers[2].reward == ""
+
+
 def test_tables_hold_numbers_for_programs(run: Path) -> None:
     report = df.Report(run)
     by_task = report.to_pandas("by task")

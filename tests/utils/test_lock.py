@@ -5,30 +5,12 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from dataflex.errors import DataflexError
 from dataflex.utils.lock import LOCK_FILE, locked
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from dataflex.utils.lock import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def holder(folder):
-    """A process that holds the lock."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
+from helpers.locks import HOLD, holder
 
 
 def test_a_second_process_is_refused_and_told_who_is_there_until_the_first_dies(tmp_path, caplog):
@@ -56,9 +38,7 @@ def test_the_same_process_is_refused_too(tmp_path):
 def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
     fork = "import os; pid = os.fork(); print(pid, flush=True) if pid else time.sleep(30)"
     script = HOLD.replace("time.sleep(60)", fork)
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    process = holder(tmp_path, script)
     child = int(process.stdout.readline())
     assert process.wait() == 0
     try:
@@ -68,6 +48,14 @@ def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         process.stdout.close()
+
+
+def test_a_child_that_ends_leaves_the_lock_of_its_parent(tmp_path):
+    there = f"print((Path(sys.argv[1]) / '{LOCK_FILE}').exists(), flush=True)"
+    fork = f"import os; child = os.fork(); child or sys.exit(); print(os.waitpid(child, 0)[1]); {there}"
+    with holder(tmp_path / "made", HOLD.replace("time.sleep(60)", fork)) as process:
+        assert process.communicate()[0] == "0\nTrue\n"
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_folder_that_the_lock_made_goes_unless_something_is_in_it(tmp_path):

@@ -81,7 +81,7 @@ class Encoded:
 
     @classmethod
     def of(cls, input_ids: Sequence[int], labels: Sequence[int], truncated: bool, notes: tuple[str, ...]) -> Encoded:
-        """What has these ids and labels, each -100 or the token's own id."""
+        """What has these ids and labels, each -100 or the token's own id; one of the first token stays."""
         runs = groupby(range(len(labels)), key=lambda place: labels[place] != IGNORE_INDEX)
         learnt = [[*places] for carries_loss, places in runs if carries_loss]
         spans = tuple((places[0], places[-1] + 1) for places in learnt)

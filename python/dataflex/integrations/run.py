@@ -58,8 +58,8 @@ class Run:
     Attributes:
         curriculum: Its curriculum.
         leave: Frees what the component holds, and the folders, once; the rows are no trainer's any more. A run that
-            nobody leaves, since its trainer raised, does it when nothing refers to it, when the next one wants its
-            folder, or when the process ends.
+            nobody leaves, since its trainer raised, does it when nothing refers to it, when the next run of this kind
+            wants one of its folders, or when the process ends.
     """
 
     _begun: ClassVar[weakref.WeakSet[Run]] = weakref.WeakSet()
@@ -82,8 +82,9 @@ class Run:
         self._noted: dict[str, Any] = {}
         self._ranks = ranks()
         self._autocast = autocast()
-        self._folders = ExitStack()
-        self.leave = weakref.finalize(self, _leave, curriculum, stream, self._folders)
+        self._folders = {folder.resolve() for folder in folders_of(curriculum.output_dir, component.found)}
+        self._held = ExitStack()
+        self.leave = weakref.finalize(self, _leave, curriculum, stream, self._held)
         self._begun.add(self)
 
     def go_on(self, noted: Mapping[str, Any], args: Any, state: Any, model: torch.nn.Module, optimizer: Any) -> None:
@@ -108,12 +109,11 @@ class Run:
         self.curriculum.check(self._loop(model, optimizer))
 
     def _hold_folders(self) -> None:
-        folder = self.curriculum.output_dir.resolve()
         for other in [*self._begun]:  # of this process: its trainer raised, and an error or a variable still knows it
-            if other is not self and other.curriculum.output_dir.resolve() == folder:
+            if other is not self and other.leave.alive and other._folders & self._folders:
+                logger.info("%s: an earlier run of this process is given up", other.curriculum.output_dir)
                 other.leave()
-        folders = folders_of(self.curriculum.output_dir, self._component.found)
-        self._folders.enter_context(exclusive(folders, self._ranks))
+        self._held.enter_context(exclusive([*self._folders], self._ranks))
 
     def enter(self, state: Any, model: torch.nn.Module, optimizer: Any) -> Mapping[str, float | int]:
         """Select where the next phase wants it, and let the trainer's next reading be the phase's (remaining) rows.
@@ -206,8 +206,8 @@ class Run:
         )
 
 
-def _leave(curriculum: Curriculum, stream: RowStream, folders: ExitStack) -> None:
-    with folders:
+def _leave(curriculum: Curriculum, stream: RowStream, held: ExitStack) -> None:
+    with held:
         curriculum.close()
         stream.close()
 

@@ -18,7 +18,7 @@ MOST_TEXT = 300
 """Characters of a prompt or an answer that are kept to look at."""
 SHOWN = 3
 """Best and worst answers that are kept of a round."""
-_WHAT = ("metric", "model_name", "hf_model_name_or_path")
+_WHAT = ("metric", "model_name", "hf_model_name_or_path", "model_name_or_path")
 """Parameters of rewards that say what scores."""
 
 
@@ -42,7 +42,7 @@ class Answers:
         best: Answers of the highest rewards, each to another prompt.
         worst: Those of the lowest.
         cut: There are more than :data:`MOST_ANSWERS`, of which the first were read.
-        reward: What scored them: the reward's name, and its metric or model; empty: not known.
+        reward: What scored them: the reward's name, and its metric or model, if it has one; empty: not known.
     """
 
     rewards: dict[str, list[float]]
@@ -79,19 +79,24 @@ def read_answers(path: Path) -> Answers:
 
 
 def _reward(sidecar: Path) -> str:
-    """The reward of the newest entry of a file's sidecar."""
+    """The reward that a file's sidecar names; empty where a kill left several, of which one has no answers."""
     found: Any = None
     with suppress(OSError, ValueError):
         found = json.loads(sidecar.read_text(encoding="utf-8"))
     entries = found.values() if isinstance(found, dict) else ()
-    scored = [entry["rewards"] for entry in entries if isinstance(entry, dict) and entry.get("rewards")]
-    if not scored or not isinstance(scored[-1], dict) or "name" not in scored[-1]:
+    names = {_name(entry["rewards"]) for entry in entries if isinstance(entry, dict) and entry.get("rewards")}
+    return names.pop() if len(names) == 1 else ""
+
+
+def _name(facts: Any) -> str:
+    """Name of a reward, and its metric or model."""
+    if not isinstance(facts, dict) or "name" not in facts:
         return ""
-    config = scored[-1].get("config")
-    what = next((config[key] for key in _WHAT if config.get(key)), "") if isinstance(config, dict) else ""
+    config = facts.get("config")
+    what = next((config[key] for key in _WHAT if config.get(key)), None) if isinstance(config, dict) else None
     parts = what if isinstance(what, list) else [what]
     names = [str(part.get("metric") if isinstance(part, dict) else part) for part in parts]
-    return f"{scored[-1]['name']} ({', '.join(names)})" if what else str(scored[-1]["name"])
+    return f"{facts['name']} ({', '.join(names)})" if what else str(facts["name"])
 
 
 def _rows(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:

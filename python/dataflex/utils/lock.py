@@ -46,10 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
-        _held.discard(descriptor)
-        os.close(descriptor)
-        if is_new:
+        if _release(file, descriptor) and is_new:
             with suppress(OSError):  # something was written in it: it stays
                 folder.rmdir()
 
@@ -72,9 +69,17 @@ def waiting_lock(file: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
-        _held.discard(descriptor)
-        os.close(descriptor)
+        _release(file, descriptor)
+
+
+def _release(file: Path, descriptor: int) -> bool:
+    """Give a lock up, if it is this process's: a forked child that ends has none, and its parent's stays."""
+    if descriptor not in _held:
+        return False
+    file.unlink(missing_ok=True)
+    _held.discard(descriptor)
+    os.close(descriptor)
+    return True
 
 
 def _acquire(file: Path, waiting: str | None = None) -> int:
